@@ -1,0 +1,38 @@
+"""Errors that a user can act on: one line that names the argument, what was wanted and what came.
+
+Each class carries the exit code of the command line (the list is in README.md, "Interruption and exit codes").
+"""
+
+
+class JaxgenError(ValueError):
+    """`argument: wanted X, got Y` with an optional hint on what to do."""
+
+    exit_code = 1
+
+    def __init__(self, argument: str, wanted: str, got: object, hint: str = ""):
+        self.argument, self.wanted, self.got, self.hint = argument, wanted, got, hint
+        super().__init__(f"{argument}: wanted {wanted}, got {got}" + (f"; {hint}" if hint else ""))
+
+
+class ConfigError(JaxgenError):
+    """A field, an argument or a command line that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(JaxgenError):
+    """A data set that is missing, empty, malformed or out of range."""
+
+    exit_code = 3
+
+
+class CheckpointError(JaxgenError):
+    """A checkpoint that is missing, damaged or of another model."""
+
+    exit_code = 4
+
+
+class NonFiniteError(JaxgenError):
+    """The loss or a gradient is NaN or infinite; the update was not applied."""
+
+    exit_code = 5
