@@ -1,0 +1,53 @@
+"""Strict mode for every test: silent broadcasting, silent dtype promotion, warnings and wrong shapes are errors.
+
+The switches are environment variables, so that the processes that tests start (kill tests, two-process tests) inherit them.
+Warnings become errors in pyproject.toml.
+"""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+STRICT = {
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+}
+DEFAULTS = {
+    "JAX_PLATFORMS": "cpu",
+    # Compiling is most of the time of the suite; at the default threshold of one second almost nothing would be kept.
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+os.environ.update(STRICT)
+for name, value in DEFAULTS.items():
+    os.environ.setdefault(name, value)
+
+import jax  # noqa: E402  (after the environment)
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Checks the shapes and types of every annotated function of the package while the tests run; it must come before the first import.
+install_import_hook("jaxgen", "beartype.beartype")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Strict mode must be on even if a plugin imported jax before this file ran."""
+    jax.config.update("jax_numpy_rank_promotion", STRICT["JAX_NUMPY_RANK_PROMOTION"])
+    jax.config.update("jax_numpy_dtype_promotion", STRICT["JAX_NUMPY_DTYPE_PROMOTION"])
+
+
+@pytest.fixture
+def real_data():
+    """`real_data("mnist")` is the folder $JAXGEN_DATA/mnist; the test is skipped, with the reason, where it is absent."""
+
+    def folder(name: str) -> Path:
+        base = os.environ.get("JAXGEN_DATA")
+        if not base:
+            pytest.skip(f"real data {name!r}: JAXGEN_DATA is not set")
+        path = Path(base) / name
+        if not path.is_dir():
+            pytest.skip(f"real data {name!r}: {path} is not there")
+        return path
+
+    return folder
