@@ -1,0 +1,149 @@
+"""Layers that several models use; every causal layer in both forms, the whole image and one step.
+
+Axes: `[B, H, W, D]` for whole images, `[W, B, D]` for one row in the sampler (columns first, so that one column is contiguous).
+Channel groups: with G = C colour channels, D features are G contiguous groups of D/G; group g may see colour channels < g (mask A) or
+<= g (mask B) of its own pixel, and everything of the pixels before it (van den Oord et al. 2016, section 3.4).
+
+Causal sums are computed by "pushing": a finished row (pixel) is multiplied once with the taps of all rows (pixels) that will read it, and
+the partial sums wait in the cache. So a step is one matrix product whatever the kernel size.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+
+def group_mask(features_in: int, features_out: int, groups: int, kind: str) -> np.ndarray:
+    """Mask [features_in, features_out] of the centre tap: group g sees groups < g (kind A) or <= g (kind B)."""
+    group_in = np.arange(features_in) * groups // features_in
+    group_out = np.arange(features_out) * groups // features_out
+    visible = group_in[:, None] < group_out[None] if kind == "A" else group_in[:, None] <= group_out[None]
+    return visible.astype(np.float32)
+
+
+def halves_mask(features_in: int, features_out: int, groups: int, kind: str) -> np.ndarray:
+    """`group_mask` for two outputs side by side (tanh | sigmoid, skip | residual): [features_in, 2 features_out]."""
+    return np.tile(group_mask(features_in, features_out, groups, kind), (1, 2))
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: float) -> nnx.Param:
+    """A weight with standard deviation 1 / sqrt(fan_in), float32."""
+    return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) / np.sqrt(fan_in))
+
+
+def zeros(shape: tuple[int, ...]) -> nnx.Param:
+    """A bias, float32."""
+    return nnx.Param(jnp.zeros(shape, jnp.float32))
+
+
+def scale_pixels(image: UInt8[Array, "*shape"], levels: int, dtype=jnp.float32) -> Float[Array, "*shape"]:
+    """{0 .. levels-1} to [-1, 1]; zero padding outside the image is then mid-grey, which a bias cannot be mistaken for."""
+    return (image.astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0).astype(dtype)
+
+
+def shift(x: Float[Array, "..."], by: int, axis: int) -> Float[Array, "..."]:
+    """y[i] = x[i - by] along the axis, zeros coming in; by < 0 shifts the other way."""
+    if by == 0:
+        return x
+    size = x.shape[axis]
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (max(by, 0), max(-by, 0))
+    start = max(-by, 0)
+    return jax.lax.slice_in_dim(jnp.pad(x, pad), start, start + size, axis=axis)
+
+
+def columns(x: Float[Array, "... D"], kernel: int, axis: int) -> Float[Array, "... kD"]:
+    """The `kernel` neighbours c-m .. c+m of every column side by side: [..., kernel D], zeros outside."""
+    m = kernel // 2
+    return jnp.concatenate([shift(x, m - j, axis) for j in range(kernel)], axis=-1)
+
+
+def gate(x: Float[Array, "... 2D"]) -> Float[Array, "... D"]:
+    """tanh(first half) * sigmoid(second half)."""
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.tanh(a) * jax.nn.sigmoid(b)
+
+
+def dot(x: Float[Array, "... D"], weight: Float[Array, "D E"]) -> Float[Array, "... E"]:
+    """x @ weight in the dtype of x: float32 parameters, activations in the compute dtype."""
+    return x @ weight.astype(x.dtype)
+
+
+class VerticalConv(nnx.Module):
+    """Convolution over rows r-m .. r and columns c-m .. c+m, m = kernel // 2: the vertical stack, the current row included.
+
+    y[r, c] = sum_{i=0..m} sum_{j=0..k-1} W[i, j] x[r-m+i, c+j-m] + b.  With `factorized` the kernel is a 1 x k convolution to as many
+    features as come out of the gate, followed by an m+1 x 1 convolution.
+    """
+
+    def __init__(self, features_in: int, features_out: int, kernel: int, factorized: bool, rngs: nnx.Rngs):
+        self.kernel, self.rows, self.features_out = kernel, kernel // 2 + 1, features_out
+        fan = kernel * features_in
+        self.across = normal(rngs, (fan, features_out // 2), fan) if factorized else None
+        inner = features_out // 2 if factorized else fan
+        # One matrix for all rows that read this one: block i is the tap of the row i below it.
+        self.down = normal(rngs, (inner, self.rows * features_out), inner * self.rows)
+        self.bias = zeros((features_out,))
+
+    def _push(self, x, axis: int):
+        """Contributions of every row to itself and the m rows below it: [..., (m+1) features_out]."""
+        x = columns(x, self.kernel, axis)
+        return dot(dot(x, self.across[...]) if self.across is not None else x, self.down[...])
+
+    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W E"]:
+        """The whole image."""
+        parts = jnp.split(self._push(x, axis=2), self.rows, axis=-1)
+        return sum(shift(part, i, axis=1) for i, part in enumerate(parts)) + self.bias[...].astype(x.dtype)
+
+    def init_row(self, width: int, batch: int, dtype=jnp.float32) -> Float[Array, "m W B E"]:
+        """Partial sums of the next m rows before anything is drawn."""
+        return jnp.zeros((self.rows - 1, width, batch, self.features_out), dtype)
+
+    def row(self, waiting: Float[Array, "m W B E"], x: Float[Array, "W B D"]) -> tuple[Float[Array, "m W B E"], Float[Array, "W B E"]]:
+        """One finished row: the partial sums of the rows below, and this row's output."""
+        new = self._push(x, axis=0).reshape(*x.shape[:2], self.rows, self.features_out)
+        new = new.transpose(2, 0, 1, 3)
+        own = new[0] + (waiting[0] if self.rows > 1 else 0) + self.bias[...].astype(x.dtype)
+        below = jnp.concatenate([waiting[1:], jnp.zeros_like(new[:1])])[: self.rows - 1] + new[1:]
+        return below, own
+
+
+class HorizontalConv(nnx.Module):
+    """Convolution over columns c-m .. c of one row, the centre tap masked by channel groups (A in the first layer, B after it), no bias.
+
+    y[c] = sum_{j=1..m} W_j x[c-j] + (mask * W_0) x[c]; outputs are two halves (tanh | sigmoid), each in groups.
+    """
+
+    def __init__(self, features_in: int, features_out: int, kernel: int, groups: int, kind: str, rngs: nnx.Rngs):
+        self.taps, self.features_in, self.features_out, self.groups, self.kind = kernel // 2, features_in, features_out, groups, kind
+        fan = features_in * (self.taps + 0.5)
+        self.left = normal(rngs, (features_in, self.taps * features_out), fan)
+        hidden = kind == "A" and groups == 1  # the centre is masked altogether
+        self.centre = None if hidden else normal(rngs, (features_in, features_out), fan)
+
+    def masked_centre(self) -> Float[Array, "D E"]:
+        """The centre tap with its mask: zero where a group may not look."""
+        return self.centre[...] * halves_mask(self.features_in, self.features_out // 2, self.groups, self.kind)
+
+    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W E"]:
+        """The whole image."""
+        pushed = dot(x, self.pack(x.dtype).reshape(self.features_in, -1))
+        parts = jnp.split(pushed, self.taps + 1, axis=-1)
+        return sum(shift(part, j, axis=2) for j, part in enumerate(parts))
+
+    def pack(self, dtype=jnp.float32) -> Float[Array, "G D/G (1+m)E"]:
+        """[centre | left taps] by input group: what a pixel's group pushes to its own pixel and to the m pixels after it."""
+        centre = jnp.zeros_like(self.left[...][:, : self.features_out]) if self.centre is None else self.masked_centre()
+        both = jnp.concatenate([centre, self.left[...]], axis=1).astype(dtype)
+        return both.reshape(self.groups, self.features_in // self.groups, -1)
+
+
+def take_group(x: Float[Array, "B D"], k, groups: int, halves: int = 1) -> Float[Array, "B E"]:
+    """Group k of the features, of each half: [B, halves D] -> [B, halves D/G]."""
+    if groups == 1:
+        return x
+    batch = x.shape[0]
+    parts = x.reshape(batch, halves, groups, -1)
+    return jax.lax.dynamic_index_in_dim(parts, k, axis=2, keepdims=False).reshape(batch, -1)

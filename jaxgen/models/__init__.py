@@ -1,0 +1,13 @@
+"""The models, one file each, and the closed list by which a saved configuration finds its model."""
+
+from flax import nnx
+
+from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
+
+MODELS = {GatedPixelCNNConfig: GatedPixelCNN}
+"""Configuration class -> model class: nothing outside this list is ever built from a file."""
+
+
+def build(config, seed: int = 0):
+    """The model of a configuration with freshly drawn parameters."""
+    return MODELS[type(config)](config, rngs=nnx.Rngs(seed))

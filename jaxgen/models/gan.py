@@ -1,0 +1,155 @@
+"""Generative adversarial network (Goodfellow et al. 2014), on images or on points of R^d.
+
+    discriminator:  L_D = E softplus(-D(x)) + E softplus(D(G(z)))     = -E log sigma(D(x)) - E log(1 - sigma(D(G(z))))
+    generator:      L_G = E softplus(-D(G(z)))                        = -E log sigma(D(G(z))), the paper's non-saturating form (section 3)
+
+D returns logits, z ~ N(0, I). Both players descend in the same step from ONE loss: L_G sees a frozen D and L_D a frozen G, so the gradient of the sum holds
+exactly the two separate gradients, and `optax.partition` gives `generator` and `discriminator` an optimizer each.
+
+Axes: B batch, H W C image, Z latent. Departures from the paper: simultaneous instead of alternating updates, leaky ReLU instead of maxout, no dropout; the "conv"
+networks follow Radford et al. 2016 without batch normalisation (no state, and no coupling between the images of a batch).
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key, Num
+
+from jaxgen.errors import ConfigError
+
+SLOPE = 0.2  # of the leaky ReLU (Radford et al. 2016)
+
+
+@dataclass(frozen=True)
+class GANConfig:
+    """`image_shape` is (H, W, C) for uint8 images in {0 .. levels-1}, or (d,) for real points, which have no levels (0)."""
+
+    image_shape: tuple[int, ...] = (8, 8, 1)
+    levels: int = 17
+    latent: int = 32
+    hidden: int = 128  # units of an MLP layer, channels of the widest convolution
+    depth: int = 2  # hidden layers of an MLP
+    architecture: str = "mlp"  # or "conv"
+    num_classes: ClassVar[int] = 0
+
+    def __post_init__(self):
+        points = len(self.image_shape) == 1
+        if len(self.image_shape) not in (1, 3) or min(self.image_shape) < 1:
+            raise ConfigError("image_shape", wanted="(H, W, C), or (d,) for points", got=self.image_shape)
+        if (points and self.levels != 0) or (not points and self.levels < 2):
+            raise ConfigError("levels", wanted="at least 2 for images, 0 for points", got=self.levels)
+        if self.architecture not in ("mlp", "conv"):
+            raise ConfigError("architecture", wanted="'mlp' or 'conv'", got=repr(self.architecture))
+        if self.architecture == "conv" and (points or self.image_shape[0] % 4 or self.image_shape[1] % 4):
+            raise ConfigError("image_shape", wanted="(H, W, C) with H and W multiples of 4 (architecture 'conv')", got=self.image_shape)
+        if min(self.latent, self.hidden, self.depth) < 1:
+            raise ConfigError("latent, hidden, depth", wanted="at least 1 each", got=(self.latent, self.hidden, self.depth))
+
+    @property
+    def batch_name(self) -> str:
+        """The entry of a batch that the model reads."""
+        return "point" if len(self.image_shape) == 1 else "image"
+
+
+class MLP(nnx.Module):
+    """`depth` hidden layers of leaky ReLU, then a linear layer; the input is flattened."""
+
+    def __init__(self, inputs: int, config: GANConfig, outputs: int, rngs: nnx.Rngs):
+        sizes = [inputs] + [config.hidden] * config.depth + [outputs]
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(sizes)])
+
+    def __call__(self, x: Float[Array, "B ..."]) -> Float[Array, "B O"]:
+        x = x.reshape(x.shape[0], -1)
+        for layer in list(self.layers)[:-1]:
+            x = nnx.leaky_relu(layer(x), SLOPE)
+        return self.layers[-1](x)
+
+
+class ConvGenerator(nnx.Module):
+    """z -> H/4 x W/4 x hidden -> H/2 x W/2 x hidden/2 -> H x W x C by transposed convolutions of stride 2."""
+
+    def __init__(self, config: GANConfig, rngs: nnx.Rngs):
+        height, width, channels = config.image_shape
+        self.start = (height // 4, width // 4, config.hidden)
+        half = max(1, config.hidden // 2)
+        self.project = nnx.Linear(config.latent, self.start[0] * self.start[1] * config.hidden, rngs=rngs)
+        self.up1 = nnx.ConvTranspose(config.hidden, half, (4, 4), strides=(2, 2), rngs=rngs)
+        self.up2 = nnx.ConvTranspose(half, channels, (4, 4), strides=(2, 2), rngs=rngs)
+
+    def __call__(self, z: Float[Array, "B Z"]) -> Float[Array, "B H W C"]:
+        x = nnx.relu(self.project(z)).reshape(-1, *self.start)
+        return self.up2(nnx.relu(self.up1(x)))
+
+
+class ConvDiscriminator(nnx.Module):
+    """H x W x C -> H/2 x W/2 x hidden/2 -> H/4 x W/4 x hidden -> one logit."""
+
+    def __init__(self, config: GANConfig, rngs: nnx.Rngs):
+        height, width, channels = config.image_shape
+        half = max(1, config.hidden // 2)
+        self.down1 = nnx.Conv(channels, half, (4, 4), strides=(2, 2), rngs=rngs)
+        self.down2 = nnx.Conv(half, config.hidden, (4, 4), strides=(2, 2), rngs=rngs)
+        self.logit = nnx.Linear(height // 4 * (width // 4) * config.hidden, 1, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 1"]:
+        x = nnx.leaky_relu(self.down2(nnx.leaky_relu(self.down1(x), SLOPE)), SLOPE)
+        return self.logit(x.reshape(x.shape[0], -1))
+
+
+class GAN(nnx.Module):
+    """Two players, `generator` and `discriminator`; their optimizers are chosen by these two names."""
+
+    def __init__(self, config: GANConfig, rngs: nnx.Rngs):
+        self.config = config
+        size = prod(config.image_shape)
+        if config.architecture == "mlp":
+            self.generator = MLP(config.latent, config, size, rngs)
+            self.discriminator = MLP(size, config, 1, rngs)
+        else:
+            self.generator = ConvGenerator(config, rngs)
+            self.discriminator = ConvDiscriminator(config, rngs)
+
+    def generate(self, z: Float[Array, "B Z"]) -> Float[Array, "B ..."]:
+        """G(z): points as they are, images in (-1, 1)."""
+        x = self.generator(z).reshape(-1, *self.config.image_shape)
+        return x if self.config.levels == 0 else jnp.tanh(x)
+
+    def discriminate(self, x: Float[Array, "B ..."]) -> Float[Array, " B"]:
+        """D(x), the logit of "x is real"."""
+        return self.discriminator(x)[:, 0]
+
+    def generator_loss(self, z: Float[Array, "B Z"]) -> Float[Array, ""]:
+        """L_G; its gradient reaches the generator only."""
+        frozen = jax.lax.stop_gradient(self)
+        return jax.nn.softplus(-frozen.discriminate(self.generate(z))).mean()
+
+    def discriminator_loss(self, real: Float[Array, "B ..."], z: Float[Array, "B Z"]) -> Float[Array, ""]:
+        """L_D; its gradient reaches the discriminator only. It is log 4 where D cannot tell the two apart."""
+        fake = jax.lax.stop_gradient(self.generate(z))
+        return jax.nn.softplus(-self.discriminate(real)).mean() + jax.nn.softplus(self.discriminate(fake)).mean()
+
+    def loss(self, batch: dict[str, Any], key: Key[Array, ""]) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """L_G + L_D of one batch `{"image": uint8 [B, H, W, C]}`, or `{"point": float32 [B, d]}`."""
+        real = self._scale(batch[self.config.batch_name])
+        z = jax.random.normal(key, (real.shape[0], self.config.latent))
+        generator_loss, discriminator_loss = self.generator_loss(z), self.discriminator_loss(real, z)
+        metrics = {"generator_loss": generator_loss, "discriminator_loss": discriminator_loss}
+        return generator_loss + discriminator_loss, metrics
+
+    def sample(self, key: Key[Array, ""], n: int, label: None = None) -> Num[Array, "n ..."]:
+        """n images uint8 [n, H, W, C], or n points float32 [n, d]."""
+        if label is not None:
+            raise ConfigError("label", wanted="no label: this GAN is unconditional", got=label)
+        x = self.generate(jax.random.normal(key, (n, self.config.latent)))
+        if self.config.levels == 0:
+            return x
+        return jnp.round((x + 1) / 2 * (self.config.levels - 1)).astype(jnp.uint8)
+
+    def _scale(self, x: Num[Array, "B ..."]) -> Float[Array, "B ..."]:
+        """Levels 0 .. levels-1 to [-1, 1], the range of tanh; points unchanged."""
+        return x if self.config.levels == 0 else x.astype(jnp.float32) * (2 / (self.config.levels - 1)) - 1

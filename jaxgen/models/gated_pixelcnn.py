@@ -1,0 +1,277 @@
+"""Gated PixelCNN: a vertical and a horizontal stack of gated convolutions without a blind spot.
+
+    p(x) = prod_i p(x_i | x_<i)  in raster order, within a pixel R, then G, then B.
+
+Layer l with kernel k, m = k // 2, v_0 = h_0 = x scaled to [-1, 1], zeros outside the image:
+
+    U_l[r, c]  = sum_{i=0..m, |j|<=m} Wv[i, j] v_l[r-m+i, c+j] + b + Vv y          vertical, this row and m above
+    v_{l+1}    = tanh(U_l first half) * sigmoid(U_l second half)
+    a_l[r, c]  = sum_{j=0..m} Wh[j] h_l[r, c-j] + N U_l[r-1, c] + b + Vh y          horizontal; row -1 of U is zero
+    g_l        = tanh(a_l first half) * sigmoid(a_l second half)
+    skip      += Ws g_l + b;    h_{l+1} = Wr g_l + b (+ h_l for l > 0)
+    logits     = W1 relu(W0 relu(skip) + b) + b
+
+The centre tap of Wh is masked A in layer 0 and B after it, every 1 x 1 on the horizontal side B, by channel groups. y is the label's
+embedding, one for every gate (section 2.3 of the paper).
+
+Sampling: U of row r-1 depends on finished rows only, so `begin_row` runs the vertical stack for all columns at once; `step` runs the
+horizontal stack of one pixel, two matrix products a layer. Both push: what a finished row (pixel) adds to the rows below (pixels to the
+right) is computed once and waits in the cache.
+
+van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves, Kavukcuoglu 2016, "Conditional Image Generation with PixelCNN Decoders", section 2.
+Departures: skip connections into the head as in later implementations; `factorized=True` replaces the vertical k x k kernel by 1 x k and
+k x 1 (fewer products; the size of the speed comparison uses it).
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from jaxgen.distributions import pixel_head
+from jaxgen.errors import ConfigError
+from jaxgen.layers import (
+    HorizontalConv,
+    VerticalConv,
+    dot,
+    gate,
+    group_mask,
+    halves_mask,
+    normal,
+    scale_pixels,
+    shift,
+    take_group,
+    zeros,
+)
+from jaxgen.sampling import AutoregressiveImages
+
+
+@dataclass(frozen=True)
+class GatedPixelCNNConfig:
+    """Sizes of a Gated PixelCNN. `layers` counts the gated layers after the input layer; `width` and `head_width` are multiples of C."""
+
+    image_shape: tuple[int, int, int] = (8, 8, 1)
+    levels: int = 17
+    num_classes: int = 0
+    layers: int = 10
+    width: int = 128
+    input_kernel: int = 7
+    kernel: int = 3
+    head_width: int = 32
+    factorized: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        height, width, channels = self.image_shape
+        if min(height, width) < 1 or channels not in (1, 3):
+            raise ConfigError("image_shape", "(H, W, C) with C = 1 or 3", self.image_shape)
+        if not 2 <= self.levels <= 256:
+            raise ConfigError("levels", "2..256", self.levels)
+        if self.num_classes < 0:
+            raise ConfigError("num_classes", "0 (unconditional) or more", self.num_classes)
+        for name in ("input_kernel", "kernel"):
+            if getattr(self, name) < 1 or getattr(self, name) % 2 == 0:
+                raise ConfigError(name, "an odd positive number", getattr(self, name))
+        for name in ("width", "head_width"):
+            if getattr(self, name) < 1 or getattr(self, name) % channels:
+                raise ConfigError(name, f"a positive multiple of the {channels} channels", getattr(self, name))
+        if self.layers < 0:
+            raise ConfigError("layers", "0 or more", self.layers)
+
+
+class GatedLayer(nnx.Module):
+    """One gated layer of both stacks: (v, h) -> (v', h', skip)."""
+
+    def __init__(self, config: GatedPixelCNNConfig, index: int, rngs: nnx.Rngs):
+        first, width, groups = index == 0, config.width, config.image_shape[2]
+        self.last, self.residual = index == config.layers, not first
+        features_in, kernel = (groups, config.input_kernel) if first else (width, config.kernel)
+        # The input has too few channels to be worth factorizing.
+        self.vertical = VerticalConv(features_in, 2 * width, kernel, config.factorized and not first, rngs)
+        self.link = normal(rngs, (2 * width, 2 * width), 2 * width)
+        self.link_bias = zeros((2 * width,))
+        self.horizontal = HorizontalConv(features_in, 2 * width, kernel, groups, "A" if first else "B", rngs)
+        self.out = normal(rngs, (width, width if self.last else 2 * width), width)
+        self.out_bias = zeros((self.out.shape[1],))
+        # One bias for every gate of both stacks: vertical | horizontal.
+        self.embedding = normal(rngs, (config.num_classes, 4 * width), 1.0) if config.num_classes else None
+        self.groups, self.width = groups, width
+
+    def masked_out(self) -> Float[Array, "D E"]:
+        """skip | residual (the last layer has no residual), masked by channel groups."""
+        mask = group_mask if self.last else halves_mask
+        return self.out[...] * mask(self.width, self.width, self.groups, "B")
+
+    def condition(self, label) -> tuple:
+        """The label's biases [B, 2D] of the vertical and the horizontal gates, or zeros for an unconditional model."""
+        if self.embedding is None:
+            return jnp.zeros(()), jnp.zeros(())
+        return tuple(jnp.split(self.embedding[...][label], 2, axis=-1))
+
+    def __call__(self, v, h, label):
+        """The whole image: [B, H, W, D] each."""
+        vertical, horizontal = (y.astype(v.dtype)[:, None, None] if y.ndim else y.astype(v.dtype) for y in self.condition(label))
+        u = self.vertical(v) + vertical
+        link = dot(shift(u, 1, axis=1), self.link[...]) + self.link_bias[...].astype(v.dtype)
+        g = gate(self.horizontal(h) + link + horizontal)
+        out = dot(g, self.masked_out()) + self.out_bias[...].astype(v.dtype)
+        skip = out[..., : self.width]
+        if self.last:
+            return gate(u), None, skip
+        return gate(u), out[..., self.width :] + (h if self.residual else 0), skip
+
+
+class Packed(NamedTuple):
+    """A layer's weights as the sampler wants them, computed once per call; the leading axis is the input's channel group."""
+
+    push: Float[Array, "G d E"]  # centre | left taps of the horizontal convolution, E = (1 + m) 2D
+    out: Float[Array, "G d F"]  # skip | residual
+    condition: Float[Array, "..."]  # the label's bias of the vertical gates, [B, 2D] or []
+
+
+class Cache(NamedTuple):
+    """What the sampler carries; one entry a layer in each tuple. W columns, B images, D = width, m = kernel // 2 of the layer."""
+
+    packed: tuple[Packed, ...]
+    head: tuple  # the two matrices of the head by input group
+    waiting: tuple  # [m, W, B, 2D]: partial sums of U of the next m rows
+    bias: tuple  # [B, 2D] or [2D]: bias of the horizontal gates, the label's included
+    link: tuple  # [W, B, 2D]: N U[r-1] + bias for the row being drawn
+    pixels: tuple  # [m, B, 2D]: partial sums of a for the next m pixels
+    sums: tuple  # within a pixel, C > 1 only: (a, residual) of every layer, skip, head and logits so far; () for C = 1
+
+
+class GatedPixelCNN(AutoregressiveImages):
+    """The model of this file; see `AutoregressiveImages` for logits, log_prob, loss and sample."""
+
+    def __init__(self, config: GatedPixelCNNConfig, *, rngs: nnx.Rngs):
+        self.config, self.head = config, pixel_head(config.levels)
+        channels = config.image_shape[2]
+        self.layers = nnx.List([GatedLayer(config, i, rngs) for i in range(config.layers + 1)])
+        self.hidden = normal(rngs, (config.width, config.head_width), config.width)
+        self.hidden_bias = zeros((config.head_width,))
+        self.outputs = normal(rngs, (config.head_width, channels * self.head.size), config.head_width)
+        self.outputs_bias = zeros((channels * self.head.size,))
+
+    def _masked_head(self):
+        groups = self.config.image_shape[2]
+        hidden = self.hidden[...] * group_mask(*self.hidden.shape, groups, "B")
+        return hidden, self.outputs[...] * group_mask(*self.outputs.shape, groups, "B")
+
+    def _logits(self, image: UInt8[Array, "B H W C"], label) -> Float[Array, "B H W C P"]:
+        v = h = scale_pixels(image, self.config.levels, self.config.dtype)
+        skips = []
+        for layer in self.layers:
+            v, h, skip = layer(v, h, label)
+            skips.append(skip)
+        hidden, outputs = self._masked_head()
+        z = dot(jax.nn.relu(sum(skips)), hidden) + self.hidden_bias[...].astype(v.dtype)
+        logits = dot(jax.nn.relu(z), outputs).astype(jnp.float32) + self.outputs_bias[...]
+        return logits.reshape(*image.shape, self.head.size)
+
+    # The same network, one row and one pixel at a time.
+
+    def init_cache(self, n: int, label=None) -> Cache:
+        """The cache of n images before anything is drawn."""
+        height, width, channels = self.config.image_shape
+        dtype, two = jnp.dtype(self.config.dtype), 2 * self.config.width
+        packed, bias, waiting, pixels = [], [], [], []
+        for layer in self.layers:
+            vertical, horizontal = layer.condition(label)
+            out = layer.masked_out().astype(dtype)
+            packed.append(Packed(layer.horizontal.pack(dtype), out.reshape(channels, -1, out.shape[1]), vertical.astype(dtype)))
+            bias.append((layer.link_bias[...] + horizontal).astype(dtype))
+            waiting.append(layer.vertical.init_row(width, n, dtype))
+            pixels.append(jnp.zeros((layer.horizontal.taps, n, two), dtype))
+        hidden, outputs = (weight.astype(dtype) for weight in self._masked_head())
+        head = hidden.reshape(channels, -1, hidden.shape[1]), outputs.reshape(channels, -1, outputs.shape[1])
+        link = tuple(jnp.broadcast_to(b, (width, n, two)) for b in bias)
+        sums = self._start_pixel(n, dtype) if channels > 1 else ()
+        return Cache(tuple(packed), head, tuple(waiting), tuple(bias), link, tuple(pixels), sums)
+
+    def begin_row(self, cache: Cache, finished_row: UInt8[Array, "B W C"], r) -> Cache:
+        """Prepare row r once row r-1 is finished: the vertical stack of that row, all columns at once; nothing is above row 0."""
+        v = scale_pixels(finished_row.swapaxes(0, 1), self.config.levels, self.config.dtype)
+
+        def vertical_stack(waiting, link):
+            x, below, links = v, [], []
+            for layer, packed, wait, bias in zip(self.layers, cache.packed, waiting, cache.bias, strict=True):
+                wait, u = layer.vertical.row(wait, x)
+                u = u + packed.condition
+                x = gate(u)
+                below.append(wait)
+                links.append(dot(u, layer.link[...]) + bias)
+            return tuple(below), tuple(links)
+
+        waiting, link = jax.lax.cond(r > 0, vertical_stack, lambda waiting, link: (waiting, link), cache.waiting, cache.link)
+        return cache._replace(waiting=waiting, link=link, pixels=jax.tree.map(jnp.zeros_like, cache.pixels))
+
+    def step(self, cache: Cache, previous_pixel: UInt8[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
+        """Parameters of the first channel of pixel (r, c), given the pixel to its left (ignored in column 0)."""
+        del r
+        x = scale_pixels(previous_pixel, self.config.levels, self.config.dtype) * (c > 0).astype(self.config.dtype)
+        left = dot(x, self.layers[0].horizontal.left[...])
+        link = [jax.lax.dynamic_index_in_dim(link, c, keepdims=False) for link in cache.link]
+        pixels = list(cache.pixels)
+        pixels[0] = _add_pushed(pixels[0], left)
+        a = [base + (wait[0] if len(wait) else 0) for base, wait in zip(link, pixels, strict=True)]
+        pixels = [jnp.concatenate([wait[1:], jnp.zeros_like(wait[:1])]) if len(wait) else wait for wait in pixels]
+        _, residual, skip, z, y = self._start_pixel(x.shape[0], x.dtype)
+        return self._group(cache._replace(pixels=tuple(pixels)), (tuple(a), residual, skip, z, y), 0)
+
+    def step_channel(self, cache: Cache, pixel: UInt8[Array, "B C"], k) -> tuple[Cache, Float[Array, "B P"]]:
+        """Parameters of channel k > 0 of the pixel being drawn, given its channels before k."""
+        x = scale_pixels(pixel, self.config.levels, self.config.dtype)
+        a, *rest = cache.sums
+        push = jax.lax.dynamic_index_in_dim(cache.packed[0].push, k - 1, keepdims=False)[:, : a[0].shape[1]]
+        first = a[0] + dot(take_group(x, k - 1, x.shape[1]), push)
+        return self._group(cache, ((first, *a[1:]), *rest), k)
+
+    def _start_pixel(self, n: int, dtype):
+        """The sums of a pixel that nothing has been pushed to: (a, residual, skip, head, logits)."""
+        config, two = self.config, 2 * self.config.width
+
+        def rows(bias):
+            return jnp.broadcast_to(bias.astype(dtype), (n, bias.shape[0]))
+
+        biases = [layer.out_bias[...] for layer in self.layers]
+        skip = rows(sum(bias[: config.width] for bias in biases))
+        residual = tuple(rows(bias[config.width :]) for bias in biases)
+        a = tuple(jnp.zeros((n, two), dtype) for _ in self.layers)
+        return a, residual, skip, rows(self.hidden_bias[...]), jnp.broadcast_to(self.outputs_bias[...], (n, self.outputs_bias.shape[0]))
+
+    def _group(self, cache: Cache, sums, k):
+        """Run channel group k of one pixel through all layers; it pushes to the groups after it and to the pixels after this one."""
+        a, residual, skip, z, y = list(sums[0]), list(sums[1]), *sums[2:]
+        pixels, groups, width = list(cache.pixels), self.config.image_shape[2], self.config.width
+        h = None
+        for i, packed in enumerate(cache.packed):
+            if i > 0:
+                pushed = dot(h, _of_group(packed.push, k))
+                a[i] = a[i] + pushed[:, : 2 * width]
+                pixels[i] = _add_pushed(pixels[i], pushed[:, 2 * width :])
+            g = gate(take_group(a[i], k, groups, halves=2))
+            out = dot(g, _of_group(packed.out, k))
+            skip = skip + out[:, :width]
+            residual[i] = residual[i] + out[:, width:]
+            if i < len(a) - 1:
+                h = take_group(residual[i], k, groups) + (h if i > 0 else 0)
+        z = z + dot(jax.nn.relu(take_group(skip, k, groups)), _of_group(cache.head[0], k))
+        y = y + dot(jax.nn.relu(take_group(z, k, groups)), _of_group(cache.head[1], k)).astype(jnp.float32)
+        cache = cache._replace(pixels=tuple(pixels))
+        if groups > 1:
+            cache = cache._replace(sums=(tuple(a), tuple(residual), skip, z, y))
+        return cache, take_group(y, k, groups)
+
+
+def _of_group(weights: Float[Array, "G d E"], k) -> Float[Array, "d E"]:
+    return weights[0] if weights.shape[0] == 1 else jax.lax.dynamic_index_in_dim(weights, k, keepdims=False)
+
+
+def _add_pushed(waiting: Float[Array, "m B E"], pushed: Float[Array, "B mE"]) -> Float[Array, "m B E"]:
+    """Add what a pixel pushes to the m pixels after it."""
+    m, batch, features = waiting.shape
+    return waiting + pushed.reshape(batch, m, features).swapaxes(0, 1)

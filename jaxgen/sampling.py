@@ -1,0 +1,228 @@
+"""Exact sampling of autoregressive image models: cached, naive and fixed-point, with known pixels and temperature.
+
+Raster order: pixel (r, c) is drawn after all pixels above it and to its left; a model that conditions channel by channel also draws G after
+R and B after G. The noise of a pixel comes from `fold_in(key, r W + c)`, never from the method, so the three methods give the same image
+bit for bit (up to a tie within rounding):
+
+  naive        one full pass for every pixel (and channel): the oracle
+  cached       `lax.scan` over rows of `lax.scan` over columns through the model's `init_cache / begin_row / step`
+  fixed_point  x := F(x) with F one full pass and the draw, until nothing changes: at most N passes (Song et al. 2021, Jacobi iteration)
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
+
+from jaxgen.errors import ConfigError
+
+METHODS = ("cached", "naive", "fixed_point")
+
+
+def check_images(image, image_shape: tuple[int, int, int], levels: int, argument: str = "image") -> Array:
+    """`image` as a uint8 array [B, H, W, C] in {0 .. levels-1}; the range is checked where the values are at hand (not inside `jit`)."""
+    shape, dtype = jnp.shape(image), getattr(image, "dtype", type(image).__name__)
+    if dtype != jnp.uint8:
+        raise ConfigError(argument, "dtype uint8", dtype, f"integers in 0..{levels - 1}")
+    if len(shape) != 4 or shape[1:] != tuple(image_shape):
+        raise ConfigError(argument, f"shape [B, {', '.join(map(str, image_shape))}]", list(shape))
+    if levels < 256 and not isinstance(image, jax.core.Tracer) and np.size(image) and (top := int(np.max(image))) >= levels:
+        raise ConfigError(argument, f"values in 0..{levels - 1}", f"a maximum of {top}")
+    return jnp.asarray(image)
+
+
+def check_label(label, num_classes: int, batch: int) -> Array | None:
+    """`label` as int32 [B] for a class-conditional model, None for an unconditional one; a single integer serves the whole batch."""
+    if num_classes == 0:
+        if label is not None:
+            raise ConfigError("label", "None (the model is unconditional, num_classes=0)", "a label")
+        return None
+    if label is None:
+        raise ConfigError("label", f"int [B] in 0..{num_classes - 1} (the model is class-conditional)", "None")
+    if not jnp.issubdtype(jnp.asarray(label).dtype, jnp.integer):
+        raise ConfigError("label", "integers", jnp.asarray(label).dtype)
+    if jnp.ndim(label) == 0:
+        label = jnp.full((batch,), label)
+    if jnp.shape(label) != (batch,):
+        raise ConfigError("label", f"shape [{batch}]", list(jnp.shape(label)))
+    if not isinstance(label, jax.core.Tracer) and not ((low := int(np.min(label))) >= 0 and (high := int(np.max(label))) < num_classes):
+        raise ConfigError("label", f"values in 0..{num_classes - 1}", low if low < 0 else high)
+    return jnp.asarray(label, jnp.int32)
+
+
+class AutoregressiveImages(nnx.Module):
+    """What all autoregressive image models share: the likelihood, the loss and the sampler, from the model's own `logits` and `step`.
+
+    A model gives `config` (with `image_shape`, `levels`, `num_classes`), `head` (a distribution), `_logits(image, label)` and the cached
+    form `init_cache(n, label) / begin_row(cache, finished_row, r) / step(cache, previous_pixel, r, c)`; with C > 1 and a head that works
+    channel by channel also `step_channel(cache, pixel, k)`. Images are uint8 [B, H, W, C] in {0 .. levels-1}.
+    """
+
+    def logits(self, image: UInt8[Array, "B H W C"], label=None) -> Float[Array, "B H W ..."]:
+        """Parameters of p(x_i | x_<i) for every position in one parallel pass: [B, H, W, C, P] (channel by channel), float32."""
+        config = self.config
+        image = check_images(image, config.image_shape, config.levels)
+        return self._logits(image, check_label(label, config.num_classes, image.shape[0]))
+
+    def log_prob(self, image: UInt8[Array, "B H W C"], label=None) -> Float[Array, " B"]:
+        """Exact log p(image) in nats: the sum of the log-probabilities of all pixels and channels."""
+        terms = self.head.log_prob(self.logits(image, label), jnp.asarray(image))
+        return terms.reshape(terms.shape[0], -1).sum(-1)
+
+    def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
+        """-mean log2 p(image) per dimension; the metrics carry it as `bits_per_dim` and the nats per image."""
+        del key  # nothing is random
+        nats = -self.log_prob(batch["image"], batch["label"] if self.config.num_classes else None).mean()
+        bits_per_dim = nats / (np.prod(self.config.image_shape) * np.log(2))
+        return bits_per_dim, {"bits_per_dim": bits_per_dim, "nats": nats}
+
+    def sample(self, key: PRNGKeyArray, n: int, label=None, known=None, temperature: float = 1.0, method: str = "cached"):
+        """n images, uint8 [n, H, W, C], drawn exactly from the model (at temperature 1).
+
+        known=(image, mask): pixels where the boolean mask [n, H, W] is True are taken from the image; the others are drawn given those
+        before them. A lower temperature sharpens every conditional. method: cached, naive or fixed_point give the same image.
+        """
+        config = self.config
+        if not (isinstance(n, int) and n > 0):
+            raise ConfigError("n", "a positive integer", n)
+        if method not in METHODS:
+            raise ConfigError("method", "one of " + ", ".join(METHODS), method)
+        if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+            raise ConfigError("temperature", "a positive number", temperature)
+        known = check_known(known, n, config.image_shape, config.levels)
+        label = check_label(label, config.num_classes, n)
+        return _sample(self, key, n, label, known, jnp.asarray(temperature, jnp.float32), method)[0]
+
+
+def check_known(known, n: int, image_shape: tuple[int, int, int], levels: int):
+    """(image, mask) as uint8 [n, H, W, C] and bool [n, H, W]; a single image or mask serves the whole batch; None means nothing is known."""
+    height, width, channels = image_shape
+    if known is None:
+        return jnp.zeros((n, *image_shape), jnp.uint8), jnp.zeros((n, height, width), bool)
+    if not (isinstance(known, tuple | list) and len(known) == 2):
+        raise ConfigError("known", "a pair (image, mask)", type(known).__name__)
+    image, mask = known
+    if jnp.ndim(image) == 3:
+        image = jnp.broadcast_to(jnp.asarray(image), (n, *jnp.shape(image)))
+    image = check_images(image, image_shape, levels, "known image")
+    if jnp.asarray(mask).dtype != bool:
+        raise ConfigError("known mask", "dtype bool", jnp.asarray(mask).dtype)
+    if jnp.shape(mask) not in ((height, width), (n, height, width)):
+        raise ConfigError("known mask", f"shape [{n}, {height}, {width}] or [{height}, {width}]", list(jnp.shape(mask)))
+    if image.shape[0] != n:
+        raise ConfigError("known image", f"{n} images", image.shape[0])
+    return image, jnp.broadcast_to(jnp.asarray(mask), (n, height, width))
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Noise and draw of pixels, the same for every method."""
+
+    head: object
+    key: PRNGKeyArray
+    shape: tuple[int, int, int, int]  # n, H, W, C
+    temperature: Float[Array, ""]
+
+    def noise(self, r: Int[Array, ""] | int, c: Int[Array, ""] | int):
+        """Noise of pixel (r, c) for all n images: [n, C, ...]; it depends on the key and the position only."""
+        n, _, width, channels = self.shape
+        return self.head.noise(jax.random.fold_in(self.key, r * width + c), (n, channels))
+
+    def row(self, r):
+        """Noise of row r: [W, n, C, ...]."""
+        return jax.vmap(lambda c: self.noise(r, c))(jnp.arange(self.shape[2]))
+
+    def __call__(self, parameters, noise):
+        return self.head.sample(parameters, noise, self.temperature).astype(jnp.uint8)
+
+
+@partial(jax.jit, static_argnames=("n", "method"))
+def _sample(model, key, n, label, known, temperature, method) -> tuple[UInt8[Array, "n H W C"], Int[Array, ""]]:
+    """The image and the number of full passes that fixed-point iteration took (0 for the others)."""
+    draw = _Draw(model.head, key, (n, *model.config.image_shape), temperature)
+    if method == "fixed_point":
+        return fixed_point(model, draw, label, *known)
+    return {"cached": cached, "naive": naive}[method](model, draw, label, *known), jnp.int32(0)
+
+
+def cached(model, draw: _Draw, label, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt8[Array, "n H W C"]:
+    """Row by row, pixel by pixel through the model's cache: every activation is computed once."""
+    n, height, width, channels = draw.shape
+
+    def pixel(carry, inputs):
+        cache, previous, r = carry
+        c, noise, given, keep = inputs
+        cache, parameters = model.step(cache, previous, r, c)
+        cache, value = _finish_pixel(model, draw, cache, parameters, noise, given, keep)
+        return (cache, value, r), value
+
+    def row(carry, inputs):
+        cache, above = carry
+        r, given, keep = inputs
+        cache = model.begin_row(cache, above, r)
+        columns = (jnp.arange(width), draw.row(r), given, keep)
+        (cache, _, _), values = jax.lax.scan(pixel, (cache, jnp.zeros((n, channels), jnp.uint8), r), columns)
+        return (cache, values.swapaxes(0, 1)), values
+
+    rows = (jnp.arange(height), image.transpose(1, 2, 0, 3), mask.transpose(1, 2, 0))
+    start = (model.init_cache(n, label), jnp.zeros((n, width, channels), jnp.uint8))
+    _, values = jax.lax.scan(row, start, rows)  # [H, W, n, C]
+    return values.transpose(2, 0, 1, 3)
+
+
+def _finish_pixel(model, draw, cache, parameters, noise, given, keep):
+    """Draw one pixel [n, C] from its first parameters, channel after channel where the model conditions that way."""
+    channels = draw.shape[3]
+    if not model.head.channelwise:
+        return cache, jnp.where(keep[:, None], given, draw(parameters, noise))
+    first = jnp.where(keep, given[:, 0], draw(parameters, noise[:, 0]))
+    value = jnp.zeros_like(given).at[:, 0].set(first)
+    if channels == 1:
+        return cache, value
+
+    def channel(carry, k):
+        cache, value = carry
+        cache, parameters = model.step_channel(cache, value, k)
+        drawn = jnp.where(keep, given[:, k], draw(parameters, noise[:, k]))
+        return (cache, value.at[:, k].set(drawn)), None
+
+    (cache, value), _ = jax.lax.scan(channel, (cache, value), jnp.arange(1, channels))
+    return cache, value
+
+
+def naive(model, draw: _Draw, label, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt8[Array, "n H W C"]:
+    """One full pass for every pixel and channel: slow, obviously right."""
+    n, height, width, channels = draw.shape
+    steps = channels if model.head.channelwise else 1
+
+    def step(x, i):
+        position, k = i // steps, i % steps
+        r, c = position // width, position % width
+        drawn = draw(model._logits(x, label)[:, r, c], draw.noise(r, c))  # [n, C]
+        drawn = jnp.where(jnp.arange(channels) == k, drawn, x[:, r, c]) if model.head.channelwise else drawn
+        return x.at[:, r, c].set(jnp.where(mask[:, r, c, None], image[:, r, c], drawn)), None
+
+    x, _ = jax.lax.scan(step, jnp.zeros_like(image), jnp.arange(height * width * steps))
+    return x
+
+
+def fixed_point(model, draw: _Draw, label, image, mask) -> tuple[UInt8[Array, "n H W C"], Int[Array, ""]]:
+    """Jacobi iteration of all positions at once; after t passes at least the first t positions are final, so it ends with the sample."""
+    height = draw.shape[1]
+    noise = jax.vmap(draw.row)(jnp.arange(height))  # [H, W, n, C, ...]
+    noise = jnp.moveaxis(noise, 2, 0)
+
+    def once(x):
+        return jnp.where(mask[..., None], image, draw(model._logits(x, label), noise))
+
+    def body(carry):
+        x, _, passes = carry
+        return once(x), x, passes + 1
+
+    start = jnp.where(mask[..., None], image, jnp.zeros_like(image))
+    x, _, passes = jax.lax.while_loop(lambda carry: (carry[0] != carry[1]).any(), body, (once(start), start, jnp.int32(1)))
+    return x, passes
