@@ -1,0 +1,106 @@
+"""Devices: the mesh, one short table of sharding rules, and the start-up on several hosts.
+
+The mesh has two axes. `data` splits the batch; `fsdp` splits the batch and the parameters (with the optimizer state and the averages), so
+that a large model fits. With fsdp = 1 the parameters are replicated: plain data parallelism. Models never name a mesh axis.
+"""
+
+import os
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxgen.errors import ConfigError
+
+SMALL = 2**10
+"""Arrays of fewer elements are replicated: splitting a bias costs more than it saves."""
+
+
+def replicated(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    """The whole array on every device."""
+    return PartitionSpec()
+
+
+def largest_divisible_axis(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    """The largest axis that `fsdp` divides is split; an array without one, or a small one, is replicated."""
+    axes = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+    if fsdp == 1 or not axes or np.prod(shape) < SMALL:
+        return PartitionSpec()
+    best = max(axes, key=lambda axis: shape[axis])
+    return PartitionSpec(*("fsdp" if axis == best else None for axis in range(len(shape))))
+
+
+RULES = (
+    (r"\.step$", replicated),
+    (r"", largest_divisible_axis),
+)
+"""(pattern searched in the leaf's path, rule); the first that matches decides."""
+
+
+def make_mesh(fsdp: int = 1) -> Mesh:
+    """All devices of all hosts as a mesh `(data, fsdp)`."""
+    count = jax.device_count()
+    if fsdp < 1 or count % fsdp:
+        sizes = [size for size in range(1, count + 1) if count % size == 0]
+        raise ConfigError("train.fsdp", f"a divisor of the {count} devices", fsdp, f"choose from {sizes}")
+    # Explicit axes, the default of jax.make_mesh, make a convolution raise.
+    return jax.make_mesh((count // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def state_sharding(mesh: Mesh, tree):
+    """The sharding of every array of a pytree by the table of rules."""
+
+    def rule(path, leaf):
+        name = jax.tree_util.keystr(path)
+        spec = next(rule for pattern, rule in RULES if re.search(pattern, name))(np.shape(leaf), mesh.shape["fsdp"])
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(rule, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis of a batch is split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def check_batch_size(batch_size: int, devices: int | None = None) -> None:
+    """The global batch must split evenly over the devices."""
+    devices = devices or jax.device_count()
+    if batch_size < 1 or batch_size % devices:
+        lower = max(batch_size // devices, 1) * devices
+        nearest = sorted({lower, (max(batch_size, 0) // devices + 1) * devices})
+        raise ConfigError("train.batch_size", f"a multiple of the {devices} devices", batch_size, f"try {' or '.join(map(str, nearest))}")
+
+
+def place_batch(mesh: Mesh, batch: dict) -> dict:
+    """This process's rows of the global batch, as global arrays."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def start_distributed() -> None:
+    """Join the other hosts. Nothing to set on a TPU pod, under Slurm or Open MPI, and nothing happens on a single machine.
+
+    Anywhere else the three variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name the group.
+    """
+    if jax.distributed.is_initialized():
+        return
+    env = os.environ
+    if "JAX_COORDINATOR_ADDRESS" in env:
+        missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if not env.get(name, "").isdigit()]
+        if missing:
+            raise ConfigError(missing[0], "a number, beside JAX_COORDINATOR_ADDRESS", env.get(missing[0]))
+        jax.distributed.initialize(env["JAX_COORDINATOR_ADDRESS"], int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"]))
+    elif _several_hosts(env):
+        jax.distributed.initialize()
+
+
+def _several_hosts(env) -> bool:
+    """Whether jax will find its peers by itself; `jax.distributed.initialize()` raises on a lone machine, so we look first."""
+    if env.get("JAX_PLATFORMS") == "cpu":
+        return False
+    many_tasks = any(int(env.get(name, "1")) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    pod = "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env
+    tpu_vm = os.path.exists("/dev/accel0") or (os.path.exists("/dev/vfio/0") and "TPU_NAME" in env)
+    return many_tasks or pod or tpu_vm

@@ -1,0 +1,246 @@
+"""Training: the state, the one sharded train-step factory, and `fit`, the loop. No model is named here.
+
+A step is a pure function `(state, batch, key) -> (state, metrics)`, compiled once with donated buffers. Its key is `fold_in(key, step)`:
+no key is stored, and a resumed run draws the same numbers. A model with several players (a GAN) has one loss whose gradients do not mix,
+and `OptimizerConfig.players` gives each player its own optimizer: the step is the same.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from jaxgen import sharding
+from jaxgen.errors import ConfigError, NonFiniteError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam (AdamW with weight_decay > 0): linear warm-up, then constant or cosine to zero, times decay_rate ** step; clipping by global norm.
+
+    players: (submodule, learning rate) pairs, each trained by an optimizer of its own; for models with several players.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    decay_rate: float = 1.0
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float | None = 1.0
+    players: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self):
+        for name, low, high in (("learning_rate", 0, 1e9), ("decay_rate", 0, 1), ("weight_decay", 0, 1e9), ("b1", 0, 1), ("b2", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"optimizer.{name}", f"a number in {low}..{high:g}", getattr(self, name))
+        if self.warmup_steps < 0:
+            raise ConfigError("optimizer.warmup_steps", "0 or more", self.warmup_steps)
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ConfigError("optimizer.clip_norm", "a positive number or None", self.clip_norm)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, size and rhythm of a run. Every `eval_every` steps: validation, a grid of samples, a checkpoint."""
+
+    steps: int = 1000
+    batch_size: int = 64
+    seed: int = 0
+    ema_decay: float = 0.999
+    fsdp: int = 1
+    log_every: int = 10
+    eval_every: int = 250
+    max_minutes: float | None = None
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "fsdp", "log_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}", "a positive integer", getattr(self, name))
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError("train.ema_decay", "a number in 0..1, 1 excluded", self.ema_decay)
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError("train.seed", "an integer in 0..2**32-1", self.seed)
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ConfigError("train.max_minutes", "a positive number or None", self.max_minutes)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes; all of it is saved and restored."""
+
+    step: Int[Array, ""]  # finished steps
+    model: Any
+    opt_state: Any
+    ema: Any  # exponential moving average of the model's parameters, used by evaluation and sampling
+
+
+def _adam(config: OptimizerConfig, learning_rate: float, steps: int) -> optax.GradientTransformation:
+    """One player's optimizer."""
+    warmup = config.warmup_steps
+    rest = optax.cosine_decay_schedule(learning_rate, max(steps - warmup, 1)) if config.schedule == "cosine" else (lambda t: learning_rate)
+    base = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), rest], [warmup]) if warmup else rest
+
+    def schedule(t):
+        return base(t) * jnp.float32(config.decay_rate) ** t.astype(jnp.float32)
+
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm is not None else optax.identity()
+    return optax.chain(clip, optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay))
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a configuration; with players, `optax.partition` by the name of the model's submodule."""
+    if not config.players:
+        return _adam(config, config.learning_rate, steps)
+    players = dict(config.players)
+
+    def labels(params):
+        def label(path, _):
+            name = str(getattr(path[0], "key", getattr(path[0], "name", path[0])))
+            if name not in players:
+                raise ConfigError("optimizer.players", "a learning rate for every submodule with parameters", sorted(players), f"add {name!r}")
+            return name
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    return optax.partition({name: _adam(config, rate, steps) for name, rate in players.items()}, labels)
+
+
+def init_state(model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state before the first step, placed on the mesh."""
+    params = nnx.state(model, nnx.Param)
+    # The average starts at the parameters, in buffers of its own: the step donates them separately.
+    ema = jax.tree.map(jnp.copy, params)
+    state = TrainState(jnp.int32(0), model, optimizer.init(params), ema)
+    return jax.device_put(state, sharding.state_sharding(mesh, state))
+
+
+def ema_model(state: TrainState):
+    """The model with the averaged parameters."""
+    graph, _, rest = nnx.split(state.model, nnx.Param, ...)
+    return nnx.merge(graph, state.ema, rest)
+
+
+def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_decay: float = 0.999) -> Callable:
+    """The compiled `step(state, batch, key) -> (state, metrics)` of any model with `loss(batch, key) -> (scalar, metrics)`.
+
+    Parameters are the model's `nnx.Param` leaves. A non-finite loss or gradient leaves parameters, optimizer and average as they were and
+    shows as `finite = 0` in the metrics. The average's decay warms up as min(ema_decay, (1 + t) / (10 + t)). A model with other variables
+    advances them in `after_update(batch, key) -> model`, applied after the gradient step.
+    """
+
+    def step(state: TrainState, batch: dict, key: PRNGKeyArray):
+        key = jax.random.fold_in(key, state.step)
+        graph, params, rest = nnx.split(state.model, nnx.Param, ...)
+
+        def loss(params):
+            value, metrics = nnx.merge(graph, params, rest).loss(batch, key)
+            return value.astype(jnp.float32), metrics
+
+        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+        t = state.step.astype(jnp.float32)
+        decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
+        updated = optax.apply_updates(params, updates)
+        ema = jax.tree.map(lambda average, new: average + (1 - decay) * (new - average), state.ema, updated)
+        model = nnx.merge(graph, updated, rest)
+        if hasattr(model, "after_update"):
+            model = model.after_update(batch, key)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (model, opt_state, ema), (state.model, state.opt_state, state.ema))
+        new = TrainState(state.step + 1, *kept)
+        new = jax.lax.with_sharding_constraint(new, sharding.state_sharding(mesh, new))
+        return new, {**metrics, "loss": value, "gradient_norm": norm, "finite": finite.astype(jnp.float32)}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+class Interruption:
+    """SIGTERM and Ctrl-C ask the loop to stop after the current step; a second Ctrl-C stops at once.
+
+    Several hosts agree on the step through jax's own preemption notice, so that all save the same one.
+    """
+
+    def __init__(self):
+        self.signal: int | None = None
+
+    def __enter__(self):
+        wanted = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
+        self._before = {number: signal.signal(number, self._handle) for number in wanted}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame):
+        if number == signal.SIGINT and self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __call__(self, step: int) -> bool:
+        """Whether to stop after this step."""
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            if multihost_utils.reached_preemption_sync_point(step):
+                self.signal = signal.SIGTERM
+        return self.signal is not None
+
+
+def fit(
+    state: TrainState,
+    train_step: Callable,
+    batches: Iterator[dict],
+    key: PRNGKeyArray,
+    steps: int,
+    *,
+    on_metrics: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    events: tuple[tuple[int, Callable[[int, TrainState], None]], ...] = (),
+    stop: Callable[[int], bool] = lambda step: False,
+    max_seconds: float | None = None,
+) -> TrainState:
+    """Train until `steps` steps are done, `stop(step)` says so or `max_seconds` of stepping have passed; returns the state.
+
+    `on_metrics(step, metrics)` sees every step, one step late so that the device never waits for the host. An event `(n, run)` runs as
+    `run(step, state)` after every n-th step and after the last. Raises NonFiniteError at the first step whose loss or gradient is not
+    finite, with parameters as before that step.
+    """
+    step, spent, pending = int(state.step), 0.0, None
+
+    def report(pending):
+        if pending is not None:
+            metrics = {name: float(np.asarray(value)) for name, value in pending[1].items()}
+            if not metrics.pop("finite"):
+                got = f"loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}"
+                raise NonFiniteError(f"step {pending[0]}", "a finite loss and gradient", got, "the last checkpoint is intact; lower the learning rate")
+            on_metrics(pending[0], metrics)
+
+    out_of_time = False
+    while step < steps and not out_of_time and not stop(step):
+        start = time.monotonic()
+        state, metrics = train_step(state, next(batches), key)
+        report(pending)
+        step, pending = step + 1, (step + 1, metrics)
+        spent += time.monotonic() - start
+        out_of_time = max_seconds is not None and spent >= max_seconds
+        due = [run for every, run in events if step % every == 0 or step == steps or out_of_time]
+        if due:
+            report(pending)
+            pending = None
+            for run in due:
+                run(step, state)
+    report(pending)
+    return state
