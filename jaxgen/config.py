@@ -1,0 +1,271 @@
+"""Frozen dataclasses as JSON and from the command line, strictly.
+
+A configuration is data, never code: `from_json` builds only the dataclasses it was given (and those their fields name), looked up by
+class name; nothing in a file can name anything else to import or run. Field types: int, float, bool, str, None, Literal, tuples,
+dataclasses and unions of these. An unknown name or a wrong type is a `ConfigError` that names the field.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import io
+import math
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeVar, Union
+
+from jaxgen.errors import ConfigError
+
+Config = TypeVar("Config")
+Classes = dict[str, type]
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The nested dataclass as plain JSON values; every dataclass also says its class: `{"class": "VAEConfig", "width": 64, ...}`."""
+    check_types(config)
+    return _plain(config)
+
+
+def from_json(classes: type | Iterable[type], data: Any) -> Any:
+    """The dataclass that `to_json` wrote, one of `classes`; fields that the file lacks keep their defaults.
+
+    Raises ConfigError for an unknown class or field (with the nearest known one), a missing field and a wrong type.
+    """
+    given = (classes,) if isinstance(classes, type) else tuple(classes)
+    return _from_dict(data, given, "config", _closed_set(given))
+
+
+def check_types(config: Any) -> None:
+    """Raise ConfigError for the first field whose value is not of its declared type; floats must be finite."""
+    _check_fields(config, type(config).__name__ + ".")
+
+
+def parse(config: Config, argv: Sequence[str], description: str | None = None) -> Config:
+    """The config with the command line's overrides: `--model.width 64`, `--model.width=64`, `--model.image_shape 28 28 1` or `=28,28,1`.
+
+    `--help` prints every field with its type and default and exits with 0. Raises ConfigError for an unknown option, a wrong type,
+    or a combination that the dataclasses refuse; all overrides of one dataclass are applied together.
+    """
+    if "-h" in argv or "--help" in argv:
+        _print_help(config, description)
+    options = dict(_leaves(config, ""))
+    changes: dict[str, Any] = {}
+    for flag, words in _split(argv):
+        name = flag.removeprefix("--").replace("-", "_")
+        if name not in options:
+            raise ConfigError(flag, "a known option", "an unknown one", _nearest(name, options, "--"))
+        changes[name] = _from_words(flag, options[name], words)
+    changed = _replace(config, changes, "")
+    _check_fields(changed, "--")
+    return changed
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {"class": type(value).__name__, **{f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _closed_set(classes: Iterable[type]) -> Classes:
+    """The dataclasses given, and all that their fields are annotated with, by name."""
+    known: Classes = {}
+    queue = list(classes)
+    while queue:
+        hint = queue.pop()
+        if not dataclasses.is_dataclass(hint):
+            queue += typing.get_args(hint)
+        elif hint.__name__ not in known:
+            known[hint.__name__] = hint
+            queue += _hints(hint).values()
+        elif known[hint.__name__] is not hint:
+            raise TypeError(f"two classes named {hint.__name__}")
+    return known
+
+
+def _from_dict(data: Any, allowed: tuple[type, ...], name: str, known: Classes) -> Any:
+    """One of the dataclasses `allowed` (any known one if empty) from `{"class": ..., fields}`."""
+    if not isinstance(data, dict):
+        raise ConfigError(name, "a JSON object", _shown(data))
+    label = data.get("class")
+    cls = known.get(label) if isinstance(label, str) else None
+    names = [c.__name__ for c in allowed] or sorted(known)
+    if cls is None or cls.__name__ not in names:
+        raise ConfigError(f"{name}.class", "one of " + ", ".join(names), _shown(label), _nearest(label, names))
+    hints = _hints(cls)
+    for key in data:
+        if key != "class" and key not in hints:
+            raise ConfigError(f"{name}.{key}", f"a field of {cls.__name__}", "an unknown one", _nearest(key, hints))
+    for field in dataclasses.fields(cls):
+        if field.name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{name}.{field.name}", type_name(hints[field.name]), "nothing: the field is missing")
+    return cls(**{key: _convert(value, hints[key], f"{name}.{key}", known) for key, value in data.items() if key != "class"})
+
+
+def _convert(value: Any, hint: Any, name: str, known: Classes) -> Any:
+    """The JSON value as the declared type: lists become tuples, objects dataclasses, whole numbers floats where a float is declared."""
+    allowed = tuple(arm for arm in _arms(hint) if dataclasses.is_dataclass(arm))
+    if isinstance(value, dict) and (allowed or _is_open(hint)):
+        return _from_dict(value, allowed, name, known)
+    value = _tupled(value)
+    for arm in _arms(hint):
+        if _matches(value, arm):
+            return _floated(value, arm)
+    raise ConfigError(name, type_name(hint), _shown(value))
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
+
+
+def _floated(value: Any, hint: Any) -> Any:
+    if typing.get_origin(hint) is tuple:
+        return tuple(_floated(item, inner) for item, inner in zip(value, _items(hint, len(value)), strict=True))
+    return float(value) if hint is float else value
+
+
+# --- Types --------------------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _is_open(hint: Any) -> bool:
+    """A field that may hold any dataclass of the closed set, such as the model of an experiment."""
+    return hint in (Any, object) or isinstance(hint, TypeVar)
+
+
+def _arms(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _items(hint: Any, length: int) -> tuple[Any, ...]:
+    """The types of a tuple's items: `tuple[int, ...]` has as many as needed."""
+    args = typing.get_args(hint)
+    return (args[0],) * length if args[-1:] == (Ellipsis,) else args
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    """Exact types: a bool is not an int, a numpy scalar is not a number; an int may stand for a float."""
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_matches(value, arm) for arm in _arms(hint))
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in typing.get_args(hint))
+    if origin is tuple:
+        inner = _items(hint, len(value)) if isinstance(value, tuple) else ()
+        return isinstance(value, tuple) and len(inner) == len(value) and all(map(_matches, value, inner))
+    if hint is float:
+        return type(value) is float and math.isfinite(value) or type(value) is int and abs(value) < 2**1023
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, hint)
+    if _is_open(hint):
+        return dataclasses.is_dataclass(value)
+    return type(value) is hint
+
+
+def _check_fields(config: Any, prefix: str) -> None:
+    for name, hint in _hints(type(config)).items():
+        value = getattr(config, name)
+        if not _matches(value, hint):
+            raise ConfigError(prefix + name, type_name(hint), _shown(value))
+        if dataclasses.is_dataclass(value):
+            _check_fields(value, f"{prefix}{name}.")
+
+
+def type_name(hint: Any) -> str:
+    """The type in words: "int or None", "'a' or 'b'", "tuple of 3: int, int, int"."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(type_name, args))
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin is tuple and args[-1] is Ellipsis:
+        return f"a tuple of any number of {type_name(args[0])}"
+    if origin is tuple:
+        return f"a tuple of {len(args)}: " + ", ".join(map(type_name, args))
+    special = {type(None): "None", float: "a finite float", bool: "True or False", Any: "a dataclass", object: "a dataclass"}
+    return special.get(hint) or getattr(hint, "__name__", str(hint))
+
+
+def _shown(value: Any) -> str:
+    """On one line and not too long, whatever the file or the command line holds."""
+    text = "nothing" if value == "" else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _nearest(name: Any, names: Iterable[str], prefix: str = "") -> str:
+    """`did you mean X?`: the name with the most similar last part, else the most similar as a whole."""
+    last = {other.split(".")[-1]: other for other in names}
+    close = difflib.get_close_matches(str(name).split(".")[-1], last, n=1) or difflib.get_close_matches(str(name), last.values(), n=1)
+    if close:
+        return f"did you mean {prefix}{last.get(close[0], close[0])}?"
+    return "see --help" if prefix else ""
+
+
+# --- Command line -------------------------------------------------------------------------------------------------------------------
+
+
+def _leaves(config: Any, prefix: str) -> Iterable[tuple[str, Any]]:
+    """Every field that is not itself a dataclass, as `model.width` with its type."""
+    for name, hint in _hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, hint
+
+
+def _split(argv: Sequence[str]) -> Iterable[tuple[str, list[str]]]:
+    """`["--a=1", "--b", "2", "3"]` -> ("--a", ["1"]), ("--b", ["2", "3"]); a word after `=` may begin with a dash."""
+    groups: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            groups.append((flag, [value] if equals else []))
+        elif not groups:
+            raise ConfigError("command line", "--field value", _shown(word))
+        else:
+            groups[-1][1].append(word)
+    return groups
+
+
+def _from_words(flag: str, hint: Any, words: list[str]) -> Any:
+    """The words as the declared type, by tyro; a tuple may also be one word with commas or spaces."""
+    import tyro
+
+    if len(words) == 1 and any(typing.get_origin(arm) is tuple for arm in _arms(hint)):
+        words = words[0].replace(",", " ").split()
+    holder = dataclasses.make_dataclass("Field", [("value", hint)])
+    args = [f"--value={words[0]}"] if len(words) == 1 else ["--value", *words]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            return tyro.cli(holder, args=args, config=(tyro.conf.FlagConversionOff,), console_outputs=False).value
+    except SystemExit:
+        raise ConfigError(flag, type_name(hint), _shown(" ".join(words)), "see --help") from None
+
+
+def _replace(config: Config, changes: dict[str, Any], prefix: str) -> Config:
+    """`dataclasses.replace` at every level, so that each dataclass validates all of its new values at once."""
+    new = {}
+    for name in _hints(type(config)):
+        value, path = getattr(config, name), prefix + name
+        if dataclasses.is_dataclass(value):
+            new[name] = _replace(value, changes, path + ".")
+        elif path in changes:
+            new[name] = changes[path]
+    return dataclasses.replace(config, **new) if new else config
+
+
+def _print_help(config: Any, description: str | None) -> None:
+    import tyro
+
+    markers = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+    tyro.cli(type(config), args=["--help"], default=config, description=description, config=markers, use_underscores=True)
