@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 
 def group_mask(features_in: int, features_out: int, groups: int, kind: str) -> np.ndarray:
@@ -64,6 +64,11 @@ def gate(x: Float[Array, "... 2D"]) -> Float[Array, "... D"]:
     """tanh(first half) * sigmoid(second half)."""
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.tanh(a) * jax.nn.sigmoid(b)
+
+
+def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray) -> Float[Array, "*shape"]:
+    """Each element is zero with probability `rate`, else divided by 1 - rate."""
+    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), jnp.zeros_like(x))
 
 
 def dot(x: Float[Array, "... D"], weight: Float[Array, "D E"]) -> Float[Array, "... E"]:

@@ -57,7 +57,7 @@ def check_label(label, num_classes: int, batch: int) -> Array | None:
 class AutoregressiveImages(nnx.Module):
     """What all autoregressive image models share: the likelihood, the loss and the sampler, from the model's own `logits` and `step`.
 
-    A model gives `config` (with `image_shape`, `levels`, `num_classes`), `head` (a distribution), `_logits(image, label)` and the cached
+    A model gives `config` (with `image_shape`, `levels`, `num_classes`), `head` (a distribution), `_logits(image, label, key=None)` (a key: dropout) and the cached
     form `init_cache(n, label) / begin_row(cache, finished_row, r) / step(cache, previous_pixel, r, c)`; with C > 1 and a head that works
     channel by channel also `step_channel(cache, pixel, k)`. Images are uint8 [B, H, W, C] in {0 .. levels-1}.
     """
@@ -70,14 +70,19 @@ class AutoregressiveImages(nnx.Module):
 
     def log_prob(self, image: UInt8[Array, "B H W C"], label=None) -> Float[Array, " B"]:
         """Exact log p(image) in nats: the sum of the log-probabilities of all pixels and channels."""
-        terms = self.head.log_prob(self.logits(image, label), jnp.asarray(image))
+        return self._sum(self.logits(image, label), image)
+
+    def _sum(self, parameters, image) -> Float[Array, " B"]:
+        terms = self.head.log_prob(parameters, jnp.asarray(image))
         return terms.reshape(terms.shape[0], -1).sum(-1)
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
-        """-mean log2 p(image) per dimension; the metrics carry it as `bits_per_dim` and the nats per image."""
-        del key  # nothing is random
-        nats = -self.log_prob(batch["image"], batch["label"] if self.config.num_classes else None).mean()
-        bits_per_dim = nats / (np.prod(self.config.image_shape) * np.log(2))
+        """-mean log2 p(image) per dimension, with dropout where the model has it; the metrics carry `bits_per_dim` and nats per image."""
+        config = self.config
+        image = check_images(batch["image"], config.image_shape, config.levels)
+        label = check_label(batch.get("label") if config.num_classes else None, config.num_classes, image.shape[0])
+        nats = -self._sum(self._logits(image, label, key), image).mean()
+        bits_per_dim = nats / (np.prod(config.image_shape) * np.log(2))
         return bits_per_dim, {"bits_per_dim": bits_per_dim, "nats": nats}
 
     def sample(self, key: PRNGKeyArray, n: int, label=None, known=None, temperature: float = 1.0, method: str = "cached"):

@@ -37,6 +37,7 @@ from jaxgen.layers import (
     HorizontalConv,
     VerticalConv,
     dot,
+    dropout,
     gate,
     group_mask,
     halves_mask,
@@ -62,6 +63,7 @@ class GatedPixelCNNConfig:
     kernel: int = 3
     head_width: int = 32
     factorized: bool = False
+    dropout: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
@@ -78,6 +80,8 @@ class GatedPixelCNNConfig:
         for name in ("width", "head_width"):
             if getattr(self, name) < 1 or getattr(self, name) % channels:
                 raise ConfigError(name, f"a positive multiple of the {channels} channels", getattr(self, name))
+        if not 0 <= self.dropout < 1:
+            raise ConfigError("dropout", "a number in 0..1, 1 excluded", self.dropout)
         if self.layers < 0:
             raise ConfigError("layers", "0 or more", self.layers)
 
@@ -98,7 +102,7 @@ class GatedLayer(nnx.Module):
         self.out_bias = zeros((self.out.shape[1],))
         # One bias for every gate of both stacks: vertical | horizontal.
         self.embedding = normal(rngs, (config.num_classes, 4 * width), 1.0) if config.num_classes else None
-        self.groups, self.width = groups, width
+        self.groups, self.width, self.dropout = groups, width, config.dropout
 
     def masked_out(self) -> Float[Array, "D E"]:
         """skip | residual (the last layer has no residual), masked by channel groups."""
@@ -111,17 +115,19 @@ class GatedLayer(nnx.Module):
             return jnp.zeros(()), jnp.zeros(())
         return tuple(jnp.split(self.embedding[...][label], 2, axis=-1))
 
-    def __call__(self, v, h, label):
-        """The whole image: [B, H, W, D] each."""
+    def __call__(self, v, h, label, key=None):
+        """The whole image: [B, H, W, D] each; with a key, dropout on the outputs of both gates."""
         vertical, horizontal = (y.astype(v.dtype)[:, None, None] if y.ndim else y.astype(v.dtype) for y in self.condition(label))
         u = self.vertical(v) + vertical
         link = dot(shift(u, 1, axis=1), self.link[...]) + self.link_bias[...].astype(v.dtype)
-        g = gate(self.horizontal(h) + link + horizontal)
+        v, g = gate(u), gate(self.horizontal(h) + link + horizontal)
+        if key is not None and self.dropout > 0:
+            v, g = (dropout(x, self.dropout, k) for x, k in zip((v, g), jax.random.split(key), strict=True))
         out = dot(g, self.masked_out()) + self.out_bias[...].astype(v.dtype)
         skip = out[..., : self.width]
         if self.last:
-            return gate(u), None, skip
-        return gate(u), out[..., self.width :] + (h if self.residual else 0), skip
+            return v, None, skip
+        return v, out[..., self.width :] + (h if self.residual else 0), skip
 
 
 class Packed(NamedTuple):
@@ -161,11 +167,11 @@ class GatedPixelCNN(AutoregressiveImages):
         hidden = self.hidden[...] * group_mask(*self.hidden.shape, groups, "B")
         return hidden, self.outputs[...] * group_mask(*self.outputs.shape, groups, "B")
 
-    def _logits(self, image: UInt8[Array, "B H W C"], label) -> Float[Array, "B H W C P"]:
+    def _logits(self, image: UInt8[Array, "B H W C"], label, key=None) -> Float[Array, "B H W C P"]:
         v = h = scale_pixels(image, self.config.levels, self.config.dtype)
         skips = []
-        for layer in self.layers:
-            v, h, skip = layer(v, h, label)
+        for i, layer in enumerate(self.layers):
+            v, h, skip = layer(v, h, label, None if key is None else jax.random.fold_in(key, i))
             skips.append(skip)
         hidden, outputs = self._masked_head()
         z = dot(jax.nn.relu(sum(skips)), hidden) + self.hidden_bias[...].astype(v.dtype)
