@@ -76,6 +76,11 @@ def dot(x: Float[Array, "... D"], weight: Float[Array, "D E"]) -> Float[Array, "
     return x @ weight.astype(x.dtype)
 
 
+def add_bias(x: Float[Array, "... E"], bias: Float[Array, "..."]) -> Float[Array, "... E"]:
+    """x + bias for every position, in the dtype of x; the bias is [E], or [B, E] where x ends in [B, E]."""
+    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
+
+
 class VerticalConv(nnx.Module):
     """Convolution over rows r-m .. r and columns c-m .. c+m, m = kernel // 2: the vertical stack, the current row included.
 
@@ -100,7 +105,7 @@ class VerticalConv(nnx.Module):
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W E"]:
         """The whole image."""
         parts = jnp.split(self._push(x, axis=2), self.rows, axis=-1)
-        return sum(shift(part, i, axis=1) for i, part in enumerate(parts)) + self.bias[...].astype(x.dtype)
+        return add_bias(sum(shift(part, i, axis=1) for i, part in enumerate(parts)), self.bias[...])
 
     def init_row(self, width: int, batch: int, dtype=jnp.float32) -> Float[Array, "m W B E"]:
         """Partial sums of the next m rows before anything is drawn."""
@@ -110,7 +115,7 @@ class VerticalConv(nnx.Module):
         """One finished row: the partial sums of the rows below, and this row's output."""
         new = self._push(x, axis=0).reshape(*x.shape[:2], self.rows, self.features_out)
         new = new.transpose(2, 0, 1, 3)
-        own = new[0] + (waiting[0] if self.rows > 1 else 0) + self.bias[...].astype(x.dtype)
+        own = add_bias(new[0] + (waiting[0] if self.rows > 1 else 0), self.bias[...])
         below = jnp.concatenate([waiting[1:], jnp.zeros_like(new[:1])])[: self.rows - 1] + new[1:]
         return below, own
 

@@ -36,6 +36,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.layers import (
     HorizontalConv,
     VerticalConv,
+    add_bias,
     dot,
     dropout,
     gate,
@@ -119,11 +120,11 @@ class GatedLayer(nnx.Module):
         """The whole image: [B, H, W, D] each; with a key, dropout on the outputs of both gates."""
         vertical, horizontal = (y.astype(v.dtype)[:, None, None] if y.ndim else y.astype(v.dtype) for y in self.condition(label))
         u = self.vertical(v) + vertical
-        link = dot(shift(u, 1, axis=1), self.link[...]) + self.link_bias[...].astype(v.dtype)
+        link = add_bias(dot(shift(u, 1, axis=1), self.link[...]), self.link_bias[...])
         v, g = gate(u), gate(self.horizontal(h) + link + horizontal)
         if key is not None and self.dropout > 0:
             v, g = (dropout(x, self.dropout, k) for x, k in zip((v, g), jax.random.split(key), strict=True))
-        out = dot(g, self.masked_out()) + self.out_bias[...].astype(v.dtype)
+        out = add_bias(dot(g, self.masked_out()), self.out_bias[...])
         skip = out[..., : self.width]
         if self.last:
             return v, None, skip
@@ -174,8 +175,8 @@ class GatedPixelCNN(AutoregressiveImages):
             v, h, skip = layer(v, h, label, None if key is None else jax.random.fold_in(key, i))
             skips.append(skip)
         hidden, outputs = self._masked_head()
-        z = dot(jax.nn.relu(sum(skips)), hidden) + self.hidden_bias[...].astype(v.dtype)
-        logits = dot(jax.nn.relu(z), outputs).astype(jnp.float32) + self.outputs_bias[...]
+        z = add_bias(dot(jax.nn.relu(sum(skips)), hidden), self.hidden_bias[...])
+        logits = add_bias(dot(jax.nn.relu(z), outputs).astype(jnp.float32), self.outputs_bias[...])
         return logits.reshape(*image.shape, self.head.size)
 
     # The same network, one row and one pixel at a time.
@@ -189,7 +190,7 @@ class GatedPixelCNN(AutoregressiveImages):
             vertical, horizontal = layer.condition(label)
             out = layer.masked_out().astype(dtype)
             packed.append(Packed(layer.horizontal.pack(dtype), out.reshape(channels, -1, out.shape[1]), vertical.astype(dtype)))
-            bias.append((layer.link_bias[...] + horizontal).astype(dtype))
+            bias.append((add_bias(horizontal, layer.link_bias[...]) if horizontal.ndim else layer.link_bias[...]).astype(dtype))
             waiting.append(layer.vertical.init_row(width, n, dtype))
             pixels.append(jnp.zeros((layer.horizontal.taps, n, two), dtype))
         hidden, outputs = (weight.astype(dtype) for weight in self._masked_head())
@@ -206,10 +207,10 @@ class GatedPixelCNN(AutoregressiveImages):
             x, below, links = v, [], []
             for layer, packed, wait, bias in zip(self.layers, cache.packed, waiting, cache.bias, strict=True):
                 wait, u = layer.vertical.row(wait, x)
-                u = u + packed.condition
+                u = add_bias(u, packed.condition)
                 x = gate(u)
                 below.append(wait)
-                links.append(dot(u, layer.link[...]) + bias)
+                links.append(add_bias(dot(u, layer.link[...]), bias))
             return tuple(below), tuple(links)
 
         waiting, link = jax.lax.cond(r > 0, vertical_stack, lambda waiting, link: (waiting, link), cache.waiting, cache.link)
