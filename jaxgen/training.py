@@ -117,12 +117,17 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     return optax.partition({name: _adam(config, rate, steps) for name, rate in players.items()}, labels)
 
 
-def init_state(model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first step, placed on the mesh."""
+def new_state(model, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
     params = nnx.state(model, nnx.Param)
     # The average starts at the parameters, in buffers of its own: the step donates them separately.
     ema = jax.tree.map(jnp.copy, params)
-    state = TrainState(jnp.int32(0), model, optimizer.init(params), ema)
+    return TrainState(jnp.int32(0), model, optimizer.init(params), ema)
+
+
+def init_state(model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state before the first step, placed on the mesh."""
+    state = new_state(model, optimizer)
     return jax.device_put(state, sharding.state_sharding(mesh, state))
 
 
