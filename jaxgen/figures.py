@@ -1,0 +1,112 @@
+"""Pictures: grids of images and curves of metrics, as PNG files.
+
+Images come as everywhere: uint8 [n, H, W, C] in {0 .. levels-1}. Small images are enlarged without smoothing, so that every pixel shows.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from jaxgen.errors import ConfigError
+
+GIVEN_COLOR = (255, 140, 0)  # orange, laid over the pixels that a completion was given
+GIVEN_OPACITY = 0.35
+GAP_COLOR = 128
+GAP = 4  # pixels between images
+TILE = 72  # aim of the longer side of an image, in pixels
+
+
+def image_grid(
+    images: UInt8[Any, "n H W C"], levels: int, mask: Bool[Any, "*shape"] | None = None, columns: int | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The images in rows, as one RGB picture; 0 is black and levels - 1 is white or full color.
+
+    mask [H, W] or [n, H, W]: True where a completion was given its pixels; these are laid over with orange, also where they are black.
+    columns: images in a row, by default about as many as there are rows.
+    """
+    images = np.asarray(images)
+    if len(images) == 0 or levels < 2 or images.max() >= levels:
+        got = f"{len(images)} images up to {images.max(initial=0)}, levels {levels}"
+        raise ConfigError("images", "at least one image, with values in 0..levels-1 and levels of 2 or more", got)
+    tiles = _rgb(images).astype(np.float32) * (255 / (levels - 1))
+    if mask is not None:
+        given = GIVEN_OPACITY * np.broadcast_to(mask, images.shape[:3])[..., None]
+        tiles = (1 - given) * tiles + given * np.asarray(GIVEN_COLOR, np.float32)
+    scale = max(1, round(TILE / max(images.shape[1:3])))
+    tiles = np.rint(tiles).astype(np.uint8).repeat(scale, axis=1).repeat(scale, axis=2)
+    return _arrange(tiles, columns or math.ceil(math.sqrt(len(tiles))))
+
+
+def _rgb(images: np.ndarray) -> np.ndarray:
+    """[n, H, W, C] -> [n, H, W, 3]: one or two channels are grey (the first), of four the first three."""
+    return images[..., :3] if images.shape[-1] >= 3 else images[..., :1].repeat(3, axis=-1)
+
+
+def _arrange(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """[n, h, w, 3] -> one picture with a gap around every tile."""
+    n, height, width, _ = tiles.shape
+    rows = math.ceil(n / columns)
+    picture = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), GAP_COLOR, np.uint8)
+    for i, tile in enumerate(tiles):
+        top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
+        picture[top : top + height, left : left + width] = tile
+    return picture
+
+
+def png(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """The RGB picture as the bytes of a PNG file."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def curve(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """The PNG of bits/dim (of every metric so named, else of every loss) against the step; linear axes.
+
+    The vertical axis shows the whole range except the first tenth of the steps, where an untrained model would flatten the rest.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    series = _series(rows)
+    for name, (steps, values) in series.items():
+        style = {"linewidth": 2, "marker": "o", "markersize": 4, "zorder": 3} if len(steps) < 50 else {"linewidth": 1}
+        axes.plot(steps, values, label=name, **style)
+    _limit(axes, list(series.values()))
+    axes.set(xlabel="step", ylabel="bits per dimension" if any("bits_per_dim" in name for name in series) else "loss")
+    axes.grid(alpha=0.3)
+    if series:
+        axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Metric -> (steps, finite values), for the metrics that the curve shows."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    shown = [n for n in names if "bits_per_dim" in n and "error" not in n] or [n for n in names if "loss" in n]
+    series = {}
+    for name in shown:
+        points = [(row["step"], float(row[name])) for row in rows if name in row]
+        points = np.array([point for point in points if math.isfinite(point[1])], np.float64).reshape(-1, 2)
+        if len(points):
+            series[name] = (points[:, 0], points[:, 1])
+    return series
+
+
+def _limit(axes: Any, series: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    if not series:
+        return
+    last = max(steps[-1] for steps, _ in series)
+    shown = np.concatenate([values[steps >= last / 10] for steps, values in series])
+    margin = 0.05 * (shown.max() - shown.min()) or 0.1
+    axes.set_ylim(shown.min() - margin, shown.max() + margin)
+    axes.set_xlim(0, max(last, 1))

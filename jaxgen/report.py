@@ -1,0 +1,296 @@
+"""What a run leaves for people: metric files, pictures, TensorBoard and a progress line. None of it can stop a run.
+
+workdir/metrics.jsonl   one JSON object a row, {"step": 10, "bits_per_dim": 2.5, ...}: the record
+workdir/metrics.csv     the same as a table; rewritten from the record when a new column appears
+workdir/images/         grids of images, NAME_STEP.png
+workdir/curve.png       bits/dim against the step
+workdir/tensorboard/    the same, if tensorboardX is installed
+
+A failure to write (a full disk) is reported once; the rows are kept in memory and written as soon as writing works again. A resumed run
+cuts the rows after its checkpoint, so that no step is missing or twice. Rates use a monotonic clock.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from jaxgen import figures
+
+LOG = logging.getLogger("jaxgen")
+PROGRESS_SECONDS = 10.0
+SHOWN = {"bits_per_dim": "bits/dim", "bits_per_dim_bound": "bits/dim (bound)", "loss": "loss"}
+
+
+class Reporter:
+    """Writes the reports of one run, in a `with` block; one process of a run is its `writer`. Call `flush` before saving a checkpoint.
+
+    resume_step: rows of later steps are cut, 0 starts anew.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, resume_step: int = 0, writer: bool = True):
+        self.workdir = _path(workdir)
+        self._warned: set[str] = set()
+        self._clock: tuple[float, int, float, int] | None = None  # first time and step, last time and step
+        self._writer = writer
+        self._tensorboard = None
+        if writer:
+            self._guarded("write metrics", self._open, resume_step)
+            self._guarded("write for TensorBoard", self._open_tensorboard, resume_step)
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """One row: the step and the numbers (Python, numpy or jax scalars)."""
+        row = {"step": int(step)} | {name: _number(value) for name, value in values.items() if name != "step"}
+        if self._writer:
+            self._guarded("write metrics", self._write_row, row)
+            self._guarded("write for TensorBoard", self._tensorboard_scalars, row)
+
+    def images(self, step: int, name: str, images: UInt8[Any, "n H W C"], levels: int, mask: Bool[Any, "*shape"] | None = None) -> None:
+        """A grid of uint8 images in {0 .. levels-1} as workdir/images/NAME_STEP.png; the pixels of `mask` are marked as given."""
+        picture = figures.image_grid(images, levels, mask)
+        if self._writer:
+            self._guarded("write images", _write_bytes, self.workdir / "images" / f"{name}_{step:08d}.png", figures.png(picture))
+            self._guarded("write for TensorBoard", self._tensorboard_image, step, name, picture)
+
+    def progress(self, step: int, steps: int, batch_size: int, metrics: Mapping[str, Any]) -> None:
+        """Print step, bits/dim, images per second since the last line, and the time left.
+
+        The first and the last step have a line, and one step in PROGRESS_SECONDS between them.
+        """
+        now = time.monotonic()
+        first_time, first_step, last_time, last_step = self._clock or (now, step, now, step)
+        if not self._writer or self._clock and now - last_time < PROGRESS_SECONDS and step < steps:
+            return
+        self._clock = first_time, first_step, now, step
+        parts = [f"step {step:>{len(str(steps))}}/{steps}"]
+        parts += [f"{label} {float(metrics[name]):.4f}" for name, label in SHOWN.items() if name in metrics][:1]
+        if step > last_step and now > last_time:
+            rate = (step - last_step) * batch_size / (now - last_time)
+            parts.append(f"images/s {rate:.0f}" if rate >= 10 else f"images/s {rate:.2f}")
+            parts.append(f"time left {_duration((steps - step) * (now - first_time) / (step - first_step))}")
+        print("  ".join(parts), flush=True)
+
+    def curve(self) -> None:
+        """Draw workdir/curve.png from all rows so far."""
+        if self._writer:
+            self._guarded("draw the curve", lambda: _write_bytes(self.workdir / "curve.png", figures.curve(_rows(self._record.text()))))
+
+    def flush(self) -> None:
+        """Everything reported so far is on the disk when this returns (fsync)."""
+        if self._writer:
+            self._guarded("write metrics", self._sync)
+            if self._tensorboard is not None:
+                self._guarded("write for TensorBoard", self._tensorboard.flush)
+
+    def close(self) -> None:
+        """`flush`, and close the files."""
+        self.flush()
+        if self._tensorboard is not None:
+            self._guarded("write for TensorBoard", self._tensorboard.close)
+            self._tensorboard = None
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _guarded(self, what: str, action: Any, *args: Any) -> None:
+        """Reports must not stop a run: the first failure of a kind is logged, later ones are silent. TensorBoard is given up."""
+        try:
+            action(*args)
+        except Exception as error:  # noqa: BLE001  (a third-party writer may raise anything)
+            if what not in self._warned:
+                LOG.warning("cannot %s in %s (%s: %s); the run goes on", what, self.workdir, type(error).__name__, error)
+            self._warned.add(what)
+            if "TensorBoard" in what and self._tensorboard is not None:
+                failed, self._tensorboard = self._tensorboard, None
+                with contextlib.suppress(Exception):  # its failure is reported above
+                    failed.close()
+
+    # --- metrics.jsonl and metrics.csv ----------------------------------------------------------------------------------------------
+
+    def _open(self, resume_step: int) -> None:
+        self._record, self._table, self._columns = _Log(self.workdir / "metrics.jsonl"), _Log(self.workdir / "metrics.csv"), []
+        rows = [row for row in _rows(self._record.text()) if row["step"] <= resume_step] if resume_step else []
+        self._record.replace("".join(json.dumps(row) + "\n" for row in rows))
+        self._rewrite_table(rows)
+
+    def _write_row(self, row: dict[str, Any]) -> None:
+        try:
+            self._record.append(json.dumps(row) + "\n")
+        finally:  # both files queue the row even if the first cannot be written now
+            if set(row) <= set(self._columns):
+                self._table.append(_csv_line([row.get(name, "") for name in self._columns]))
+            else:
+                self._rewrite_table(_rows(self._record.text()))
+
+    def _rewrite_table(self, rows: list[dict[str, Any]]) -> None:
+        self._columns = list(dict.fromkeys(name for row in [{"step": 0}, *rows] for name in row))
+        lines = [_csv_line(self._columns), *(_csv_line([row.get(name, "") for name in self._columns]) for row in rows)]
+        self._table.replace("".join(lines))
+
+    def _sync(self) -> None:
+        try:
+            self._record.sync()
+        finally:
+            self._table.sync()
+
+    # --- TensorBoard ----------------------------------------------------------------------------------------------------------------
+
+    def _open_tensorboard(self, resume_step: int) -> None:
+        """tensorboardX's synchronous writer: its usual one hands events to a thread, and blocks for ever once that thread has failed."""
+        try:
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+        except ImportError:
+            return
+        folder = self.workdir / "tensorboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._tensorboard = EventsWriter(str(folder / "events"))
+        restart = SessionLog(status=SessionLog.START)  # tells TensorBoard to forget the steps after the checkpoint
+        self._tensorboard.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=restart))
+
+    def _tensorboard_event(self, step: int, summary: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _tensorboard_scalars(self, row: dict[str, Any]) -> None:
+        if self._tensorboard is not None:
+            from tensorboardX.summary import scalar
+
+            for name, value in row.items():
+                if name != "step":
+                    self._tensorboard_event(row["step"], scalar(name, float(value)))
+
+    def _tensorboard_image(self, step: int, name: str, picture: np.ndarray) -> None:
+        if self._tensorboard is not None:
+            from tensorboardX.summary import image
+
+            self._tensorboard_event(step, image(name, picture, dataformats="HWC"))
+
+
+def save_images(
+    path: str | os.PathLike, images: UInt8[Any, "n H W C"], levels: int, mask: Bool[Any, "*shape"] | None = None, columns: int | None = None
+) -> None:
+    """Write the grid of uint8 images in {0 .. levels-1} as a PNG file; see `figures.image_grid`. Raises OSError where it cannot."""
+    _write_bytes(_path(path), figures.png(figures.image_grid(images, levels, mask, columns)))
+
+
+class _Log:
+    """A text file that only grows, or is replaced as a whole. What could not be written waits in memory for the next try.
+
+    On an object store (`gs://`), where nothing can be appended, the whole text waits for `sync`.
+    """
+
+    def __init__(self, path: Any):
+        self.path, self._remote = path, not isinstance(path, Path)
+        self._pending = ""
+        self._good = len(path.read_bytes()) if path.exists() else 0
+
+    def text(self) -> str:
+        """The contents, with what still waits; damaged bytes show as such."""
+        stored = self.path.read_bytes()[: self._good].decode("utf-8", "replace") if self._good and self.path.exists() else ""
+        return stored + self._pending
+
+    def append(self, text: str) -> None:
+        self._pending += text
+        if not self._remote:
+            self._drain()
+
+    def replace(self, text: str) -> None:
+        """Replace the file at once: readers see the old text or the new one."""
+        self._pending, self._good = text, 0
+        if not self._remote:
+            self._drain_whole()
+
+    def sync(self) -> None:
+        if self._remote:
+            if self._pending:
+                whole = self.text().encode()
+                self.path.write_bytes(whole)
+                self._pending, self._good = "", len(whole)
+            return
+        self._drain()
+        if self.path.exists():
+            with open(self.path, "rb+") as file:
+                os.fsync(file.fileno())
+
+    def _drain(self) -> None:
+        """Append what waits, after the last byte known to be good: a row torn by a full disk is overwritten."""
+        if not self._pending:
+            return
+        if self._good == 0 or not self.path.exists():
+            self._drain_whole()
+            return
+        data = self._pending.encode()
+        with open(self.path, "rb+") as file:
+            file.truncate(self._good)
+            file.seek(self._good)
+            file.write(data)
+        self._pending, self._good = "", self._good + len(data)
+
+    def _drain_whole(self) -> None:
+        data = self._pending.encode()
+        _write_bytes(self.path, data)
+        self._pending, self._good = "", len(data)
+
+
+def _path(workdir: str | os.PathLike) -> Any:
+    if "://" not in str(workdir):
+        return Path(workdir).expanduser()
+    from etils import epath
+
+    return epath.Path(workdir)
+
+
+def _write_bytes(path: Any, data: bytes) -> None:
+    """Write the whole file, so that no reader ever sees a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def _rows(text: str) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a line that is torn or damaged is not a row."""
+    rows = []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def _number(value: Any) -> int | float | str:
+    """A JSON number without loss; JSON has no infinity and no NaN, so these become the strings that `float` reads."""
+    if isinstance(value, (bool, int, np.integer)):
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+def _csv_line(cells: list[Any]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
+    return buffer.getvalue()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
