@@ -28,7 +28,8 @@ import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # Checks the shapes and types of every annotated function of the package while the tests run; it must come before the first import.
-install_import_hook("jaxgen", "beartype.beartype")
+# An int serves as a float, as in PEP 484.
+install_import_hook("jaxgen", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
 def pytest_configure(config: pytest.Config) -> None:
