@@ -35,18 +35,18 @@ SHOWN = {"bits_per_dim": "bits/dim", "bits_per_dim_bound": "bits/dim (bound)", "
 class Reporter:
     """Writes the reports of one run, in a `with` block; one process of a run is its `writer`. Call `flush` before saving a checkpoint.
 
-    resume_step: rows of later steps are cut, 0 starts anew.
+    resume_step: rows of later steps are cut; 0 starts anew, None keeps every row (to draw the curve of a finished run).
     """
 
-    def __init__(self, workdir: str | os.PathLike, resume_step: int = 0, writer: bool = True):
+    def __init__(self, workdir: str | os.PathLike, resume_step: int | None = 0, writer: bool = True):
         self.workdir = _path(workdir)
         self._warned: set[str] = set()
         self._clock: tuple[float, int, float, int] | None = None  # first time and step, last time and step
         self._writer = writer
-        self._tensorboard = None
+        self._resume_step = resume_step
+        self._tensorboard: Any = None  # opened by the first event; False once given up
         if writer:
-            self._guarded("write metrics", self._open, resume_step)
-            self._guarded("write for TensorBoard", self._open_tensorboard, resume_step)
+            self._guarded("write metrics", self._open)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """One row: the step and the numbers (Python, numpy or jax scalars)."""
@@ -89,15 +89,15 @@ class Reporter:
         """Everything reported so far is on the disk when this returns (fsync)."""
         if self._writer:
             self._guarded("write metrics", self._sync)
-            if self._tensorboard is not None:
+            if self._tensorboard:
                 self._guarded("write for TensorBoard", self._tensorboard.flush)
 
     def close(self) -> None:
         """`flush`, and close the files."""
         self.flush()
-        if self._tensorboard is not None:
+        if self._tensorboard:
             self._guarded("write for TensorBoard", self._tensorboard.close)
-            self._tensorboard = None
+        self._tensorboard = False
 
     def __enter__(self) -> "Reporter":
         return self
@@ -113,16 +113,17 @@ class Reporter:
             if what not in self._warned:
                 LOG.warning("cannot %s in %s (%s: %s); the run goes on", what, self.workdir, type(error).__name__, error)
             self._warned.add(what)
-            if "TensorBoard" in what and self._tensorboard is not None:
-                failed, self._tensorboard = self._tensorboard, None
+            if "TensorBoard" in what:
+                failed, self._tensorboard = self._tensorboard, False
                 with contextlib.suppress(Exception):  # its failure is reported above
                     failed.close()
 
     # --- metrics.jsonl and metrics.csv ----------------------------------------------------------------------------------------------
 
-    def _open(self, resume_step: int) -> None:
+    def _open(self) -> None:
         self._record, self._table, self._columns = _Log(self.workdir / "metrics.jsonl"), _Log(self.workdir / "metrics.csv"), []
-        rows = [row for row in _rows(self._record.text()) if row["step"] <= resume_step] if resume_step else []
+        last = math.inf if self._resume_step is None else self._resume_step or -1
+        rows = [row for row in _rows(self._record.text()) if row["step"] <= last]
         self._record.replace("".join(json.dumps(row) + "\n" for row in rows))
         self._rewrite_table(rows)
 
@@ -148,37 +149,38 @@ class Reporter:
 
     # --- TensorBoard ----------------------------------------------------------------------------------------------------------------
 
-    def _open_tensorboard(self, resume_step: int) -> None:
+    def _open_tensorboard(self) -> None:
         """tensorboardX's synchronous writer: its usual one hands events to a thread, and blocks for ever once that thread has failed."""
         try:
             from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto.event_pb2 import Event, SessionLog
         except ImportError:
+            self._tensorboard = False
             return
         folder = self.workdir / "tensorboard"
         folder.mkdir(parents=True, exist_ok=True)
         self._tensorboard = EventsWriter(str(folder / "events"))
         restart = SessionLog(status=SessionLog.START)  # tells TensorBoard to forget the steps after the checkpoint
-        self._tensorboard.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=restart))
+        self._tensorboard.write_event(Event(wall_time=time.time(), step=(self._resume_step or 0) + 1, session_log=restart))
 
-    def _tensorboard_event(self, step: int, summary: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+    def _tensorboard_event(self, step: int, kind: str, *args: Any, **options: Any) -> None:
+        """One event with tensorboardX.summary.KIND(...), the writer being opened before the first."""
+        if self._tensorboard is None:
+            self._open_tensorboard()
+        if self._tensorboard:
+            from tensorboardX import summary
+            from tensorboardX.proto.event_pb2 import Event
 
-        self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            content = {"scalar": summary.scalar, "image": summary.image}[kind](*args, **options)
+            self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=content))
 
     def _tensorboard_scalars(self, row: dict[str, Any]) -> None:
-        if self._tensorboard is not None:
-            from tensorboardX.summary import scalar
-
-            for name, value in row.items():
-                if name != "step":
-                    self._tensorboard_event(row["step"], scalar(name, float(value)))
+        for name, value in row.items():
+            if name != "step":
+                self._tensorboard_event(row["step"], "scalar", name, float(value))
 
     def _tensorboard_image(self, step: int, name: str, picture: np.ndarray) -> None:
-        if self._tensorboard is not None:
-            from tensorboardX.summary import image
-
-            self._tensorboard_event(step, image(name, picture, dataformats="HWC"))
+        self._tensorboard_event(step, "image", name, picture, dataformats="HWC")
 
 
 def save_images(

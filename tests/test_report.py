@@ -105,6 +105,12 @@ def test_a_new_run_starts_new_files(start, tmp_path):
     assert record(tmp_path) == [{"step": 1, "new": 1.0}] and table(tmp_path) == [{"step": 1, "new": 1}]
 
 
+def test_resume_step_none_keeps_every_row(start, tmp_path):
+    start(tmp_path).scalars(3, {"loss": 1.0})
+    start(tmp_path, None).curve()
+    assert record(tmp_path) == [{"step": 3, "loss": 1.0}] and (tmp_path / "curve.png").exists()
+
+
 def test_only_the_writer_writes(start, tmp_path, capsys):
     reporter = start(tmp_path / "run", writer=False)
     reporter.scalars(1, {"loss": 1.0})
@@ -212,13 +218,14 @@ def test_failing_tensorboard_is_given_up_after_one_warning(start, tmp_path, monk
         raise RuntimeError("no TensorBoard today")
 
     reporter = start(tmp_path)
+    reporter.scalars(0, {"loss": 1.0})
     monkeypatch.setattr(writer.EventsWriter, "write_event", fail)
     for step in (1, 2):
         reporter.scalars(step, {"loss": 1.0})
         reporter.images(step, "samples", np.zeros((1, 2, 2, 1), np.uint8), 2)
     reporter.close()
     assert [entry.levelno for entry in caplog.records] == [logging.WARNING] and "no TensorBoard today" in caplog.text
-    assert len(record(tmp_path)) == 2 and (tmp_path / "images" / "samples_00000002.png").exists()
+    assert len(record(tmp_path)) == 3 and (tmp_path / "images" / "samples_00000002.png").exists()
 
 
 def test_without_tensorboardx_nothing_is_missing(start, tmp_path, monkeypatch, caplog):
