@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from jaxgen import sharding
 from jaxgen.errors import ConfigError, NonFiniteError
@@ -80,7 +80,7 @@ class TrainConfig:
 class TrainState:
     """Everything that a step changes; all of it is saved and restored."""
 
-    step: Int[Array, ""]  # finished steps
+    step: Any  # int32 [], finished steps; `Any`, because a tree of shardings or shapes is a TrainState too
     model: Any
     opt_state: Any
     ema: Any  # exponential moving average of the model's parameters, used by evaluation and sampling
