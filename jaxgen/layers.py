@@ -60,8 +60,8 @@ def columns(x: Float[Array, "... D"], kernel: int, axis: int) -> Float[Array, ".
     return jnp.concatenate([shift(x, m - j, axis) for j in range(kernel)], axis=-1)
 
 
-def gate(x: Float[Array, "... 2D"]) -> Float[Array, "... D"]:
-    """tanh(first half) * sigmoid(second half)."""
+def gate(x: Float[Array, "... E"]) -> Float[Array, "... D"]:
+    """tanh(first half) * sigmoid(second half), E = 2D."""
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.tanh(a) * jax.nn.sigmoid(b)
 
@@ -143,7 +143,7 @@ class HorizontalConv(nnx.Module):
         parts = jnp.split(pushed, self.taps + 1, axis=-1)
         return sum(shift(part, j, axis=2) for j, part in enumerate(parts))
 
-    def pack(self, dtype=jnp.float32) -> Float[Array, "G D/G (1+m)E"]:
+    def pack(self, dtype=jnp.float32) -> Float[Array, "G d E"]:
         """[centre | left taps] by input group: what a pixel's group pushes to its own pixel and to the m pixels after it."""
         centre = jnp.zeros_like(self.left[...][:, : self.features_out]) if self.centre is None else self.masked_centre()
         both = jnp.concatenate([centre, self.left[...]], axis=1).astype(dtype)

@@ -154,7 +154,7 @@ def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_dec
             return value.astype(jnp.float32), metrics
 
         (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, params)
         t = state.step.astype(jnp.float32)
