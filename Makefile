@@ -1,0 +1,61 @@
+# make quickstart   set up, train a Gated PixelCNN on bundled digits, evaluate, sample, complete, plot
+# make test         the test suite; make test PYTHON=/path/to/python3.12 VENV=.venv-3.12 for another Python
+# Needs only python3 (3.11 or newer) and make. Everything is installed into $(VENV), in exact versions.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/gated_pixelcnn_digits
+KILLS ?= 30
+
+BIN := $(VENV)/bin
+# Installed once for each version of Python: another one starts the environment anew.
+READY := $(VENV)/.ready-$(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
+
+# Compiled programs are kept between runs: most of the time of tests and of short trainings is compilation.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DELETE_ON_ERROR:
+.PHONY: quickstart quickstart-laptop setup test lint kill-test bench clean
+
+quickstart: setup
+	$(BIN)/python -m experiments.gated_pixelcnn_digits
+
+# The same from end to end in a few seconds of training, and every command on the result.
+quickstart-laptop: setup
+	rm -rf runs/laptop
+	$(BIN)/python -m experiments.gated_pixelcnn_digits --laptop --workdir runs/laptop
+	$(BIN)/jaxgen evaluate runs/laptop
+	$(BIN)/jaxgen sample runs/laptop --n 4
+	$(BIN)/jaxgen complete runs/laptop --n 4 --keep top
+	$(BIN)/jaxgen show runs/laptop
+	cd runs/laptop && ls -l metrics.jsonl metrics.csv samples.png completions.png curve.png
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "jaxgen needs Python 3.11 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
+	@touch $@
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+
+# Real SIGKILLs at random moments of a training, one of them inside a save; the suite does five.
+kill-test: setup
+	JAXGEN_KILLS=$(KILLS) $(BIN)/python -m pytest -m kill
+
+bench: setup
+	$(BIN)/jaxgen bench $(RUN)
+
+# Keeps what you trained, in runs/.
+clean:
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
