@@ -156,7 +156,8 @@ def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_dec
         (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer count, which strict mode refuses
+            updates, opt_state = optimizer.update(gradients, state.opt_state, params)
         t = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
         updated = optax.apply_updates(params, updates)
