@@ -1,0 +1,254 @@
+"""Data sets of images as checked uint8 batches: `load(name, split)` and `Dataset`.
+
+    train = load("digits", "train")
+    batch = train.batch(step, 64, seed)      # {"image": uint8 [B, H, W, C], "label": int32 [B]}: a function of (seed, step, process)
+
+The position in the data is the step and nothing else: with n images and a global batch of B rows, step s takes the places
+s B .. (s + 1) B - 1 of the endless order  pi_0(0..n-1), pi_1(0..n-1), ...  where pi_e is a permutation drawn from (seed, epoch e).
+So every epoch holds every image exactly once, a batch may straddle two epochs, nothing is dropped, and a run that
+resumes at step s needs no saved iterator. With P processes, process p gets rows p B / P .. (p + 1) B / P - 1 of the same global batch.
+
+The order is made with numpy (`images.permutation`), not with grain's index shuffle: that one walks a domain of at least 2^16, which
+costs 18 ms a batch of 64 for 100 images and 2.0 ms for the digits, against 0.02 ms here (one CPU core, grain 0.2.18). grain does the
+reading ahead in `Dataset.batches` for sets that live on disk.
+
+How sets are split, read and checked: images.py (digits, files of your own) and tfds_images.py.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from jaxgen.errors import ConfigError, DataError
+from jaxgen.images import ArraySource, array_source, check_split, digits, permutation, read_path
+from jaxgen.tfds_images import DiskSource, open_split
+
+Batch = dict[str, np.ndarray]
+READ_AHEAD = 4  # batches
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images: `name` is `digits`, a TFDS name, or a path (an .npz file, a folder with train.npz and test.npz, a folder of pictures).
+
+    A path begins with `/`, `.` or `~`, ends with `.npz`, or has a `/` and exists; a folder beside you is `./name`.
+    levels: number of grey levels V, values are 0..V-1; None: 17 for digits, else 2 if no value is above 1, else 256.
+    data_dir, manual_dir: TFDS's folder of prepared sets (None: its own default) and the folder of files fetched by hand.
+    """
+
+    name: str = "digits"
+    levels: int | None = None
+    data_dir: str | None = None
+    manual_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError("data.name", wanted="digits, a TFDS name or a path", got="nothing")
+        if self.levels is not None and not 2 <= self.levels <= 256:
+            raise ConfigError("data.levels", wanted="2 to 256", got=self.levels)
+
+    def load(self, split: str) -> "Dataset":
+        """The `split` ("train", "validation" or "test") of this set, checked."""
+        return load(self.name, split, levels=self.levels, data_dir=self.data_dir, manual_dir=self.manual_dir)
+
+
+def load(name: str, split: str, *, levels: int | None = None, data_dir: str | None = None, manual_dir: str | None = None) -> "Dataset":
+    """One split of a data set; the arguments are the fields of `DataConfig`.
+
+    Raises DataError for what is wrong with the data (file, index, wanted, got), ConfigError for what is wrong with the arguments.
+    """
+    check_split(split)
+    DataConfig(name, levels, data_dir, manual_dir)
+    if name == "digits":
+        source = digits(split, levels)
+    elif (path := _path(name)) is not None:
+        source = read_path(path, split, levels)
+    else:
+        source = open_split(name, split, data_dir, manual_dir, levels)
+    return Dataset(source, name, split)
+
+
+def _path(name: str) -> Path | None:
+    """The path that `name` means, or None for the name of a set; DataError if it can only be a path and is not there."""
+    try:
+        path = Path(name).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a home that is unknown
+        raise DataError(name[:80], wanted="an existing file or folder", got=str(error)[:160]) from error
+    if not (name.startswith(("/", ".", "~")) or name.endswith(".npz") or ("/" in name and there)):
+        return None
+    if not there:
+        raise DataError(name, wanted="an existing file or folder", got="nothing there")
+    return path
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split; the source keeps the images in memory (`ArraySource`) or reads them from disk when needed (`DiskSource`)."""
+
+    source: ArraySource | DiskSource
+    name: str
+    split: str
+
+    @staticmethod
+    def from_arrays(image: np.ndarray, label: np.ndarray | None = None, *, levels: int | None = None, name: str = "arrays") -> "Dataset":
+        """A data set of your own arrays, [N, H, W] or [N, H, W, C] of integers and [N] labels, checked like a file."""
+        return Dataset(array_source(image, label, f"{name}:image", levels), name, "train")
+
+    @property
+    def images(self) -> Any:
+        """uint8 [N, H, W, C]: an array, or an array-like that reads what is indexed."""
+        return self.source.images
+
+    @property
+    def labels(self) -> Any:
+        """int32 [N] likewise, or None."""
+        return self.source.labels
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return tuple(self.source.images.shape[1:])
+
+    @property
+    def levels(self) -> int:
+        """V: values are in {0 .. V-1}."""
+        return self.source.levels
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are in {0 .. num_classes-1}; 0: no labels."""
+        return self.source.num_classes
+
+    def __len__(self) -> int:
+        return len(self.source.images)
+
+    def batch(self, step: int, batch_size: int, seed: int, process: tuple[int, int] | None = None) -> Batch:
+        """This process's rows of the global batch of `step`: {"image": uint8 [B / P, H, W, C], "label": int32 [B / P] if there are labels}.
+
+        `process` = (index, count), by default jax's own. Raises DataError if the set is smaller than a batch, ConfigError if B does
+        not divide by P.
+        """
+        if step < 0:
+            raise ConfigError("step", wanted="0 or more", got=step)
+        rows = self._local(batch_size, process)
+        self.check_batch(batch_size, seed)
+        return self.source.read(self._order(np.arange(step * batch_size, (step + 1) * batch_size)[rows], seed))
+
+    def batches(self, start_step: int, batch_size: int, seed: int, process: tuple[int, int] | None = None) -> Iterator[Batch]:
+        """batch(start_step), batch(start_step + 1), ... without end; sets on disk are read ahead in a thread, in the same order.
+
+        An error of the reader is raised here, at the step where it happened.
+        """
+        self.batch(start_step, batch_size, seed, process)  # a wrong argument or file is reported before any thread starts
+        read = functools.partial(self.batch, batch_size=batch_size, seed=seed, process=process or _this_process())
+        if not self.source.on_disk:
+            return map(read, itertools.count(start_step))
+        return _read_ahead(read, start_step)
+
+    def epoch(self, batch_size: int, process: tuple[int, int] | None = None) -> Iterator[tuple[Batch, Float32[np.ndarray, "B"]]]:
+        """All rows once, in order: (batch, mask [B / P]); the last batch is filled up with row 0 and mask 0. For evaluation."""
+        local, n = self._local(batch_size, process), len(self)
+        for start in range(0, n, batch_size):
+            places = np.arange(start, start + batch_size)[local]
+            yield self.source.read(np.where(places < n, places, 0)), (places < n).astype(np.float32)
+
+    def check_batch(self, batch_size: int, seed: int = 0) -> None:
+        """Raises unless a training batch of `batch_size` can be drawn: ConfigError (size, seed), DataError (set too small)."""
+        _positive(batch_size)
+        if not 0 <= seed < 2**63:
+            raise ConfigError("seed", wanted="0 or more", got=seed)
+        if batch_size > len(self):
+            wanted = f"at least one batch of {batch_size} images"
+            raise DataError(f"{self.name}/{self.split}", wanted=wanted, got=len(self), hint=f"batch_size={len(self)} or less")
+
+    def expect(self, image_shape: tuple[int, ...], levels: int, num_classes: int = 0) -> None:
+        """Raises DataError unless the set fits a model of this image shape, levels and number of classes (0: labels are not used)."""
+        origin = f"{self.name}/{self.split}"
+        if self.image_shape != tuple(image_shape):
+            raise DataError(origin, wanted=f"images of shape {list(image_shape)} as the model", got=list(self.image_shape))
+        if self.levels != levels:
+            raise DataError(origin, wanted=f"{levels} levels as the model", got=self.levels, hint=f"data.levels={levels} if the values fit")
+        if num_classes and self.num_classes != num_classes:
+            raise DataError(origin, wanted=f"{num_classes} classes as the model", got=self.num_classes or "no labels")
+
+    def fingerprint(self, batch_size: int, seed: int, process_count: int | None = None) -> dict[str, Any]:
+        """What a run must find again when it resumes, as JSON. On disk, sha256 covers version, length and 16 examples only."""
+        self.check_batch(batch_size, seed)
+        return {
+            "name": self.name,
+            "split": self.split,
+            "version": self.source.version,
+            "n": len(self),
+            "image_shape": list(self.image_shape),
+            "levels": self.levels,
+            "num_classes": self.num_classes,
+            "sha256": self.source.sha256(),
+            "batch_size": batch_size,
+            "seed": seed,
+            "process_count": _this_process()[1] if process_count is None else process_count,
+        }
+
+    def _order(self, places: np.ndarray, seed: int) -> np.ndarray:
+        """The rows at `places` of the endless shuffled order."""
+        epochs, within = np.divmod(places, len(self))
+        rows = [_permutation(len(self), seed, epoch)[within[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+        return np.concatenate(rows)
+
+    @staticmethod
+    def _local(batch_size: int, process: tuple[int, int] | None) -> slice:
+        """The rows of a global batch that belong to this process."""
+        _positive(batch_size)
+        index, count = process or _this_process()
+        if batch_size % count:
+            lower, upper = batch_size // count * count, (batch_size // count + 1) * count
+            near = f"try {lower} or {upper}" if lower else f"try {upper}"
+            raise ConfigError("batch_size", wanted=f"a multiple of {count} (processes)", got=batch_size, hint=near)
+        rows = batch_size // count
+        return slice(index * rows, (index + 1) * rows)
+
+
+def check_same_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises ConfigError that lists the fields of two fingerprints that differ: resuming would train on other data than the run began with.
+
+    The same content under another name (a folder that moved) passes.
+    """
+    same_content = saved.get("sha256") == now.get("sha256")
+    fields = [field for field in {**now, **saved} if saved.get(field) != now.get(field) and not (same_content and field == "name")]
+    if fields:
+        wanted = "what the run began with: " + ", ".join(f"{field} {_short(saved.get(field))}" for field in fields)
+        got = ", ".join(f"{field} {_short(now.get(field))}" for field in fields)
+        raise ConfigError("data", wanted=wanted, got=got, hint="set it back or start in another workdir")
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def _positive(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ConfigError("batch_size", wanted="1 or more", got=batch_size)
+
+
+def _this_process() -> tuple[int, int]:
+    import jax
+
+    return jax.process_index(), jax.process_count()
+
+
+@functools.lru_cache(maxsize=4)  # a batch may need two epochs, and a validation set may be drawn from in between
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    return permutation(n, seed, epoch)
+
+
+def _read_ahead(read: Any, start_step: int) -> Iterator[Batch]:
+    import grain
+
+    steps = grain.MapDataset.range(start_step, 2**62).map(read)
+    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=READ_AHEAD)))

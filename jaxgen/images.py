@@ -1,0 +1,331 @@
+"""Images from files, read into memory and checked: `.npz` archives, folders of them, folders of pictures, scikit-learn's digits.
+
+Everything that leaves this file is uint8 [N, H, W, C] in {0 .. levels-1}. What is wrong is one line with the file, the index, what was
+wanted and what came. Nothing is rounded, clipped, resized or unpickled.
+
+Splits
+  digits                a fixed permutation of the 1797 images: 1293 train, 144 validation, 360 test.
+  one file or folder    a fixed permutation: the last 10 % test, the 10 % before them validation, the rest train.
+  train / test parts    as given; without a validation part, the last 10 % of train (at most 10,000) are held out for it.
+"""
+
+import hashlib
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Int32, UInt8
+
+from jaxgen.errors import ConfigError, DataError
+
+SPLITS = ("train", "validation", "test")
+PART_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+MAX_CHANNELS = 4  # more is a channel-first array, [N, C, H, W], far more often than a picture
+SPLIT_SEED = 1
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Checked images in memory; `labels` are in {0 .. num_classes-1}, or None with num_classes 0."""
+
+    images: UInt8[np.ndarray, "N H W C"]
+    labels: Int32[np.ndarray, "N"] | None
+    levels: int
+    num_classes: int
+    version: str = ""
+    on_disk: bool = False
+
+    def read(self, indices: Int[np.ndarray, "B"]) -> dict[str, np.ndarray]:
+        """The rows `indices`: {"image": uint8 [B, H, W, C]} and, with labels, {"label": int32 [B]}."""
+        batch = {"image": self.images[indices]}
+        return batch if self.labels is None else batch | {"label": self.labels[indices]}
+
+    def sha256(self) -> str:
+        """A hash of all images and labels with their shapes."""
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        if self.labels is not None:
+            digest.update(np.ascontiguousarray(self.labels, "<i4").data)
+        return digest.hexdigest()
+
+    def select(self, rows: Int[np.ndarray, "M"] | slice) -> "ArraySource":
+        """The same set with only `rows`."""
+        labels = None if self.labels is None else self.labels[rows]
+        return ArraySource(self.images[rows], labels, self.levels, self.num_classes)
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """What a file holds before any check; `classes` are the names of class folders."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    origin: str
+    classes: tuple[str, ...] = ()
+
+
+def permutation(n: int, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
+    """A permutation of {0 .. n-1}, a function of (n, seed, epoch).
+
+    The order of n random 64-bit words of PCG64: numpy promises the stream of a bit generator for ever, that of
+    `Generator.permutation` not, and an order that changes with a numpy release would break a resumed run.
+    """
+    words = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(n)
+    return np.argsort(words, kind="stable")
+
+
+def held_out(n: int) -> int:
+    """How many of `n` training images become the validation split where a set has none: 10 %, at least 1, at most 10,000."""
+    return min(max(1, n // 10), 10_000)
+
+
+def check_split(split: str) -> None:
+    """Raises ConfigError unless `split` is train, validation or test."""
+    if split not in SPLITS:
+        raise ConfigError("split", wanted=f"one of {', '.join(SPLITS)}", got=repr(split))
+
+
+def check_images(images: np.ndarray, origin: str, levels: int | None = None) -> UInt8[np.ndarray, "N H W C"]:
+    """uint8 [N, H, W, C] from an integer array [N, H, W] or [N, H, W, C] in {0 .. levels-1} (256 where None), else DataError."""
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or not 1 <= images.shape[-1] <= MAX_CHANNELS:
+        channel_first = images.ndim == 4 and images.shape[1] <= MAX_CHANNELS
+        hint = "move the channels last: image.transpose(0, 2, 3, 1)" if channel_first else ""
+        raise DataError(origin, wanted=f"shape [N, H, W] or [N, H, W, C] with C of 1 to {MAX_CHANNELS}", got=list(images.shape), hint=hint)
+    if not len(images):
+        raise DataError(origin, wanted="at least one image", got="0 (the set is empty)")
+    if not images.size:
+        raise DataError(origin, wanted="images of at least one pixel", got=f"shape {list(images.shape)}")
+    _check_dtype(images, origin)
+    check_range(images, origin, levels)
+    return np.ascontiguousarray(images, np.uint8)
+
+
+def _check_dtype(images: np.ndarray, origin: str) -> None:
+    """Integers pass; a float array is refused even if its values are whole, with the index of the first NaN or infinity."""
+    if images.dtype.kind in "bui":
+        return
+    hint = "store whole numbers 0 .. levels-1 as uint8; nothing is rounded here"
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        index = _first(~np.isfinite(images))
+        raise DataError(f"{origin}[{_text(index)}]", wanted="uint8", got=f"{images[index]} ({images.dtype})", hint=hint)
+    raise DataError(origin, wanted="dtype uint8", got=str(images.dtype), hint=hint)
+
+
+def check_range(images: np.ndarray, origin: str, levels: int | None, rows: Int[np.ndarray, "N"] | None = None) -> None:
+    """Raises DataError at the first value outside {0 .. levels-1} (256 where None); `rows` are the places of `images` in the set."""
+    top = (levels or 256) - 1
+    if images.min() < 0 or images.max() > top:
+        index = _first((images < 0) | (images > top))
+        place = index if rows is None else (int(rows[index[0]]), *index[1:])
+        why = f"{levels} levels" if levels else "8 bits"
+        raise DataError(f"{origin}[{_text(place)}]", wanted=f"a value in 0..{top} ({why})", got=int(images[index]))
+
+
+def check_labels(labels: np.ndarray, n: int, origin: str, num_classes: int | None = None) -> Int32[np.ndarray, "n"]:
+    """int32 [n] in {0 .. num_classes-1} (any non-negative where None), else DataError."""
+    if labels.shape != (n,):
+        raise DataError(origin, wanted=f"shape [{n}], one label for each image", got=list(labels.shape))
+    if labels.dtype.kind not in "ui":
+        raise DataError(origin, wanted="an integer dtype", got=str(labels.dtype))
+    top = 2**31 - 1 if num_classes is None else num_classes
+    bad = (labels < 0) | (labels >= top)
+    if bad.any():
+        index = _first(bad)
+        raise DataError(f"{origin}[{_text(index)}]", wanted=f"a class in 0..{top - 1}", got=int(labels[index]))
+    return labels.astype(np.int32)
+
+
+def infer_levels(images: UInt8[np.ndarray, "N H W C"]) -> int:
+    """2 if no value is above 1, else 256. Any other number of levels has to be named."""
+    return 2 if images.max() <= 1 else 256
+
+
+def array_source(images: np.ndarray, labels: np.ndarray | None, origin: str, levels: int | None) -> ArraySource:
+    """The checked set of two arrays; levels and the number of classes are inferred where they are not given."""
+    checked = check_images(images, origin, levels)
+    if labels is not None:
+        labels = check_labels(labels, len(checked), origin.replace(":image", ":label"))
+    return ArraySource(checked, labels, levels or infer_levels(checked), 0 if labels is None else int(labels.max()) + 1)
+
+
+def digits(split: str, levels: int | None) -> ArraySource:
+    """scikit-learn's 1797 digits, 8x8x1, 17 levels, 10 classes.
+
+    p = np.random.default_rng(1).permutation(1797); test = p[1437:] (360), validation = p[1293:1437] (144), train = p[:1293].
+    """
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    source = array_source(data.images.astype(np.uint8), data.target, "digits:image", levels or 17)
+    order = np.random.default_rng(1).permutation(1797)
+    rows = {"train": order[:1293], "validation": order[1293:1437], "test": order[1437:]}
+    return source.select(rows[split])
+
+
+def read_path(path: Path, split: str, levels: int | None) -> ArraySource:
+    """One split of an `.npz` file, of a folder with train/validation/test parts, or of a folder of pictures."""
+    parts = _parts(path) if path.is_dir() else {}
+    if not parts:
+        raw = _read(path)
+        source = array_source(raw.images, raw.labels, raw.origin, levels)
+        return source.select(_fraction(len(source.images), split, path))
+    if "train" not in parts:
+        raise DataError(str(path), wanted="a train part (train.npz or train/)", got=", ".join(part.name for part in parts.values()))
+    return _part(parts, split, levels, path)
+
+
+def _parts(path: Path) -> dict[str, Path]:
+    """The files or folders train, validation (valid, val) and test in `path`, those that exist."""
+    found = {}
+    for split, names in PART_NAMES.items():
+        candidates = [path / (name + suffix) for name in names for suffix in (".npz", "") if (path / (name + suffix)).exists()]
+        if len(candidates) > 1:
+            raise DataError(str(path), wanted=f"one {split} part", got=" and ".join(part.name for part in candidates))
+        if candidates:
+            found[split] = candidates[0]
+    return found
+
+
+def _part(parts: dict[str, Path], split: str, levels: int | None, path: Path) -> ArraySource:
+    """`split` of a set given in parts; train decides levels, classes and the shape for the others."""
+    raw = _read(parts["train"])
+    train = array_source(raw.images, raw.labels, raw.origin, levels)
+    if "validation" not in parts and split != "test":
+        cut = len(train.images) - held_out(len(train.images))
+        return _not_empty(train.select(slice(cut) if split == "train" else slice(cut, None)), split, path)
+    if split == "train":
+        return train
+    if split not in parts:
+        raise DataError(str(path), wanted=f"a {split} part ({split}.npz or {split}/)", got=", ".join(part.name for part in parts.values()))
+    return _like_train(_read(parts[split]), train, raw)
+
+
+def _like_train(raw: _Raw, train: ArraySource, train_raw: _Raw) -> ArraySource:
+    """The checked set of another part, which must agree with train in shape, levels and classes."""
+    images = check_images(raw.images, raw.origin, train.levels)
+    if images.shape[1:] != train.images.shape[1:]:
+        wanted = f"images of shape {list(train.images.shape[1:])} as in {train_raw.origin}"
+        raise DataError(f"{raw.origin}[0]", wanted=wanted, got=list(images.shape[1:]))
+    origin = raw.origin.replace(":image", ":label")
+    if (raw.labels is None) != (train.labels is None):
+        wanted = "no labels" if train.labels is None else "labels"
+        raise DataError(origin, wanted=f"{wanted}, as in {train_raw.origin}", got="none" if raw.labels is None else "labels")
+    if raw.classes != train_raw.classes:
+        raise DataError(origin, wanted=f"the class folders of {train_raw.origin}: {_list(train_raw.classes)}", got=_list(raw.classes))
+    labels = None if raw.labels is None else check_labels(raw.labels, len(images), origin, train.num_classes)
+    return ArraySource(images, labels, train.levels, train.num_classes)
+
+
+def _fraction(n: int, split: str, path: Path) -> Int[np.ndarray, "M"]:
+    """The rows of `split` of a set that comes in one piece; shuffled first, because such sets are often sorted by class."""
+    order, tenth = permutation(n, SPLIT_SEED, 0), max(1, n // 10)
+    rows = {"train": order[: -2 * tenth], "validation": order[-2 * tenth : -tenth], "test": order[-tenth:]}
+    if n < 3:
+        raise DataError(str(path), wanted="at least 3 images, to split them into train, validation and test", got=n)
+    return rows[split]
+
+
+def _not_empty(source: ArraySource, split: str, path: Path) -> ArraySource:
+    if not len(source.images):
+        raise DataError(str(path), wanted=f"enough images for a {split} split", got="1 in all", hint="one is held out for validation")
+    return source
+
+
+def _read(path: Path) -> _Raw:
+    if path.is_dir():
+        return _read_pictures(path)
+    if path.suffix != ".npz":
+        raise DataError(str(path), wanted="an .npz file or a folder", got=f"a file that ends with {path.suffix or 'nothing'}")
+    return _read_npz(path)
+
+
+def _damaged(path: Path, error: BaseException) -> DataError:
+    return DataError(str(path), wanted="a readable file", got=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+
+
+def _read_npz(path: Path) -> _Raw:
+    """`image` and, if there, `label` of an archive. Arrays of Python objects are refused: reading them would run code from the file."""
+    try:
+        with path.open("rb") as file, _archive(np.load(file, allow_pickle=False), path) as archive:
+            if "image" not in archive:
+                raise DataError(str(path), wanted="an array named 'image'", got=_list(archive.files) or "an empty archive")
+            return _Raw(archive["image"], archive.get("label"), f"{path}:image")
+    except DataError:
+        raise
+    except (OSError, EOFError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(path, error) from error
+
+
+def _archive(loaded: Any, path: Path) -> np.lib.npyio.NpzFile:
+    if isinstance(loaded, np.lib.npyio.NpzFile):
+        return loaded
+    raise DataError(str(path), wanted="an .npz archive (numpy.savez)", got=f"one array of shape {list(loaded.shape)}")
+
+
+def _read_pictures(path: Path) -> _Raw:
+    """All pictures of a folder in the order of their names; pictures in sub-folders get the sub-folder's place in the alphabet as label."""
+    folders = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
+    files = [(name, None) for name in _pictures(path)]
+    classed = [(name, place) for place, folder in enumerate(folders) for name in _pictures(folder)]
+    if files and classed:
+        got = f"{len(files)} beside and {len(classed)} inside"
+        raise DataError(str(path), wanted="pictures either all beside or all inside class folders", got=got)
+    if not files and not classed:
+        raise DataError(str(path), wanted=f"train.npz or pictures ({' '.join(PICTURES)})", got="none (the set is empty)")
+    for place, folder in enumerate(folders):
+        if classed and not any(label == place for _, label in classed):
+            raise DataError(str(folder), wanted="at least one picture of this class", got="none")
+    images = _stack([name for name, _ in files or classed])
+    labels = np.array([label for _, label in classed], np.int32) if classed else None
+    return _Raw(images, labels, f"{path}:image", tuple(folder.name for folder in folders) if classed else ())
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(item for item in folder.iterdir() if item.suffix.lower() in PICTURES and not item.name.startswith("."))
+
+
+def _stack(paths: list[Path]) -> np.ndarray:
+    """[N, H, W, C] of picture files that all have the shape of the first."""
+    first = _read_picture(paths[0])
+    images = np.empty((len(paths), *first.shape), first.dtype)
+    for index, path in enumerate(paths):
+        picture = _read_picture(path)
+        if picture.shape != first.shape or picture.dtype != first.dtype:
+            wanted = f"shape {list(first.shape)} {first.dtype} as {paths[0].name}"
+            raise DataError(f"{path} (picture {index})", wanted=wanted, got=f"{list(picture.shape)} {picture.dtype}")
+        images[index] = picture
+    return images
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    """One picture as it is stored: bits 0/1, grey or RGB (a palette is looked up); never scaled, and no alpha dropped."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            if picture.mode == "P" and "transparency" not in picture.info:
+                picture = picture.convert("RGB")
+            mode, pixels = picture.mode, np.asarray(picture)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _damaged(path, error) from error
+    if mode not in ("1", "L", "RGB"):
+        raise DataError(str(path), wanted="a grey or RGB picture of 8 bits", got=f"mode {mode}", hint="convert it first")
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _first(bad: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(axis) for axis in np.unravel_index(int(np.argmax(bad)), bad.shape))
+
+
+def _text(index: tuple[int, ...]) -> str:
+    return ", ".join(map(str, index))
+
+
+def _list(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(map(str, names)) if len(names) <= 8 else f"{', '.join(map(str, names[:8]))} ... ({len(names)})"

@@ -1,0 +1,198 @@
+"""Images of tensorflow-datasets, read from disk as they are needed: `tfds.data_source` over array_record files.
+
+A set that is prepared is read without TensorFlow. Preparing one of the sets that TFDS brings needs it (extra `[tfds]`); a builder
+of your own that yields PNG bytes or uint8 tensors does not. A set needs an `image` feature of fixed shape and 8 bits; `label` is optional.
+
+What can be known without reading everything is checked when the set is opened: features, shape, dtype, length, and whether the
+first 1000 training images are binary (then levels is 2, else 256). The range is checked again in every batch that is read.
+
+Splits: as TFDS has them; without a validation split, the last 10 % of train (at most 10,000) are held out for it.
+"""
+
+import difflib
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxgen.errors import DataError
+from jaxgen.images import check_labels, check_range, held_out, infer_levels
+
+EXTRA = 'pip install "jaxgen[tfds]"'
+LEVELS_FROM = 1000  # training images that decide between 2 and 256 levels
+HASHED = 16  # examples that stand for the content in the fingerprint
+
+
+@dataclass(frozen=True)
+class DiskSource:
+    """One split of a prepared set, with random access; `examples` and `undecoded` are TFDS data sources (the latter skips the PNGs)."""
+
+    examples: Any
+    undecoded: Any
+    origin: str
+    version: str
+    image_shape: tuple[int, int, int]
+    levels: int
+    num_classes: int
+    on_disk: bool = True
+
+    @property
+    def images(self) -> "Column":
+        """uint8 [N, H, W, C], decoded when indexed."""
+        return Column(lambda rows: self.read(rows)["image"], (len(self.examples), *self.image_shape), np.dtype(np.uint8))
+
+    @property
+    def labels(self) -> "Column | None":
+        """int32 [N], read when indexed, or None."""
+        if not self.num_classes:
+            return None
+        return Column(self._read_labels, (len(self.examples),), np.dtype(np.int32))
+
+    def read(self, indices: Int[np.ndarray, "B"]) -> dict[str, np.ndarray]:
+        """The rows `indices`: {"image": uint8 [B, H, W, C]} and, with labels, {"label": int32 [B]}; their range is checked."""
+        examples = self._fetch(self.examples, indices)
+        images = np.stack([np.asarray(example["image"]).reshape(self.image_shape) for example in examples])
+        check_range(images, f"{self.origin}:image", self.levels, indices)
+        batch = {"image": images}
+        return batch | {"label": self._labels(examples)} if self.num_classes else batch
+
+    def sha256(self) -> str:
+        """A hash of version, length and `HASHED` evenly spaced examples: hashing everything would read everything."""
+        digest = hashlib.sha256(f"{self.origin} {self.version} {len(self.examples)}".encode())
+        rows = np.linspace(0, len(self.examples) - 1, HASHED).astype(np.int64)
+        for _, column in sorted(self.read(rows).items()):
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.hexdigest()
+
+    def _read_labels(self, rows: np.ndarray) -> np.ndarray:
+        return self._labels(self._fetch(self.undecoded, rows))
+
+    def _labels(self, examples: list[dict]) -> np.ndarray:
+        labels = np.array([example["label"] for example in examples])
+        return check_labels(labels, len(examples), f"{self.origin}:label", self.num_classes)
+
+    def _fetch(self, source: Any, rows: np.ndarray) -> list[dict]:
+        """A truncated or deleted file surfaces here, as whatever array_record or the decoder raises."""
+        try:
+            return source.__getitems__([int(row) for row in rows])
+        except Exception as error:
+            raise DataError(f"{self.origin} rows {rows[0]}..", wanted="readable examples", got=_one_line(error)) from error
+
+
+class Column:
+    """One feature of a set on disk as an array-like: `column[3]`, `column[2:5]`, `column[[0, 7]]`, `len`, `np.asarray(column)`."""
+
+    def __init__(self, read: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], dtype: np.dtype):
+        self._read, self.shape, self.dtype, self.ndim = read, shape, dtype, len(shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        rows = np.arange(len(self))[index]
+        if rows.ndim == 0:
+            return self._read(rows[None])[0]
+        return self._read(rows) if len(rows) else np.empty((0, *self.shape[1:]), self.dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        blocks = [self[start : start + 1024] for start in range(0, len(self), 1024)]
+        return np.concatenate(blocks).astype(dtype or self.dtype, copy=False)
+
+
+def open_split(name: str, split: str, data_dir: str | None, manual_dir: str | None, levels: int | None) -> DiskSource:
+    """`split` of the TFDS set `name`, prepared first where it is not yet; DataError if that cannot be done here.
+
+    `data_dir` is TFDS's own folder (None: ~/tensorflow_datasets), `manual_dir` holds files fetched by hand.
+    """
+    builder = _builder(name, data_dir)
+    if not builder.is_prepared():
+        _prepare(builder, name, manual_dir)
+    shape, num_classes = _features(builder, name)
+    make = functools.partial(_open, builder, name, shape, num_classes)
+    train = make("train", levels or 256)
+    if levels is None:
+        rows = np.arange(min(LEVELS_FROM, len(train.examples)))
+        levels = infer_levels(train.read(rows)["image"])
+    return make(split, levels)
+
+
+def _open(builder: Any, name: str, shape: tuple[int, int, int], num_classes: int, split: str, levels: int) -> DiskSource:
+    import tensorflow_datasets as tfds
+
+    origin, wanted = f"{name}/{split}", _slice(builder, name, split)
+    try:
+        examples = builder.as_data_source(split=wanted)
+        undecoded = builder.as_data_source(split=wanted, decoders={"image": tfds.decode.SkipDecoding()})
+    except Exception as error:
+        raise DataError(origin, wanted="a set prepared as array_record", got=_one_line(error), hint="name another data_dir") from error
+    if not len(examples):
+        raise DataError(origin, wanted="at least one image", got="0 (the set is empty)")
+    return DiskSource(examples, undecoded, origin, str(builder.version), shape, levels, num_classes)
+
+
+def _slice(builder: Any, name: str, split: str) -> str:
+    """TFDS's text for `split`; validation is cut from the end of train where the set has none."""
+    sizes = {key: info.num_examples for key, info in builder.info.splits.items()}
+    if "train" not in sizes or (split == "test" and "test" not in sizes):
+        raise DataError(name, wanted=f"a {'train' if 'train' not in sizes else split} split", got=", ".join(sizes) or "none")
+    if "validation" in sizes or split == "test":
+        return split
+    cut = sizes["train"] - held_out(sizes["train"])
+    return f"train[:{cut}]" if split == "train" else f"train[{cut}:]"
+
+
+def _builder(name: str, data_dir: str | None) -> Any:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataError(name, wanted="tensorflow-datasets, to read a set by its name", got=_one_line(error), hint=EXTRA) from error
+    try:
+        return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), 1)
+        hint = f"did you mean {close[0]}?" if close else f"a folder of your own is written with its path, ./{name}"
+        raise DataError(name, wanted="digits, a TFDS set or an existing path", got="a name that TFDS does not know", hint=hint) from error
+    except Exception as error:
+        raise DataError(name, wanted="a TFDS set as array_record", got=_one_line(error), hint="name another data_dir") from error
+
+
+def _prepare(builder: Any, name: str, manual_dir: str | None) -> None:
+    """Writes the set into data_dir. Without TensorFlow a set of TFDS's own would fail half-way, after its download: refused before it."""
+    import tensorflow_datasets as tfds
+
+    where = f"{name} (not yet prepared in {builder.data_dir})"
+    without = importlib.util.find_spec("tensorflow") is None
+    needs = DataError(where, wanted="TensorFlow, to prepare a set that TFDS brings", got="not installed", hint=EXTRA)
+    if without and type(builder).__module__.startswith("tensorflow_datasets."):
+        raise needs
+    try:
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+    except Exception as error:
+        if without and "tensorflow" in str(error).lower():
+            raise needs from error
+        raise DataError(where, wanted="a set that can be prepared", got=_one_line(error)) from error
+
+
+def _features(builder: Any, name: str) -> tuple[tuple[int, int, int], int]:
+    """((H, W, C), number of classes or 0) from the declared features."""
+    features = builder.info.features
+    if features is None or "image" not in features:
+        raise DataError(name, wanted="a feature named 'image'", got=", ".join(features or {}) or "none")
+    image = features["image"]
+    shape = tuple(image.shape) + (1,) * (len(image.shape) == 2)
+    if len(shape) != 3 or None in shape or np.dtype(image.np_dtype) != np.uint8:
+        got = f"{np.dtype(image.np_dtype)} {list(image.shape)}"
+        raise DataError(f"{name}:image", wanted="uint8 images of one fixed shape [H, W, C]", got=got)
+    num_classes = getattr(features["label"], "num_classes", None) if "label" in features else 0
+    if num_classes is None:
+        raise DataError(f"{name}:label", wanted="a ClassLabel feature with its number of classes", got=type(features["label"]).__name__)
+    return shape, num_classes
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
