@@ -50,7 +50,7 @@ lint: setup
 
 # Real SIGKILLs at random moments of a training, one of them inside a save; the suite does five.
 kill-test: setup
-	JAXGEN_KILLS=$(KILLS) $(BIN)/python -m pytest -m kill
+	JAXGEN_KILLS=$(KILLS) $(BIN)/python -m pytest tests/test_kill.py
 
 bench: setup
 	$(BIN)/jaxgen bench $(RUN)
