@@ -1,0 +1,403 @@
+"""Checkpoints that survive kill -9, a full disk and a flipped bit; the only file that imports orbax.
+
+    workdir/config.json                     the configuration, for people (rundir.py)
+    workdir/lock                            one run per directory (lock.py)
+    workdir/checkpoints/200/arrays/         the state as a flat dict {path in the tree: array}, written by orbax
+    workdir/checkpoints/200/manifest.json   config, data fingerprint, metrics, versions, dtypes, shapes, sha256 of every file (manifest.py)
+
+A save writes everything into `200.tmp`, the manifest last, flushes it and renames the folder. That one rename is the commit: a step that is
+listed has its manifest, and what ends in `.tmp` was never finished and goes at the next start. Deleting is the same backwards: rename to
+`.tmp`, then remove. Object stores (gs://) have no rename: there a step is written in place, the manifest, written last, is the commit, and
+deleting begins with it.
+
+orbax writes and reads the arrays; its CheckpointManager is not used. The last hook before the manager's own rename is deprecated and the
+manager writes two more files after it, so that no manifest of every file fits inside its commit; it refuses to save over the damaged step
+that a run fell back from; its retention counts damaged steps. Its save takes as long as this one.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from etils import epath
+
+from jaxgen import manifest as manifests
+from jaxgen import rundir
+from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.lock import RunLock
+
+CONFIG, STEPS, ARRAYS = "config.json", "checkpoints", "arrays"
+NEWEST = 2
+BEST_METRICS = ("bits_per_dim", "bits_per_dim_bound")
+NONE_SAVED, ALL_DAMAGED = -1, -2
+
+
+class Checkpointer:
+    """Saves and restores the state of the one run of a directory. Every process of a run makes one; process 0 writes and holds the lock.
+
+    config is the run's configuration as JSON (`load` builds `config["model"]`), fingerprint says what its data is. A run that has
+    checkpoints goes on only with the same config, rundir.HARMLESS excepted, and the same fingerprint; restart=True deletes them instead.
+    best_metric names the metric, lower is better, whose best step is kept beside the newest two; default: the first of BEST_METRICS given.
+    Raises ConfigError (a folder that cannot be written, another live run, changed config or data), CheckpointError (another model).
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        config: Mapping[str, Any],
+        fingerprint: Mapping[str, Any] | None = None,
+        best_metric: str | None = None,
+        restart: bool = False,
+    ):
+        self.workdir = rundir.folder(workdir)
+        self._steps, self._local = self.workdir / STEPS, rundir.is_local(self.workdir)
+        # As they will be read back: tuples become lists.
+        self._config, self._fingerprint = (json.loads(json.dumps(dict(facts))) for facts in (config, fingerprint or {}))
+        self._best_metrics = (best_metric,) if best_metric else BEST_METRICS
+        self._ours: set[int] = set()  # steps that this object saved or restored: known to be good
+        self._damaged: set[int] = set()  # steps that restore() passed over
+        self._lock: RunLock | None = None
+        _on_first_process(lambda: self._start(restart))
+
+    def _start(self, restart: bool) -> None:
+        """Takes the lock, compares the old run with this one, clears what it left unfinished."""
+        try:
+            self._steps.mkdir(parents=True, exist_ok=True)
+            self._lock = RunLock(self.workdir, self._local)
+        except OSError as error:
+            raise ConfigError("workdir", "a folder that can be written", f"{self.workdir} ({error.strerror or error})") from None
+        try:
+            old = manifests.readable(self._steps, self.steps())
+            if old and not restart:  # where no manifest can be read, restore() will refuse
+                rundir.check_same_run(self.workdir, old[max(old)], self._config, self._fingerprint)
+            self._clear(restart)
+            rundir.write_json(self.workdir / CONFIG, self._config)
+        except BaseException:
+            self.close()
+            raise
+
+    def _clear(self, restart: bool) -> None:
+        for path in self._steps.iterdir():
+            unfinished = path.name.endswith(".tmp") or (not self._local and not (path / manifests.NAME).exists())
+            if unfinished or (restart and rundir.is_step(path.name)):
+                self._delete(path)
+
+    def steps(self) -> list[int]:
+        """The steps on disk, oldest first, damaged ones too."""
+        return rundir.steps(self._steps)
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, Any] | None = None) -> None:
+        """Writes `state` as checkpoint `step`; complete when it returns. A step that this run has saved or restored already stays as it is.
+
+        Raises CheckpointError where it cannot be written (disk full): the older steps are untouched and training may go on.
+        """
+        if step in self._ours:
+            return
+        try:
+            self._write(step, _arrays(state), metrics or {})
+        except (OSError, ValueError, RuntimeError) as error:  # orbax reports a full disk as ValueError
+            self._discard(self._writing(step))
+            reason = (str(error).strip() or type(error).__name__).rpartition(": ")[2]  # orbax tells the whole chain, the cause last
+            raise CheckpointError(f"step {step}", f"a checkpoint in {self._steps}", reason, "the older ones are kept") from error
+        self._ours.add(step)
+        self._damaged.discard(step)
+        self._retain()
+
+    def restore(self, target: Any) -> tuple[int, Any] | None:
+        """(step, state) of the newest intact checkpoint, or None where there is none at all. Writes nothing.
+
+        `target` is a state, or one of `jax.ShapeDtypeStruct`s with shardings: its tree, dtypes and shapes must be the checkpoint's, its
+        shardings decide the placement, on any number of devices. Damaged steps are named on stderr and passed over.
+        Raises CheckpointError: every step is damaged; another model; the arrays are not those of the target.
+        """
+        steps = self.steps()[::-1]
+        step = _from_first_process(lambda: _choose(self._steps, steps))
+        if step == NONE_SAVED:
+            return None
+        if step == ALL_DAMAGED:
+            raise _all_damaged(self._steps, steps)
+        manifest = manifests.read(self._steps / str(step))
+        rundir.check_model(self.workdir, manifest, self._config)
+        rundir.report_versions(manifest["versions"])
+        state = _read(self._steps / str(step), manifest, target)
+        self._ours, self._damaged = {step}, {other for other in steps if other > step}
+        return step, state
+
+    def close(self) -> None:
+        """Releases the lock; a second call does nothing."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _writing(self, step: int) -> epath.Path:
+        """Where a step is while it is being written."""
+        return self._steps / (f"{step}.tmp" if self._local else str(step))
+
+    def _write(self, step: int, arrays: dict[str, Any], metrics: Mapping[str, Any]) -> None:
+        folder = self._writing(step)
+        _on_first_process(lambda: self._prepare(folder, arrays))
+        _orbax_save(folder / ARRAYS, {name: array for name, array in arrays.items() if array.size})
+        _on_first_process(lambda: self._commit(folder, self._facts(step, arrays, metrics)))
+
+    def _prepare(self, folder: epath.Path, arrays: dict[str, Any]) -> None:
+        self._delete(folder)
+        folder.mkdir(parents=True)
+        size = sum(array.nbytes for array in arrays.values())
+        # One clear error now instead of one for every array that does not fit.
+        if self._local and shutil.disk_usage(folder).free < size:
+            raise OSError(f"no space left on the device for {size / 1e6:.1f} MB")
+
+    def _commit(self, folder: epath.Path, facts: dict[str, Any]) -> None:
+        manifests.write(folder, facts, durable=self._local)
+        if self._local:
+            final = self._steps / str(facts["step"])
+            self._delete(final)  # a damaged step that this run fell back from and has now reached again
+            folder.rename(final)
+            rundir.flush(self._steps)
+        if not (self.workdir / CONFIG).exists():  # somebody removed the folder of a live run
+            rundir.write_json(self.workdir / CONFIG, self._config)
+
+    def _facts(self, step: int, arrays: dict[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+        numbers = {name: float(value) for name, value in metrics.items()}
+        numbers = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+        return {
+            "step": step,
+            "config": self._config,
+            "fingerprint": self._fingerprint,
+            "metrics": numbers,
+            "score": next((numbers[name] for name in self._best_metrics if numbers.get(name) is not None), None),
+            "versions": rundir.versions(),
+            "arrays": {name: {"dtype": array.dtype.name, "shape": list(array.shape)} for name, array in arrays.items()},
+        }
+
+    def _retain(self) -> None:
+        """Keeps the newest two intact steps and the best one."""
+        steps = self.steps() if _primary() else []
+        intact = manifests.readable(self._steps, [step for step in steps if step not in self._damaged])
+        keep = {*sorted(intact)[-NEWEST:], *manifests.ranked(intact)[:1]}
+        for step in steps:
+            if step not in keep:
+                self._discard(self._steps / str(step))
+
+    def _discard(self, path: epath.Path) -> None:
+        """Deletes; a failure costs space, never the run."""
+        try:
+            if _primary():
+                self._delete(path)
+        except OSError as error:
+            print(f"jaxgen: {path} cannot be deleted: {error}", file=sys.stderr)
+
+    def _delete(self, path: epath.Path) -> None:
+        """Takes a folder out of the list by one rename, then removes it: a listed step is never half deleted."""
+        if not path.exists():
+            return
+        if not self._local:
+            (path / manifests.NAME).unlink(missing_ok=True)
+        elif rundir.is_step(path.name):
+            path = path.rename(path.with_name(f"{path.name}.{os.urandom(4).hex()}.tmp"))
+        path.rmtree()
+
+
+def load(path: str | os.PathLike, step: int | None = None, which: Literal["best", "latest"] = "best") -> Any:
+    """The trained model of a run directory: built from its saved config, with the averaged (EMA) weights, on this process's first device.
+
+    step picks a checkpoint; otherwise which="best" takes the one with the best validation score (the newest where none has a score). Only
+    the model's own arrays are read, and only after their hashes, dtypes and shapes were checked. Takes no lock: a run may be going on.
+    Raises CheckpointError (nothing there, no such step, damaged), ConfigError (a config that this version does not know).
+    """
+    from jaxgen import models
+    from jaxgen.config import from_json
+
+    folder, steps = _existing(path)
+    if step is not None and step not in steps:
+        raise CheckpointError("step", f"one of {steps}", step)
+    candidates = [step] if step is not None else steps[::-1] if which == "latest" else _best_first(folder, steps)
+    found = manifests.first_intact(folder, candidates)
+    if found is None:
+        raise _all_damaged(folder, candidates)
+    manifest = manifests.read(folder / str(found))
+    config = from_json(tuple(models.MODELS), manifest["config"].get("model", {}))
+    # Shapes only: nothing is allocated before they were compared with the file.
+    return _read(folder / str(found), manifest, jax.eval_shape(lambda: models.build(config)), ("ema/", "model/"))
+
+
+def read_config(path: str | os.PathLike) -> dict[str, Any]:
+    """The configuration of a run as JSON, from its newest checkpoint; raises CheckpointError where there is none."""
+    folder, steps = _existing(path)
+    readable = manifests.readable(folder, steps)
+    if not readable:
+        raise _all_damaged(folder, steps)
+    return readable[max(readable)]["config"]
+
+
+def list_metrics(path: str | os.PathLike) -> dict[int, dict[str, float | None]]:
+    """{step: the metrics it was saved with} of a run's checkpoints; raises CheckpointError where there is none."""
+    folder, steps = _existing(path)
+    return {step: manifest["metrics"] for step, manifest in manifests.readable(folder, steps).items()}
+
+
+def _existing(path: str | os.PathLike) -> tuple[epath.Path, list[int]]:
+    """The folder of checkpoints of a run and its steps, of which there is at least one."""
+    folder = rundir.folder(path) / STEPS
+    steps = rundir.steps(folder)
+    if not steps:
+        raise CheckpointError("path", "a run directory with checkpoints", os.fspath(path), "available steps: none; train first")
+    return folder, steps
+
+
+def _choose(folder: epath.Path, steps: Sequence[int]) -> int:
+    """The first intact step as a number that processes can send each other."""
+    found = manifests.first_intact(folder, steps)
+    if found is not None:
+        return found
+    return ALL_DAMAGED if steps else NONE_SAVED
+
+
+def _best_first(folder: epath.Path, steps: Sequence[int]) -> list[int]:
+    """By score; the steps whose manifest cannot be read come last, so that a damaged run is named and not passed over."""
+    ranked = manifests.ranked(manifests.readable(folder, steps))
+    return ranked + [step for step in steps if step not in ranked]
+
+
+def _all_damaged(folder: epath.Path, steps: Sequence[int]) -> CheckpointError:
+    return CheckpointError(
+        "checkpoint", "an intact step", f"only damaged ones in {folder}: {', '.join(map(str, steps))}",
+        f"the files are named above; available steps: {rundir.steps(folder)}; bring them back from a copy, or start over with --restart",
+    )  # fmt: skip
+
+
+# --- the state as a flat dict of arrays ---------------------------------------------------------------------------------------------
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """{path in the tree, joined by "/": leaf}, in the order of the leaves."""
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _arrays(state: Any) -> dict[str, Any]:
+    """The leaves as arrays; numpy and Python scalars, which orbax would save and then not restore, as numpy arrays without axes."""
+    return {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in _named(state).items()}
+
+
+def _read(folder: epath.Path, manifest: dict[str, Any], target: Any, prefixes: tuple[str, ...] = ("",)) -> Any:
+    """The target's tree with the saved arrays; each leaf is looked up under the first of the prefixes that has it."""
+    saved = manifest["arrays"]
+    leaves = {}
+    for name, leaf in _named(target).items():
+        leaves[next((prefix + name for prefix in prefixes if prefix + name in saved), prefixes[0] + name)] = leaf
+    _check_arrays(saved, leaves, complete=prefixes == ("",))
+    arrays = _orbax_restore(folder / ARRAYS, {name: _placed(leaf) for name, leaf in leaves.items() if np.size(leaf)})
+    empty = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in leaves.items() if not np.size(leaf)}  # orbax refuses them
+    return jax.tree.unflatten(jax.tree.structure(target), [_as(leaf, (arrays | empty)[name]) for name, leaf in leaves.items()])
+
+
+def _check_arrays(saved: dict[str, Any], leaves: dict[str, Any], complete: bool) -> None:
+    """orbax casts a wrong dtype without a word, and its message for a wrong tree is long: compare first, and list the keys."""
+    problems = [f"{name} is not wanted" for name in saved if complete and name not in leaves]
+    for name, leaf in leaves.items():
+        wanted = f"{np.dtype(_dtype(leaf)).name}{list(np.shape(leaf))}"
+        got = f"{saved[name]['dtype']}{saved[name]['shape']}" if name in saved else "nothing"
+        if got != wanted:
+            problems.append(f"{name} is {got}, wanted {wanted}")
+    if problems:
+        more = f", and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise CheckpointError("arrays", "those of the model and its optimizer", ", ".join(problems[:8]) + more, "was the code changed?")
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+
+
+def _placed(leaf: Any) -> Any:
+    """A leaf of the target as (shape, dtype, sharding) for orbax, or the numpy array itself where it is one."""
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return np.asarray(leaf)
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _as(leaf: Any, array: Any) -> Any:
+    """The restored array in the type of the target's leaf."""
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return array if isinstance(array, jax.Array) else jax.device_put(array, _placed(leaf).sharding)
+    if isinstance(leaf, np.ndarray):
+        return array
+    return array[()] if isinstance(leaf, np.generic) else type(leaf)(array.item())
+
+
+# --- orbax, processes -----------------------------------------------------------------------------------------------------------------
+
+
+def _orbax_save(folder: epath.Path, arrays: dict[str, Any]) -> None:
+    """Every process writes its shards; returns on all of them when the folder is complete."""
+    import orbax.checkpoint as ocp
+
+    with _quiet("absl", "asyncio"):
+        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).save(folder, args=ocp.args.PyTreeSave(arrays))
+
+
+def _orbax_restore(folder: epath.Path, targets: dict[str, Any]) -> dict[str, Any]:
+    """The arrays named in targets, each with its target's sharding; the others are not read."""
+    import orbax.checkpoint as ocp
+
+    def how(leaf):
+        if isinstance(leaf, np.ndarray):
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+    args = ocp.args.PyTreeRestore(targets, restore_args={name: how(leaf) for name, leaf in targets.items()}, partial_restore=True)
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder, args=args)
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """On a full disk orbax logs a traceback or two for every array; the cause is raised to us anyway."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+def _primary() -> bool:
+    return jax.process_index() == 0
+
+
+def _from_first_process(decide: Callable[[], int]) -> int:
+    """What process 0 decides, on every process: a hundred hosts need not hash the same files."""
+    if jax.process_count() == 1:
+        return decide()
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(decide() if _primary() else 0)))
+
+
+def _on_first_process(work: Callable[[], None]) -> None:
+    """Process 0 works while the others wait; if it fails, it fails on all of them, so that none waits at the next barrier for ever."""
+    errors: list[Exception] = []
+
+    def attempt() -> int:
+        try:
+            work()
+        except (OSError, ValueError) as error:
+            errors.append(error)
+        return len(errors)
+
+    if _from_first_process(attempt):
+        raise errors[0] if errors else OSError("process 0 failed; its message says why")

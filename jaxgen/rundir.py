@@ -1,0 +1,115 @@
+"""The directory of a run: its path, its steps, its config.json, and whether it is the same run as before."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+import jaxgen
+from jaxgen.errors import CheckpointError, ConfigError
+
+STORES = ("gs://", "s3://", "az://")
+# What a run may change when it goes on; any other change would make it another run.
+HARMLESS = ("workdir", "data.data_dir", "train.steps", "train.log_every", "train.eval_every", "train.max_minutes", "train.fsdp")
+
+
+def folder(path: str | os.PathLike) -> epath.Path:
+    """An absolute local folder (`~` is the home), or a folder of an object store; raises ConfigError for `gs:/bucket` and the like."""
+    text = os.fspath(path)
+    if not is_local(text):
+        return epath.Path(text)
+    if text.partition("/")[0].endswith(":"):
+        raise ConfigError("workdir", f"a folder, or one that starts with {' or '.join(STORES)}", text)
+    return epath.Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def is_local(path: str | os.PathLike) -> bool:
+    """Whether the path is of a file system, which has locks and renames, and not of an object store."""
+    return not os.fspath(path).startswith(STORES)
+
+
+def is_step(name: str) -> bool:
+    """Whether a file name is that of a committed step: its number."""
+    return name.isascii() and name.isdecimal() and name == str(int(name))
+
+
+def steps(path: epath.Path) -> list[int]:
+    """The committed steps in a folder of checkpoints, oldest first, damaged ones too."""
+    return sorted(int(entry.name) for entry in path.iterdir() if is_step(entry.name)) if path.is_dir() else []
+
+
+def write_json(path: epath.Path, data: Mapping[str, Any]) -> None:
+    """The whole file or the old one; an object store writes whole objects anyway."""
+    text = json.dumps(data, indent=2) + "\n"
+    if not is_local(path):
+        path.write_text(text)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.tmp")
+    new.write_text(text)
+    flush(new)
+    new.replace(path)
+
+
+def flush(path: epath.Path) -> None:
+    """fsync of one local file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def versions() -> dict[str, str]:
+    """What is saved with every checkpoint: an upgrade between two halves of a run is the first suspect when its curve bends."""
+    names = ("jax", "flax", "numpy", "optax", "orbax-checkpoint")
+    return {"jaxgen": jaxgen.__version__, "python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def report_versions(saved: Mapping[str, Any]) -> None:
+    """One line on stderr where the versions changed."""
+    if changes := differences(saved, versions()):
+        print(f"jaxgen: versions changed: {', '.join(f'{name} from {change}' for name, change in changes.items())}", file=sys.stderr)
+
+
+def check_same_run(where: epath.Path, old: Mapping[str, Any], config: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
+    """Refuses to go on as another run than the manifest `old` says; HARMLESS changes are reported on stderr.
+
+    Raises CheckpointError for another model, ConfigError, which lists the fields, for another configuration or other data.
+    """
+    check_model(where, old, config)
+    changes = differences(old["config"], config)
+    for name in HARMLESS:
+        if change := changes.pop(name, None):
+            print(f"jaxgen: {name} changed from {change}", file=sys.stderr)
+    changes |= {f"data fingerprint {name}": change for name, change in differences(old["fingerprint"], fingerprint).items()}
+    if changes:
+        got = ", ".join(f"{name} changed from {change}" for name, change in sorted(changes.items()))
+        raise ConfigError("config", f"as in {where}", got, "undo it, choose another workdir, or start over with --restart")
+
+
+def check_model(where: epath.Path, old: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """CheckpointError where the class of the model's configuration changed."""
+    was, now = ((tree.get("model") or {}).get("class") for tree in (old["config"], config))
+    if was != now:
+        hint = f"checkpoint is {was}, config is {now}: choose another workdir, or start over with --restart"
+        raise CheckpointError("model", f"a checkpoint of {now} in {where}", was, hint)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """{dotted field: "old to new"} for every field that differs."""
+    old, new = _dotted(old), _dotted(new)
+    names = (name for name in old | new if old.get(name) != new.get(name))
+    return {name: f"{old.get(name, 'nothing')!r} to {new.get(name, 'nothing')!r}" for name in names}
+
+
+def _dotted(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in data.items():
+        fields |= _dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return fields
