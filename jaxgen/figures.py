@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from jaxgen.errors import ConfigError
 
@@ -39,6 +39,30 @@ def image_grid(
     scale = max(1, round(TILE / max(images.shape[1:3])))
     tiles = np.rint(tiles).astype(np.uint8).repeat(scale, axis=1).repeat(scale, axis=2)
     return _arrange(tiles, columns or math.ceil(math.sqrt(len(tiles))))
+
+
+def point_plot(points: Float[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Points of the plane, as one RGB picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot(aspect="equal")
+    axes.scatter(points[:, 0], points[:, 1], s=6, alpha=0.6, linewidths=0)
+    axes.grid(alpha=0.3)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def picture(
+    samples: UInt8[np.ndarray, "n H W C"] | Float[np.ndarray, "n 2"],
+    levels: int,
+    mask: Bool[np.ndarray, "*shape"] | None = None,
+    columns: int | None = None,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Samples of any model as one RGB picture: a grid of images, or a plot of points."""
+    return point_plot(samples) if samples.ndim == 2 else image_grid(samples, levels, mask, columns)
 
 
 def _rgb(images: np.ndarray) -> np.ndarray:

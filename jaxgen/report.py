@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Shaped
 
 from jaxgen import figures
 
@@ -55,9 +55,12 @@ class Reporter:
             self._guarded("write metrics", self._write_row, row)
             self._guarded("write for TensorBoard", self._tensorboard_scalars, row)
 
-    def images(self, step: int, name: str, images: UInt8[Any, "n H W C"], levels: int, mask: Bool[Any, "*shape"] | None = None) -> None:
-        """A grid of uint8 images in {0 .. levels-1} as workdir/images/NAME_STEP.png; the pixels of `mask` are marked as given."""
-        picture = figures.image_grid(images, levels, mask)
+    def images(self, step: int, name: str, images: Shaped[Any, "n ..."], levels: int, mask: Bool[Any, "*shape"] | None = None) -> None:
+        """A grid of uint8 images in {0 .. levels-1}, or a plot of points [n, 2], as workdir/images/NAME_STEP.png.
+
+        The pixels of `mask` are marked as given.
+        """
+        picture = figures.picture(np.asarray(images), levels, mask)
         if self._writer:
             self._guarded("write images", _write_bytes, self.workdir / "images" / f"{name}_{step:08d}.png", figures.png(picture))
             self._guarded("write for TensorBoard", self._tensorboard_image, step, name, picture)
@@ -184,10 +187,10 @@ class Reporter:
 
 
 def save_images(
-    path: str | os.PathLike, images: UInt8[Any, "n H W C"], levels: int, mask: Bool[Any, "*shape"] | None = None, columns: int | None = None
+    path: str | os.PathLike, images: Shaped[Any, "n ..."], levels: int, mask: Bool[Any, "*shape"] | None = None, columns: int | None = None
 ) -> None:
-    """Write the grid of uint8 images in {0 .. levels-1} as a PNG file; see `figures.image_grid`. Raises OSError where it cannot."""
-    _write_bytes(_path(path), figures.png(figures.image_grid(images, levels, mask, columns)))
+    """Write a grid of uint8 images in {0 .. levels-1}, or a plot of points [n, 2], as a PNG file. Raises OSError where it cannot."""
+    _write_bytes(_path(path), figures.png(figures.picture(np.asarray(images), levels, mask, columns)))
 
 
 class _Log:

@@ -1,0 +1,250 @@
+"""The jaxgen command, and the entry point of every experiment script.
+
+python -m experiments.gated_pixelcnn_digits [--laptop] [--dry-run] [--restart] [--debug] [--model.width 64 ...]
+jaxgen train gated_pixelcnn --data.name my_images.npz
+jaxgen evaluate | sample | complete | bench | show  RUN
+"""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import json
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+
+import jax
+from etils import epath
+from flax import nnx
+
+from jaxgen import benchmark, checkpoint, config, sharding
+from jaxgen.errors import ConfigError, JaxgenError
+from jaxgen.experiment import (
+    GRID,
+    INTERRUPTED,
+    KEEP,
+    Experiment,
+    complete_images,
+    draw,
+    dry_run,
+    finish,
+    has,
+    load_data,
+    print_evaluation,
+    train,
+    write_grid,
+)
+from jaxgen.images import SPLITS
+from jaxgen.models import MODELS
+from jaxgen.sampling import METHODS
+
+__all__ = ["Experiment", "command", "main"]
+
+FLAGS = {"--dry-run", "--restart"}
+
+
+# --- Entry points -------------------------------------------------------------------------------------------------------------------
+
+
+def main(experiment: Experiment, laptop: Experiment | None = None, argv: Sequence[str] | None = None) -> None:
+    """The body of an experiment script: train (or resume), evaluate, sample, plot; then exit with the documented code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "--laptop" in argv and laptop is not None:
+        experiment = laptop
+    description = inspect.getmodule(inspect.stack()[1].frame).__doc__
+    sys.exit(guarded(lambda rest: run(experiment, rest, description), [word for word in argv if word != "--laptop"]))
+
+
+def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
+    """Run a command; an error is one line on stderr and its exit code, with a traceback only under --debug."""
+    debug = "--debug" in argv
+    try:
+        return command([word for word in argv if word != "--debug"])
+    except KeyboardInterrupt:
+        print("jaxgen: interrupted; the last checkpoint is intact", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001  (the last resort: one line, and the traceback under --debug)
+        if debug:
+            traceback.print_exc()
+        known = isinstance(error, JaxgenError)
+        text = str(error) if known else f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:500]}; --debug shows where"
+        print(f"jaxgen: {text}", file=sys.stderr)
+        return error.exit_code if known else 1
+
+
+def run(experiment: Experiment, argv: Sequence[str], description: str | None = None) -> int:
+    """Parse the overrides, train to the end and write the final report; returns the exit code."""
+    experiment = config.parse(experiment, [word for word in argv if word not in FLAGS], description)
+    sharding.start_distributed()
+    sharding.check_batch_size(experiment.train.batch_size)
+    if "--dry-run" in argv:
+        return dry_run(experiment)
+    code = train(experiment, restart="--restart" in argv)
+    if code == 0:
+        finish(experiment)
+    return code
+
+
+# --- Commands -----------------------------------------------------------------------------------------------------------------------
+
+
+def command(name: str, words: Sequence[str]) -> int:
+    """`jaxgen NAME ...`: the exit code."""
+    if name == "train":
+        return guarded(train_command, words)
+    return guarded(lambda rest: COMMANDS[name](_parse(name, rest)), words)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line, exit code 2, the nearest option."""
+
+    def error(self, message: str):
+        unknown = re.search(r"unrecognized arguments: (--\S+)", message)
+        names = [option for action in self._actions for option in action.option_strings]
+        close = difflib.get_close_matches(unknown[1].partition("=")[0], names, n=1) if unknown else []
+        raise ConfigError(self.prog, "the options that --help lists", message, f"did you mean {close[0]}?" if close else "")
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
+
+
+_positive.__name__ = "positive integer"  # argparse says "invalid positive integer value: '0'"
+
+
+def _parse(name: str, words: Sequence[str]) -> argparse.Namespace:
+    """The options of a command that works on a run."""
+    parser = _Parser(prog=f"jaxgen {name}", description=COMMANDS[name].__doc__, allow_abbrev=False)
+    if name == "bench":
+        return benchmark.parse(parser, words)
+    parser.add_argument("run", metavar="RUN", help="run directory, local or gs://")
+    parser.add_argument("--step", type=_positive, help="checkpoint (default: the best in validation, else the newest)")
+    parser.add_argument("--debug", action="store_true", help="a traceback with every error")
+    if name in ("evaluate", "complete"):
+        parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
+    if name == "evaluate":
+        parser.add_argument("--batch_size", type=_positive, help="default: as in training; the result does not depend on it")
+        parser.add_argument("--samples", type=_positive, default=1, help="draws per image of a bound; k of the importance-weighted bound")
+        parser.add_argument("--bound", choices=("elbo", "importance"), default="elbo", help="which lower bound (default: elbo)")
+    if name in ("sample", "complete"):
+        parser.add_argument("--n", type=_positive, default=GRID, help=f"images (default: {GRID})")
+        parser.add_argument("--label", type=int, help="class, for class-conditional models (default: each in turn, or the image's own)")
+        parser.add_argument("--temperature", type=float, default=1.0, help="below 1 sharpens (default: 1)")
+        parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same images (default: 0)")
+        parser.add_argument("--out", help=f"the PNG file (default: {'samples' if name == 'sample' else 'completions'}.png in RUN)")
+    if name == "sample":
+        parser.add_argument("--method", choices=METHODS, help="autoregressive models: all methods give the same images (default: cached)")
+    if name == "complete":
+        parser.add_argument("--keep", choices=KEEP, default="top", help="the pixels that are given (default: top)")
+    return parser.parse_args(words)
+
+
+def train_command(words: list[str]) -> int:
+    """Train a model of the list on any data set; image shape and levels come from the data unless given."""
+    names = {module_name(model): config_class for config_class, model in MODELS.items()}
+    name, words = (words[0], words[1:]) if words else ("nothing", [])
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        raise ConfigError("MODEL", "one of " + ", ".join(names), name, f"did you mean {close[0]}?" if close else "")
+    experiment = Experiment(names[name](), workdir=f"runs/{name}")
+    if not {"-h", "--help", "--dry-run"} & set(words):
+        experiment = _sized_by_data(experiment, words)
+    return run(experiment, words, f"Train {name}; the image shape and the levels come from the data unless given.")
+
+
+def module_name(model: type) -> str:
+    """The name of a model on the command line: the name of its file."""
+    return model.__module__.rpartition(".")[2]
+
+
+def _sized_by_data(experiment: Experiment, words: list[str]) -> Experiment:
+    """The default model with the image shape and the levels of the data set that the command line names."""
+    wanted = {name for name in ("image_shape", "levels") if not any(word.partition("=")[0] == f"--model.{name}" for word in words)}
+    data_words = [word for option in _options(words) if option[0].startswith("--data.") for word in option]
+    dataset = config.parse(experiment, data_words).data.load("train")
+    sizes = {name: getattr(dataset, name) for name in wanted}
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **sizes))
+
+
+def _options(words: list[str]) -> list[list[str]]:
+    """The words of each option together: ["--a", "1", "--b=2"] -> [["--a", "1"], ["--b=2"]]."""
+    groups: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("--"):
+            groups.append([])
+        groups[-1].append(word)
+    return [group for group in groups if group]
+
+
+def _open(options: argparse.Namespace):
+    """The experiment and the model of a run."""
+    experiment = config.from_json([Experiment, *MODELS], checkpoint.read_config(options.run))
+    return experiment, checkpoint.load(options.run, step=options.step)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """The metric of a split with its standard error, beside the rulers."""
+    experiment, model = _open(options)
+    batch_size = options.batch_size or experiment.train.batch_size
+    print_evaluation(experiment, model, load_data(experiment, options.split), batch_size, options.samples, options.bound)
+    return 0
+
+
+def sample(options: argparse.Namespace) -> int:
+    """A PNG grid of samples, and images per second."""
+    _, model = _open(options)
+    extra = _sampler_options(model, options, temperature=1.0, method=None)
+    seconds = []
+    for _ in range(2):  # the first call compiles
+        start = time.perf_counter()
+        samples = draw(model, jax.random.key(options.seed), options.n, options.label, **extra)
+        seconds.append(time.perf_counter() - start)
+    out = options.out or epath.Path(options.run) / "samples.png"
+    write_grid(out, samples, model)
+    print(f"{options.n} samples, {options.n / seconds[1]:.4g} images/s ({max(seconds[0] - seconds[1], 0):.1f} s to compile): {out}")
+    return 0
+
+
+def complete(options: argparse.Namespace) -> int:
+    """Images of a split completed from a given part, the given pixels marked."""
+    experiment, model = _open(options)
+    if not has(model, "known"):
+        raise ConfigError("RUN", "a model that can complete images", type(model).__name__)
+    extra = _sampler_options(model, options, temperature=1.0)
+    out = options.out or epath.Path(options.run) / "completions.png"
+    dataset = load_data(experiment, options.split)
+    complete_images(model, dataset, options.keep, options.n, out, jax.random.key(options.seed), options.label, **extra)
+    print(f"{options.n} completions, {options.keep} given (marked orange): {out}")
+    return 0
+
+
+def _sampler_options(model, options: argparse.Namespace, **defaults) -> dict:
+    """The options of the sampler that differ from their defaults; an error where the model's sampler has no such option."""
+    given = {name: getattr(options, name) for name, default in defaults.items() if getattr(options, name) != default}
+    for name, value in given.items():
+        if not has(model, name):
+            raise ConfigError(f"--{name}", f"nothing, since {type(model).__name__} has no {name}", value)
+    return given
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Sampling and training speed in images per CPU second, beside the peak of this machine's matrix products."""
+    return benchmark.run(options, _open(options)[1] if options.run else None)
+
+
+def show(options: argparse.Namespace) -> int:
+    """Configuration, parameters, checkpoints and their validation metrics."""
+    experiment, model = _open(options)
+    print(json.dumps(config.to_json(experiment), indent=2))
+    print(f"parameters  {sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))):,}")
+    for step, metrics in checkpoint.list_metrics(options.run).items():
+        print(f"step {step:>8}  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if value is not None))
+    return 0
+
+
+COMMANDS = {"evaluate": evaluate, "sample": sample, "complete": complete, "bench": bench, "show": show}

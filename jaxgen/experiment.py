@@ -1,0 +1,231 @@
+"""An experiment: one configuration, and what is done with it, the same for every family of models.
+
+`train` wires the data, the train step, validation, reports and checkpoints together; `finish` writes the report at the end; `dry_run` only
+looks at shapes. What a model can do is read from its methods (`log_prob`, `elbo`, `sample(..., known=)`), never from its class.
+"""
+
+import dataclasses
+import inspect
+import signal
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+
+from jaxgen import benchmark, checkpoint, config, evaluation, report, sharding, training
+from jaxgen.data import DataConfig, Dataset
+from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.models import build
+from jaxgen.training import OptimizerConfig, TrainConfig
+
+GRID = 64
+"""Images in a grid of samples."""
+COMPLETIONS_EACH = 4
+"""Completions of every test image in a grid."""
+KEEP = ("top", "bottom", "left", "right", "outside")
+"""What a completion may be given: half of the image, or all but the middle."""
+RULER_DIMENSIONS = 4096
+"""Largest H W C for which the Gaussian ruler's covariance is fitted."""
+PREEMPTED, INTERRUPTED = 75, 130
+"""Exit codes of a run that a signal stopped after saving."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run: what is trained, on what, how, and where it is kept."""
+
+    model: Any
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    workdir: str = "runs/experiment"
+
+
+def train(experiment: Experiment, restart: bool = False) -> int:
+    """Train, or go on from the newest intact checkpoint; returns 0 at the end, 75 or 130 when a signal stopped the run after saving."""
+    options = experiment.train
+    training_set, validation_set = load_data(experiment, "train"), load_data(experiment, "validation")
+    fingerprint = training_set.fingerprint(options.batch_size, options.seed)
+    mesh = sharding.make_mesh(options.fsdp)
+    optimizer = training.make_optimizer(experiment.optimizer, options.steps)
+    with checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart) as checkpoints:
+        state = training.init_state(build(experiment.model, options.seed), optimizer, mesh)
+        resumed, state = checkpoints.restore(state) or (0, state)
+        if resumed:
+            say(f"resumed from step {resumed}, data position {resumed * options.batch_size} images")
+        with report.Reporter(experiment.workdir, resumed, writer=jax.process_index() == 0) as reporter, training.Interruption() as stop:
+            run = _Run(experiment, checkpoints, reporter, validation_set, mesh)
+            batches = training_set.batches(resumed, options.batch_size, options.seed)
+            state = training.fit(
+                state,
+                training.make_train_step(optimizer, mesh, options.ema_decay),
+                (sharding.place_batch(mesh, batch) for batch in batches),
+                jax.random.key(options.seed),
+                options.steps,
+                on_metrics=run.log,
+                events=((options.eval_every, run.validate_and_save),),
+                stop=stop,
+                max_seconds=options.max_minutes and 60 * options.max_minutes,
+            )
+            if stop.signal is None:
+                return 0
+            run.save(int(state.step), state)
+            say(f"stopped by {signal.Signals(stop.signal).name} after step {int(state.step)}; saved; the same command goes on from there")
+            return INTERRUPTED if stop.signal == signal.SIGINT else PREEMPTED
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What happens around the steps of one run."""
+
+    experiment: Experiment
+    checkpoints: checkpoint.Checkpointer
+    reporter: report.Reporter
+    validation_set: Dataset
+    mesh: jax.sharding.Mesh
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """A row of metrics every log_every steps, and a line of progress every few seconds."""
+        options = self.experiment.train
+        if step % options.log_every == 0 or step == options.steps:
+            self.reporter.scalars(step, metrics)
+        self.reporter.progress(step, options.steps, options.batch_size, metrics)
+
+    def validate_and_save(self, step: int, state: training.TrainState) -> None:
+        """Metrics of the averaged model on the validation split, samples from the same noise every time, a checkpoint."""
+        options, model = self.experiment.train, training.ema_model(state)
+        key = jax.random.key(options.seed)
+        metrics = evaluation.evaluate(model, self.validation_set, batch_size=options.batch_size, key=key, mesh=self.mesh)
+        name, value = evaluation.headline(metrics)
+        say(f"step {step}  validation {name} {value:.4f}")
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        self.reporter.scalars(step, {f"validation_{name}": value for name, value in numbers.items()})
+        self.reporter.images(step, "samples", draw(model, key, GRID), model.config.levels)
+        self.reporter.curve()
+        self.save(step, state, numbers)
+
+    def save(self, step: int, state: training.TrainState, metrics: dict | None = None) -> None:
+        """Metric rows first, so that no row of a saved step is ever missing; a full disk is reported and training goes on."""
+        self.reporter.flush()
+        try:
+            self.checkpoints.save(step, state, metrics)
+        except CheckpointError as error:
+            print(f"jaxgen: warning: {error}", file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """One line on stdout, from the first process only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def load_data(experiment: Experiment, split: str) -> Dataset:
+    """One split, checked against what the model was configured for."""
+    dataset, model = experiment.data.load(split), experiment.model
+    dataset.expect(model.image_shape, model.levels, getattr(model, "num_classes", 0))
+    return dataset
+
+
+def draw(model, key, n: int, label: int | np.ndarray | None = None, **options) -> np.ndarray:
+    """n samples; a class-conditional model draws its classes in turn unless one is given."""
+    classes = getattr(model.config, "num_classes", 0)
+    if classes:
+        options["label"] = np.arange(n, dtype=np.int32) % classes if label is None else np.broadcast_to(np.int32(label), n)
+    elif label is not None:
+        raise ConfigError("label", "None (the model is unconditional)", label)
+    return np.asarray(model.sample(key, n, **options))
+
+
+def dry_run(experiment: Experiment) -> int:
+    """Print shapes, parameter count, memory and sharding of a run; nothing is computed and no data is read."""
+    mesh = sharding.make_mesh(experiment.train.fsdp)
+    optimizer = training.make_optimizer(experiment.optimizer, experiment.train.steps)
+    model = jax.eval_shape(lambda: build(experiment.model, experiment.train.seed))
+    state = jax.eval_shape(lambda model: training.new_state(model, optimizer), model)
+    shardings = jax.tree.leaves(sharding.state_sharding(mesh, state))
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    per_device = 0
+    for (path, leaf), placed in zip(leaves, shardings, strict=True):
+        per_device += np.prod(placed.shard_shape(leaf.shape), dtype=np.int64) * leaf.dtype.itemsize
+        name = jax.tree_util.keystr(path)
+        if name.startswith(".model"):
+            print(f"{name.removeprefix('.model'):<60} {leaf.dtype.name:<9} {str(list(leaf.shape)):<22} {placed.spec}")
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    print(f"parameters            {count:,}")
+    print(f"state per device      {per_device / 2**20:,.1f} MiB (parameters, optimizer, average), before activations")
+    print(f"mesh                  {dict(mesh.shape)} of {jax.device_count()} {jax.devices()[0].platform} device(s)")
+    print(f"batch                 {experiment.train.batch_size} images, {experiment.train.batch_size // jax.device_count()} per device")
+    return 0
+
+
+def finish(experiment: Experiment) -> None:
+    """The report at the end of a run: test metrics beside the rulers, sampling speed, samples, completions, the curve."""
+    if jax.process_index() > 0:
+        return
+    folder, model, test = epath.Path(experiment.workdir), checkpoint.load(experiment.workdir), load_data(experiment, "test")
+    print(f"\nreport of {experiment.workdir}")
+    print_evaluation(experiment, model, test, experiment.train.batch_size)
+    pictures = [folder / "samples.png"]
+    write_grid(pictures[0], draw(model, jax.random.key(experiment.train.seed), GRID), model)
+    if has(model, "known"):
+        pictures.append(folder / "completions.png")
+        complete_images(model, test, "top", GRID, pictures[-1], jax.random.key(experiment.train.seed))
+    if has(model, "method"):
+        benchmark.print_methods(model)
+    print("pictures  " + "  ".join(map(str, [*pictures, folder / "curve.png"])), flush=True)
+
+
+def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size: int, samples: int = 1, bound: str = "elbo") -> None:
+    """The headline with its standard error, and the uniform and Gaussian rulers by the same evaluator."""
+    result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound)
+    name, value = evaluation.headline(result)
+    print(_line(f"{dataset.split} {name}", value, result))
+    if "nats" in result:
+        print(f"{'  nats per image':<27} {result['nats']:.3f}")
+    if "nats" in result and np.prod(dataset.image_shape) <= RULER_DIMENSIONS:
+        fit = [load_data(experiment, split) for split in ("train", "validation")]
+        for ruler, ruled in evaluation.rulers(fit, dataset).items():
+            print(_line(f"  {ruler} ruler", evaluation.headline(ruled)[1], ruled))
+    for other in sorted(set(result) - {"nats", "n", "standard_error", name}):
+        print(f"{'  ' + other:<27} {result[other]}")
+
+
+def _line(label: str, value: float, result: dict) -> str:
+    error = f" +- {result['standard_error']:.4f}" if "standard_error" in result else ""
+    return f"{label:<27} {value:.4f}{error}" + (f"  ({result['n']} images)" if "n" in result else "")
+
+
+def has(model, argument: str) -> bool:
+    """Whether the model's sampler takes this argument: `known` pixels, a sampling `method`, a `temperature`."""
+    return argument in inspect.signature(model.sample).parameters
+
+
+def complete_images(model, dataset: Dataset, keep: str, n: int, path, key, label: int | None = None, **options) -> None:
+    """Completions of the set's first images, four of each, as a grid with the given pixels marked."""
+    mask = known_mask(model.config.image_shape, keep)
+    rows = np.arange(n) // COMPLETIONS_EACH % len(dataset)
+    batch = dataset.source.read(rows)
+    if label is None and model.config.num_classes:
+        label = batch["label"]
+    images = draw(model, key, n, label, known=(batch["image"], mask), **options)
+    write_grid(path, images, model, mask)
+
+
+def known_mask(image_shape: tuple[int, ...], keep: str) -> np.ndarray:
+    """The given half of an image: top, bottom, left or right, bool [H, W]; `outside`: all but the middle."""
+    height, width = image_shape[:2]
+    row, column = np.mgrid[:height, :width]
+    middle = (abs(2 * row - height + 1) < height / 2) & (abs(2 * column - width + 1) < width / 2)
+    top, left = row < height // 2, column < width // 2
+    return dict(zip(KEEP, (top, ~top, left, ~left, ~middle), strict=True))[keep]
+
+
+def write_grid(path, samples: np.ndarray, model, mask: np.ndarray | None = None) -> None:
+    """A PNG of samples: a grid of images, or a plot of points."""
+    try:
+        report.save_images(path, samples, model.config.levels, mask)
+    except OSError as error:
+        raise ConfigError("--out", "a file that can be written", f"{path} ({error.strerror or error})") from None
