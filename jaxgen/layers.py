@@ -145,7 +145,7 @@ class HorizontalConv(nnx.Module):
 
     def pack(self, dtype=jnp.float32) -> Float[Array, "G d E"]:
         """[centre | left taps] by input group: what a pixel's group pushes to its own pixel and to the m pixels after it."""
-        centre = jnp.zeros_like(self.left[...][:, : self.features_out]) if self.centre is None else self.masked_centre()
+        centre = jnp.zeros((self.features_in, self.features_out)) if self.centre is None else self.masked_centre()
         both = jnp.concatenate([centre, self.left[...]], axis=1).astype(dtype)
         return both.reshape(self.groups, self.features_in // self.groups, -1)
 

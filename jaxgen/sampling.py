@@ -30,7 +30,7 @@ def check_images(image, image_shape: tuple[int, int, int], levels: int, argument
         raise ConfigError(argument, "dtype uint8", dtype, f"integers in 0..{levels - 1}")
     if len(shape) != 4 or shape[1:] != tuple(image_shape):
         raise ConfigError(argument, f"shape [B, {', '.join(map(str, image_shape))}]", list(shape))
-    if levels < 256 and not isinstance(image, jax.core.Tracer) and np.size(image) and (top := int(np.max(image))) >= levels:
+    if levels < 256 and not isinstance(image, jax.core.Tracer) and np.size(image) and (top := int(np.asarray(image).max())) >= levels:
         raise ConfigError(argument, f"values in 0..{levels - 1}", f"a maximum of {top}")
     return jnp.asarray(image)
 
@@ -49,8 +49,11 @@ def check_label(label, num_classes: int, batch: int) -> Array | None:
         label = jnp.full((batch,), label)
     if jnp.shape(label) != (batch,):
         raise ConfigError("label", f"shape [{batch}]", list(jnp.shape(label)))
-    if not isinstance(label, jax.core.Tracer) and not ((low := int(np.min(label))) >= 0 and (high := int(np.max(label))) < num_classes):
-        raise ConfigError("label", f"values in 0..{num_classes - 1}", low if low < 0 else high)
+    if not isinstance(label, jax.core.Tracer):
+        values = np.asarray(label)
+        outside = values[(values < 0) | (values >= num_classes)]
+        if outside.size:
+            raise ConfigError("label", f"values in 0..{num_classes - 1}", int(outside[0]))
     return jnp.asarray(label, jnp.int32)
 
 
