@@ -1,0 +1,415 @@
+"""Every autoregressive image model, the same properties: a new model is one line in TABLE and a function that declares what it may see.
+
+The oracles are independent of the models: sets propagated through the equations of a model's docstring, enumeration of all images of nine
+binary values, the full pass for the cached form, and the naive sampler for the fast ones.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy.stats import chisquare
+
+from jaxgen.models import MODELS, GatedPixelCNNConfig
+from jaxgen.sampling import METHODS
+from jaxgen.sharding import make_mesh
+from jaxgen.training import OptimizerConfig, init_state, make_optimizer, make_train_step
+
+
+def raster_past(height: int, width: int, channels: int) -> np.ndarray:
+    """What p(x_i | x_<i) may depend on: the pixels above and to the left, and the channels before; bool [H, W, C, H, W, C]."""
+    order = np.arange(height * width * channels)
+    return (order[:, None] > order[None]).reshape((height, width, channels) * 2)
+
+
+def gated_pixelcnn_dependencies(config) -> np.ndarray:
+    """Sets of inputs through the equations of gated_pixelcnn.py; bool [H, W, C, H, W, C] (output, input)."""
+    height, width, channels = config.image_shape
+
+    def at(sets, r, c):
+        inside = 0 <= r < height and 0 <= c < width
+        return sets[r, c] if inside else np.zeros(sets.shape[2:], bool)
+
+    def union(parts):
+        return np.logical_or.reduce(list(parts))
+
+    pixels = [(r, c) for r in range(height) for c in range(width)]
+    x = np.eye(height * width * channels, dtype=bool).reshape(height, width, channels, -1)
+    v, h, logits = x.any(2), x, np.zeros_like(x)  # v [H, W, inputs] has no channel groups, h [H, W, groups, inputs] has
+    for layer in range(config.layers + 1):
+        m = (config.input_kernel if layer == 0 else config.kernel) // 2
+        u, new = np.zeros_like(v), np.zeros_like(h)
+        for r, c in pixels:
+            u[r, c] = union(at(v, r - i, c + j) for i in range(m + 1) for j in range(-m, m + 1))
+        for r, c in pixels:
+            before = union([at(u, r - 1, c), *(at(h, r, c - j).any(0) for j in range(1, m + 1))])
+            for g in range(channels):
+                seen = h[r, c, : g if layer == 0 else g + 1]  # mask A, then B
+                new[r, c, g] = union([before, *seen, h[r, c, g] if layer > 0 else before])
+        v, h = u, new
+        logits |= np.logical_or.accumulate(new, axis=2)  # skip and head, masks B
+    return logits.reshape((height, width, channels) * 2)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the table: small sizes for the tests, what it may see, sizes that see the whole past, and edge cases of its own."""
+
+    name: str
+    config: type
+    small: dict
+    dependencies: Callable[..., np.ndarray]  # config -> bool [H, W, K, H, W, C]; K = C, or 1 where all channels share parameters
+    whole_past: dict | None  # sizes at which a 5x5 image has no blind spot; None for a model that has one
+    edges: tuple[dict, ...] = ()
+    full_sizes: tuple[tuple[dict, int], ...] = field(default=())  # (config, number of parameters)
+
+    def make(self, image_shape, levels=4, num_classes=0, **sizes):
+        """The config."""
+        return self.config(image_shape=image_shape, levels=levels, num_classes=num_classes, **{**self.small, **sizes})
+
+
+def gated_pixelcnn_parameters(layers: int, width: int, input_kernel: int, head_width: int, outputs: int, factorized: bool) -> int:
+    """Weights and biases of a grey Gated PixelCNN with kernel 3, counted layer by layer from its equations."""
+    m, two = input_kernel // 2, 2 * width
+    link, out = two * two + two, width * two + two
+    first = (m + 1) * input_kernel * two + two + link + m * two + out
+    vertical = (3 * width * width + 2 * width * two if factorized else 2 * 3 * width * two) + two
+    other = vertical + link + 2 * width * two + out
+    head = width * head_width + head_width + head_width * outputs + outputs
+    return first + layers * other - (width * width + width) + head  # the last layer has no residual
+
+
+COMPARISON = dict(image_shape=(28, 28, 1), levels=2, layers=10, width=128, input_kernel=7, kernel=3, head_width=32)
+
+TABLE = [
+    Entry(
+        "gated_pixelcnn",
+        GatedPixelCNNConfig,
+        dict(layers=2, width=12, head_width=24, input_kernel=3, kernel=3),
+        gated_pixelcnn_dependencies,
+        whole_past=dict(input_kernel=7, layers=1),
+        edges=(dict(input_kernel=1, kernel=1), dict(input_kernel=5, layers=0), dict(factorized=True, kernel=5, input_kernel=1)),
+        full_sizes=tuple(
+            ({**COMPARISON, "factorized": factorized}, gated_pixelcnn_parameters(10, 128, 7, 32, 1, factorized)) for factorized in (True, False)
+        ),
+    ),
+]
+
+every_model = pytest.mark.parametrize("entry", TABLE, ids=lambda entry: entry.name)
+
+
+def images_of(key: int, n: int, config) -> jax.Array:
+    """Uniformly random images."""
+    return jax.random.randint(jax.random.key(key), (n, *config.image_shape), 0, config.levels).astype(jnp.uint8)
+
+
+def labels_of(n: int, config):
+    """0, 1, 2, ... for a conditional model, None for the others."""
+    return jnp.arange(n, dtype=jnp.int32) % config.num_classes if config.num_classes else None
+
+
+def trained(config, noise: float = 0.3):
+    """The model after a step of AdamW, with noise on every weight, masked ones and biases included: nothing vanishes, nothing is special."""
+    model = MODELS[type(config)](config, rngs=nnx.Rngs(0))
+    optimizer, mesh = make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.1), steps=1), make_mesh()
+    batch = {"image": images_of(1, 4, config), "label": labels_of(4, config)}
+    if not config.num_classes:
+        del batch["label"]
+    state, metrics = make_train_step(optimizer, mesh)(init_state(model, optimizer, mesh), batch, jax.random.key(2))
+    assert metrics["finite"] == 1
+    graph, params, rest = nnx.split(state.model, nnx.Param, ...)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    leaves = [p + noise * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    return nnx.merge(graph, jax.tree.unflatten(tree, leaves), rest)
+
+
+@lru_cache(maxsize=16)
+def _made(config):
+    return trained(config)
+
+
+def make(entry: Entry, image_shape, **sizes):
+    """A trained model; the arrays are shared between the tests, which do not change them."""
+    return _made(entry.make(image_shape, **sizes))
+
+
+@jax.jit
+def full_pass(model, image, label=None):
+    """The parameters of every position in one pass."""
+    return model.logits(image, label)
+
+
+@jax.jit
+def seen_inputs(model, image, label=None):
+    """Bool [H, W, K, inputs]: which inputs change the parameters of which output, over a batch of random images.
+
+    Every image of the batch is changed at one input at a time. The same program computes both sides, so that equal means equal bits.
+    """
+    config = model.config
+    height, width, _ = config.image_shape
+
+    def parameters(image):
+        return model.logits(image, label).reshape(image.shape[0], height, width, config.image_shape[2] if model.head.channelwise else 1, -1)
+
+    def changed(i):
+        hot = (jnp.arange(image[0].size) == i).reshape(1, *image.shape[1:])
+        other = jnp.uint8(config.levels - 1) - image
+        return (parameters(jnp.where(hot, other, image)) != parameters(image)).any((0, -1))
+
+    return jnp.moveaxis(jax.lax.map(changed, jnp.arange(image[0].size)), 0, -1)
+
+
+def check_dependencies(entry: Entry, image_shape, label=None, **sizes):
+    """The inputs that change an output are the declared ones: none more (a leak), none fewer (a blind spot)."""
+    model = make(entry, image_shape, **sizes)
+    image = images_of(5, 8, model.config)
+    label = None if label is None else jnp.full((8,), label, jnp.int32)
+    declared = entry.dependencies(model.config)
+    seen = np.asarray(seen_inputs(model, image, label)).reshape(declared.shape)
+    future = ~raster_past(*image_shape)[:, :, : declared.shape[2]]
+    assert not (seen & future).any(), f"leak (r, c, k, r', c', k'): {np.argwhere(seen & future)[:5].tolist()}"
+    missing, extra = np.argwhere(declared & ~seen), np.argwhere(seen & ~declared)
+    assert not len(missing), f"declared but not seen (r, c, k, r', c', k'): {missing[:5].tolist()}"
+    assert not len(extra), f"seen but not declared (r, c, k, r', c', k'): {extra[:5].tolist()}"
+    return declared
+
+
+@every_model
+@pytest.mark.parametrize("image_shape", [(5, 5, 3), (3, 6, 1), (6, 3, 3), (1, 4, 1), (4, 1, 3)], ids=str)
+def test_every_output_sees_exactly_the_declared_inputs(entry, image_shape):
+    check_dependencies(entry, image_shape)
+
+
+@every_model
+def test_edge_configurations_see_exactly_the_declared_inputs(entry):
+    for i, sizes in enumerate(entry.edges):
+        check_dependencies(entry, [(4, 5, 3), (5, 5, 1)][i % 2], **sizes)
+
+
+@every_model
+def test_enough_depth_leaves_no_blind_spot(entry):
+    if entry.whole_past is None:
+        pytest.skip(f"{entry.name} has a blind spot; its declared set says which")
+    for image_shape in [(5, 5, 3), (5, 4, 1)]:
+        declared = check_dependencies(entry, image_shape, **entry.whole_past)
+        np.testing.assert_array_equal(declared, raster_past(*image_shape)[:, :, : declared.shape[2]])
+
+
+@every_model
+def test_the_label_reaches_every_output_and_leaves_the_order_alone(entry):
+    check_dependencies(entry, (3, 4, 3), label=1, num_classes=3)
+    model = make(entry, (3, 4, 3), num_classes=3)
+    image = images_of(5, 8, model.config)
+    one, two = (full_pass(model, image, jnp.full((8,), label, jnp.int32)) for label in (0, 2))
+    assert (one != two).reshape(8, -1, one.shape[-1]).any(-1).all(), "a position that ignores the label"
+
+
+def all_images(image_shape) -> np.ndarray:
+    """The 512 images of nine binary values."""
+    bits = np.arange(512)[:, None] >> np.arange(9)[::-1] & 1
+    return bits.reshape(512, *image_shape).astype(np.uint8)
+
+
+@every_model
+@pytest.mark.parametrize("image_shape", [(3, 3, 1), (1, 3, 3)], ids=str)
+def test_probabilities_sum_to_one_and_draws_follow_them(entry, image_shape):
+    model = make(entry, image_shape, levels=2, num_classes=2)
+    probability = np.exp(np.asarray(model.log_prob(jnp.asarray(all_images(image_shape)), 1), np.float64))
+    assert probability.sum() == pytest.approx(1, abs=1e-5)
+    assert np.ptp(np.log(probability)) > 1, "the table is too flat to tell samplers apart"
+    draws = 20_000
+    image = np.asarray(model.sample(jax.random.key(0), draws, label=1)).reshape(draws, 9).astype(int)
+    counts = np.bincount(image @ (1 << np.arange(9)[::-1]), minlength=512)
+    rare = probability * draws < 5  # chi-square needs five expected draws in a cell: the rare ones share one
+    expected = np.append(probability[~rare], probability[rare].sum() + 1e-9) * draws
+    observed = np.append(counts[~rare], counts[rare].sum())
+    keep = expected > 1
+    assert chisquare(observed[keep], expected[keep] * observed[keep].sum() / expected[keep].sum()).pvalue > 1e-4
+
+
+@jax.jit
+def step_by_step(model, image, label=None):
+    """The parameters of every position from the cached form, given the true pixels: [B, H, W, C, P], or [B, H, W, P]."""
+    batch, height, width, channels = image.shape
+    rows = image.transpose(1, 2, 0, 3)  # [H, W, B, C]
+
+    def pixel(carry, inputs):
+        cache, previous, r = carry
+        c, value = inputs
+        cache, parameters = model.step(cache, previous, r, c)
+        if model.head.channelwise:
+            parameters = [parameters]
+            for k in range(1, channels):
+                hidden = jnp.where(jnp.arange(channels) < k, value, jnp.uint8(0))
+                cache, more = model.step_channel(cache, hidden, k)
+                parameters.append(more)
+            parameters = jnp.stack(parameters, axis=1)
+        return (cache, value, r), parameters
+
+    def row(carry, inputs):
+        cache, above = carry
+        r, values = inputs
+        cache = model.begin_row(cache, above, r)
+        start = (cache, jnp.zeros((batch, channels), jnp.uint8), r)
+        (cache, _, _), parameters = jax.lax.scan(pixel, start, (jnp.arange(width), values))
+        return (cache, values.swapaxes(0, 1)), parameters
+
+    start = (model.init_cache(batch, label), jnp.zeros((batch, width, channels), jnp.uint8))
+    _, parameters = jax.lax.scan(row, start, (jnp.arange(height), rows))
+    return jnp.moveaxis(parameters, 2, 0)
+
+
+CASES = {
+    "grey": dict(image_shape=(4, 6, 1), levels=2),
+    "colour, labels": dict(image_shape=(5, 4, 3), levels=4, num_classes=3),
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+@every_model
+@pytest.mark.parametrize("edge", [False, True], ids=["", "edge sizes"])
+@every_case
+def test_the_cached_form_equals_the_full_pass_at_every_position(entry, case, edge):
+    for sizes in entry.edges if edge else ({}, entry.whole_past or {}):
+        model = make(entry, **case, **sizes)
+        image, label = images_of(6, 4, model.config), labels_of(4, model.config)
+        full = full_pass(model, image, label)
+        np.testing.assert_allclose(step_by_step(model, image, label), full, atol=1e-5 * max(1.0, float(jnp.abs(full).max())), rtol=0)
+
+
+@every_model
+@every_case
+def test_naive_cached_and_fixed_point_give_the_same_bits(entry, case):
+    model = make(entry, **case)
+    n, config = 4, model.config
+    label, given = labels_of(n, config), images_of(8, n, config)
+    mask = jax.random.bernoulli(jax.random.key(9), 0.4, (n, *config.image_shape[:2]))
+    top = jnp.broadcast_to(jnp.arange(config.image_shape[0])[:, None] < 2, mask.shape[1:])
+    key = jax.random.key(10)
+    for known, temperature in [(None, 1.0), ((given, mask), 1.0), ((given[0], top), 0.5), ((given, ~mask), 2.0)]:
+        images = {m: np.asarray(model.sample(key, n, label, known, temperature=temperature, method=m)) for m in METHODS}
+        np.testing.assert_array_equal(images["cached"], images["naive"])
+        np.testing.assert_array_equal(images["fixed_point"], images["naive"])
+        assert images["naive"].shape == given.shape and images["naive"].dtype == np.uint8 and images["naive"].max() < config.levels
+        if known is not None:
+            kept = np.broadcast_to(known[1], mask.shape)
+            np.testing.assert_array_equal(images["naive"][kept], np.broadcast_to(known[0], given.shape)[kept])
+    other = model.sample(jax.random.key(11), n, label)
+    image = model.sample(key, n, label)
+    assert all((other[i] != image[i]).any() for i in range(n)), "the key changes every image"
+    assert all((image[i] != image[j]).any() for i in range(n) for j in range(i)), "the images of a batch differ"
+    # What the cache computed is the likelihood of what it drew.
+    cached = model.head.log_prob(step_by_step(model, image, label), image).reshape(n, -1).sum(-1)
+    np.testing.assert_allclose(cached, model.log_prob(image, label), rtol=1e-5)
+
+
+@every_model
+@every_case
+def test_an_image_depends_on_its_own_row_of_the_batch_only(entry, case):
+    model = make(entry, **case)
+    config = model.config
+    label, image, key = labels_of(4, config), images_of(12, 4, config), jax.random.key(13)
+    log_prob = jax.jit(lambda image: model.log_prob(image, label))
+    np.testing.assert_array_equal(log_prob(image)[1:3], log_prob(image.at[jnp.array([0, 3])].set(0))[1:3])
+    alone = model.log_prob(image[:1], None if label is None else label[:1])
+    np.testing.assert_allclose(alone, log_prob(image)[:1], rtol=1e-5)
+    np.testing.assert_array_equal(model.sample(key, 4, label)[:3], model.sample(key, 3, None if label is None else label[:3]))
+
+
+@every_model
+@every_case
+def test_completion_depends_on_given_and_generated_predecessors_only(entry, case):
+    model = make(entry, **case)
+    n, config, key = 4, model.config, jax.random.key(14)
+    height, width, channels = config.image_shape
+    label, given = labels_of(n, config), images_of(15, n, config)
+    mask = jax.random.bernoulli(jax.random.key(16), 0.5, (n, height, width))
+
+    def complete(image, mask):
+        return np.asarray(model.sample(key, n, label, (image, mask))).reshape(n, height * width, channels)
+
+    image = complete(given, mask)
+    changed = jnp.uint8(config.levels - 1) - given
+    hole = jnp.where(mask[..., None], given, changed)
+    np.testing.assert_array_equal(complete(hole, mask), image, "pixels that are not given were read")
+    middle = height * width // 2
+    after = (jnp.arange(height * width) >= middle).reshape(1, height, width)
+    np.testing.assert_array_equal(complete(jnp.where(after[..., None], changed, given), mask)[:, :middle], image[:, :middle])
+    np.testing.assert_array_equal(complete(given, mask & ~after)[:, :middle], image[:, :middle])
+    before = np.asarray(mask).reshape(n, -1) & (np.arange(height * width) < middle)
+    early = complete(jnp.where(after[..., None], given, changed), mask)
+    assert before.any() and (early[:, middle:] != image[:, middle:]).any(), "given pixels change those that are drawn after them"
+
+
+@every_model
+def test_low_temperature_is_greedy(entry):
+    model = make(entry, **CASES["grey"])
+    one, two = (np.asarray(model.sample(jax.random.key(key), 4, temperature=1e-5)) for key in (0, 1))
+    np.testing.assert_array_equal(one, two)
+    logits = np.asarray(full_pass(model, jnp.asarray(one)))
+    np.testing.assert_array_equal(one, logits[..., 0] > 0)
+
+
+@every_model
+def test_the_same_seed_gives_the_same_bits_with_and_without_jit(entry):
+    config = entry.make((3, 4, 3), num_classes=3)
+    build = MODELS[entry.config]
+    one, two, three = (jax.tree.leaves(nnx.state(build(config, rngs=nnx.Rngs(seed)))) for seed in (0, 0, 1))
+    assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(one, three, strict=True))
+    model = make(entry, (3, 4, 3), num_classes=3)
+    image, label = images_of(17, 4, config), labels_of(4, config)
+    np.testing.assert_allclose(model.logits(image, label), full_pass(model, image, label), atol=1e-5)
+    batch = {"image": image, "label": label}
+    compiled = jax.jit(lambda model, batch, key: model.loss(batch, key))(model, batch, jax.random.key(0))
+    plain = model.loss(batch, jax.random.key(0))
+    np.testing.assert_allclose(plain[0], compiled[0], rtol=1e-5)
+    np.testing.assert_allclose(plain[0] * np.log(2) * 36, -model.log_prob(image, label).mean(), rtol=1e-5)
+    inside = jax.jit(lambda model, key: model.sample(key, 4, label))(model, jax.random.key(1))
+    np.testing.assert_array_equal(inside, model.sample(jax.random.key(1), 4, label))
+
+
+@every_model
+def test_dropout_is_for_training_only(entry):
+    if "dropout" not in {f.name for f in dataclasses.fields(entry.config)}:
+        pytest.skip(f"{entry.name} has no dropout")
+    plain, dropped = make(entry, (3, 4, 1)), make(entry, (3, 4, 1), dropout=0.5)
+    dropped = nnx.merge(nnx.split(dropped)[0], nnx.state(plain))
+    batch = {"image": images_of(18, 4, plain.config)}
+    np.testing.assert_array_equal(dropped.log_prob(batch["image"]), plain.log_prob(batch["image"]))
+    first, again, other = (float(dropped.loss(batch, jax.random.key(key))[0]) for key in (0, 0, 1))
+    assert first == again != other and first != float(plain.loss(batch, jax.random.key(0))[0])
+
+
+@every_model
+def test_bfloat16_keeps_float32_parameters_and_likelihoods(entry):
+    exact, model = (make(entry, (4, 4, 3), dtype=dtype) for dtype in ("float32", "bfloat16"))
+    model = nnx.merge(nnx.split(model)[0], nnx.state(exact))
+    image = images_of(19, 4, model.config)
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {np.dtype("float32")}
+    full, rough = full_pass(exact, image), full_pass(model, image)
+    assert rough.dtype == jnp.float32 and model.log_prob(image).dtype == jnp.float32
+    assert (full != rough).any(), "the compute dtype is not used"
+    spread = float(full.std())
+    np.testing.assert_allclose(rough, full, atol=0.25 * spread, rtol=0)
+    assert float(jnp.abs(rough - full).mean()) < 0.02 * spread
+    assert float(jnp.abs(step_by_step(model, image) - full).mean()) < 0.02 * spread
+
+
+@every_model
+def test_full_sizes_cost_nothing_to_check(entry):
+    for fields, count in entry.full_sizes:
+        config = entry.config(**fields)
+        model = nnx.eval_shape(lambda config=config: MODELS[type(config)](config, rngs=nnx.Rngs(0)))
+        assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == count
+        image = jax.ShapeDtypeStruct((16, *config.image_shape), np.uint8)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        assert jax.eval_shape(lambda m, x: m.log_prob(x), model, image).shape == (16,)
+        assert jax.eval_shape(lambda m, k: m.sample(k, 16), model, key) == image
