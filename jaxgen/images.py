@@ -255,11 +255,15 @@ def _read_npz(path: Path) -> _Raw:
         with path.open("rb") as file, _archive(np.load(file, allow_pickle=False), path) as archive:
             if "image" not in archive:
                 raise DataError(str(path), wanted="an array named 'image'", got=_list(archive.files) or "an empty archive")
-            return _Raw(archive["image"], archive.get("label"), f"{path}:image")
+            arrays = {name: archive[name] for name in ("image", "label") if name in archive}
     except DataError:
         raise
     except (OSError, EOFError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(path, error) from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # a member that is not an .npy file comes back as its bytes
+            raise DataError(f"{path}:{name}", wanted="a numpy array", got=f"{len(array)} bytes of something else")
+    return _Raw(arrays["image"], arrays.get("label"), f"{path}:image")
 
 
 def _archive(loaded: Any, path: Path) -> np.lib.npyio.NpzFile:

@@ -129,7 +129,7 @@ def _open(builder: Any, name: str, shape: tuple[int, int, int], num_classes: int
         examples = builder.as_data_source(split=wanted)
         undecoded = builder.as_data_source(split=wanted, decoders={"image": tfds.decode.SkipDecoding()})
     except Exception as error:
-        raise DataError(origin, wanted="a set prepared as array_record", got=_one_line(error), hint="name another data_dir") from error
+        raise DataError(origin, wanted="a set prepared as array_record", got=_one_line(error)) from error
     if not len(examples):
         raise DataError(origin, wanted="at least one image", got="0 (the set is empty)")
     return DiskSource(examples, undecoded, origin, str(builder.version), shape, levels, num_classes)
@@ -154,11 +154,12 @@ def _builder(name: str, data_dir: str | None) -> Any:
     try:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-        close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), 1)
+        close = difflib.get_close_matches(name, ["digits", *tfds.list_builders(with_community_datasets=False)], 1)
         hint = f"did you mean {close[0]}?" if close else f"a folder of your own is written with its path, ./{name}"
         raise DataError(name, wanted="digits, a TFDS set or an existing path", got="a name that TFDS does not know", hint=hint) from error
     except Exception as error:
-        raise DataError(name, wanted="a TFDS set as array_record", got=_one_line(error), hint="name another data_dir") from error
+        hint = "prepare it in another data_dir" if "File format" in str(error) else ""
+        raise DataError(name, wanted="a TFDS set as array_record", got=_one_line(error), hint=hint) from error
 
 
 def _prepare(builder: Any, name: str, manual_dir: str | None) -> None:
@@ -195,4 +196,5 @@ def _features(builder: Any, name: str) -> tuple[tuple[int, int, int], int]:
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    text = " ".join(str(error).split()).rpartition('}": ')[2]  # TFDS puts the arguments of its builder in front, as a dictionary
+    return f"{type(error).__name__}: {text[:200]}"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,14 @@ def test_one_array_that_is_called_an_archive(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         data.load(str(tmp_path / "a.npz"), "train")
     one_line(caught.value, "an .npz archive", "one array of shape [20, 3, 4, 1]")
+
+
+def test_a_member_that_is_no_array(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("image", b"hello")
+    with pytest.raises(DataError) as caught:
+        data.load(str(tmp_path / "a.npz"), "train")
+    one_line(caught.value, "a.npz:image", "a numpy array", "5 bytes")
 
 
 class Gadget:

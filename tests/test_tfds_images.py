@@ -238,6 +238,8 @@ def test_fingerprint_of_a_set_on_disk(prepared) -> None:
         ("jaxgen_no_test", "test", ["jaxgen_no_test", "a test split", "got train"]),
         ("jaxgen_broken", "train", ["jaxgen_broken", "a set that can be prepared", "OSError: the download stopped"]),
         ("minist", "train", ["minist", "a TFDS set or an existing path", "did you mean mnist?"]),
+        ("digts", "train", ["digts", "did you mean digits?"]),
+        ("mnist:9.9.9", "train", ["mnist:9.9.9", "got AssertionError: Dataset mnist cannot be loaded at version 9.9.9"]),
         ("my_holiday_pictures", "train", ["my_holiday_pictures", "./my_holiday_pictures"]),
     ],
 )
