@@ -5,6 +5,7 @@ Every head maps network outputs `parameters` [..., P] to a distribution over int
 cached, fixed-point) turns the same noise into the same image.
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -63,3 +64,31 @@ class Categorical:
 def pixel_head(levels: int) -> Bernoulli | Categorical:
     """The exact discrete head for pixels of that many levels."""
     return Bernoulli() if levels == 2 else Categorical(levels)
+
+
+def gaussian_log_prob(
+    mean: Float[Array, "*shape"], log_variance: Float[Array, "*shape"], x: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
+    """log N(x; mean, exp(log_variance)) in nats for each element: a density, so it may be positive."""
+    return -0.5 * (jnp.log(2 * jnp.pi) + log_variance + (x - mean) ** 2 * jnp.exp(-log_variance))
+
+
+def gaussian_sample(mean: Float[Array, "*shape"], log_variance: Float[Array, "*shape"], key: PRNGKeyArray) -> Float[Array, "*shape"]:
+    """mean + sigma noise: a draw that is differentiable in both parameters (Kingma & Welling 2013, section 2.4)."""
+    return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
+
+
+def gaussian_kl(mean: Float[Array, "*shape"], log_variance: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) in nats for each element (Kingma & Welling 2013, appendix B)."""
+    return 0.5 * (mean**2 + jnp.exp(log_variance) - log_variance - 1)
+
+
+def bits_per_dim(nats, dims: int, log2_scale: float = 0.0):
+    """The one conversion: nats = -log p of one data point of `dims` dimensions, into bits per dimension.
+
+        bits/dim = nats / (dims ln 2) + log2_scale
+
+    log2_scale is 0 for a probability of discrete levels and for a density of x + u on [0, levels). A density of the rescaled value
+    y = (x + u) / c needs log2_scale = log2 c: 8 for [0, 1) from 256 levels, 7 for [-1, 1).
+    """
+    return nats / (dims * math.log(2)) + log2_scale

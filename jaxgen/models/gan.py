@@ -3,57 +3,58 @@
     discriminator:  L_D = E softplus(-D(x)) + E softplus(D(G(z)))     = -E log sigma(D(x)) - E log(1 - sigma(D(G(z))))
     generator:      L_G = E softplus(-D(G(z)))                        = -E log sigma(D(G(z))), the paper's non-saturating form (section 3)
 
-D returns logits, z ~ N(0, I). Both players descend in the same step from ONE loss: L_G sees a frozen D and L_D a frozen G, so the gradient of the sum holds
-exactly the two separate gradients, and `optax.partition` gives `generator` and `discriminator` an optimizer each.
+D returns logits, z ~ N(0, I). Both players descend in the same step from ONE loss, L_G + L_D: L_G sees a frozen D and L_D a frozen G, so
+the gradient of the sum holds exactly the two separate gradients, and `optax.partition` gives `generator` and `discriminator` an optimizer
+each.
 
-Axes: B batch, H W C image, Z latent. Departures from the paper: simultaneous instead of alternating updates, leaky ReLU instead of maxout, no dropout; the "conv"
-networks follow Radford et al. 2016 without batch normalisation (no state, and no coupling between the images of a batch).
+Axes: B batch, H W C image, Z latent. Departures from the paper: simultaneous instead of alternating updates, leaky ReLU instead of maxout,
+no dropout; the "conv" networks follow Radford et al. 2016 without batch normalisation (no state, and images of a batch stay independent).
 """
 
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt8
 
+from jaxgen.config import check_types
 from jaxgen.errors import ConfigError
+from jaxgen.layers import scale_pixels
+from jaxgen.sampling import check_images, check_label
 
 SLOPE = 0.2  # of the leaky ReLU (Radford et al. 2016)
 
 
 @dataclass(frozen=True)
 class GANConfig:
-    """`image_shape` is (H, W, C) for uint8 images in {0 .. levels-1}, or (d,) for real points, which have no levels (0)."""
+    """`image_shape` is (H, W, C) for uint8 images in {0 .. levels-1}, or (d,) for real points, which have no levels (0).
+
+    hidden: units of each hidden layer (mlp), or channels at 1/4 of the size, half of them at 1/2 (conv). depth: hidden layers (mlp).
+    """
 
     image_shape: tuple[int, ...] = (8, 8, 1)
     levels: int = 17
     latent: int = 32
-    hidden: int = 128  # units of an MLP layer, channels of the widest convolution
-    depth: int = 2  # hidden layers of an MLP
-    architecture: str = "mlp"  # or "conv"
-    num_classes: ClassVar[int] = 0
+    hidden: int = 128
+    depth: int = 2
+    architecture: Literal["mlp", "conv"] = "mlp"
+    num_classes: ClassVar[int] = 0  # unconditional
 
     def __post_init__(self):
+        check_types(self)
         points = len(self.image_shape) == 1
         if len(self.image_shape) not in (1, 3) or min(self.image_shape) < 1:
-            raise ConfigError("image_shape", wanted="(H, W, C), or (d,) for points", got=self.image_shape)
-        if (points and self.levels != 0) or (not points and self.levels < 2):
-            raise ConfigError("levels", wanted="at least 2 for images, 0 for points", got=self.levels)
-        if self.architecture not in ("mlp", "conv"):
-            raise ConfigError("architecture", wanted="'mlp' or 'conv'", got=repr(self.architecture))
-        if self.architecture == "conv" and (points or self.image_shape[0] % 4 or self.image_shape[1] % 4):
-            raise ConfigError("image_shape", wanted="(H, W, C) with H and W multiples of 4 (architecture 'conv')", got=self.image_shape)
+            raise ConfigError("image_shape", "(H, W, C), or (d,) for points", self.image_shape)
+        if not (self.levels == 0 if points else 2 <= self.levels <= 256):
+            raise ConfigError("levels", "2..256 for images, 0 for points", self.levels)
         if min(self.latent, self.hidden, self.depth) < 1:
-            raise ConfigError("latent, hidden, depth", wanted="at least 1 each", got=(self.latent, self.hidden, self.depth))
-
-    @property
-    def batch_name(self) -> str:
-        """The entry of a batch that the model reads."""
-        return "point" if len(self.image_shape) == 1 else "image"
+            raise ConfigError("latent, hidden, depth", "positive sizes", (self.latent, self.hidden, self.depth))
+        if self.architecture == "conv" and (points or self.image_shape[0] % 4 or self.image_shape[1] % 4):
+            raise ConfigError("image_shape", "(H, W, C) with H and W multiples of 4 (conv)", self.image_shape)
 
 
 class MLP(nnx.Module):
@@ -104,7 +105,7 @@ class ConvDiscriminator(nnx.Module):
 class GAN(nnx.Module):
     """Two players, `generator` and `discriminator`; their optimizers are chosen by these two names."""
 
-    def __init__(self, config: GANConfig, rngs: nnx.Rngs):
+    def __init__(self, config: GANConfig, *, rngs: nnx.Rngs):
         self.config = config
         size = prod(config.image_shape)
         if config.architecture == "mlp":
@@ -133,23 +134,19 @@ class GAN(nnx.Module):
         fake = jax.lax.stop_gradient(self.generate(z))
         return jax.nn.softplus(-self.discriminate(real)).mean() + jax.nn.softplus(self.discriminate(fake)).mean()
 
-    def loss(self, batch: dict[str, Any], key: Key[Array, ""]) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """L_G + L_D of one batch `{"image": uint8 [B, H, W, C]}`, or `{"point": float32 [B, d]}`."""
-        real = self._scale(batch[self.config.batch_name])
+    def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
+        """L_G + L_D of a batch {"image": uint8 [B, H, W, C]}, or {"point": float32 [B, d]}."""
+        real = batch["point"] if self.config.levels == 0 else self._scale(batch["image"])
         z = jax.random.normal(key, (real.shape[0], self.config.latent))
         generator_loss, discriminator_loss = self.generator_loss(z), self.discriminator_loss(real, z)
-        metrics = {"generator_loss": generator_loss, "discriminator_loss": discriminator_loss}
-        return generator_loss + discriminator_loss, metrics
+        return generator_loss + discriminator_loss, {"generator_loss": generator_loss, "discriminator_loss": discriminator_loss}
 
-    def sample(self, key: Key[Array, ""], n: int, label: None = None) -> Num[Array, "n ..."]:
+    def sample(self, key: PRNGKeyArray, n: int, label=None) -> Num[Array, "n ..."]:
         """n images uint8 [n, H, W, C], or n points float32 [n, d]."""
-        if label is not None:
-            raise ConfigError("label", wanted="no label: this GAN is unconditional", got=label)
+        check_label(label, self.config.num_classes, n)
         x = self.generate(jax.random.normal(key, (n, self.config.latent)))
-        if self.config.levels == 0:
-            return x
-        return jnp.round((x + 1) / 2 * (self.config.levels - 1)).astype(jnp.uint8)
+        return x if self.config.levels == 0 else jnp.round((x + 1) * ((self.config.levels - 1) / 2)).astype(jnp.uint8)
 
-    def _scale(self, x: Num[Array, "B ..."]) -> Float[Array, "B ..."]:
-        """Levels 0 .. levels-1 to [-1, 1], the range of tanh; points unchanged."""
-        return x if self.config.levels == 0 else x.astype(jnp.float32) * (2 / (self.config.levels - 1)) - 1
+    def _scale(self, image: UInt8[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Levels 0 .. levels-1 to [-1, 1], the range of tanh."""
+        return scale_pixels(check_images(image, self.config.image_shape, self.config.levels), self.config.levels)

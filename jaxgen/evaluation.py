@@ -1,0 +1,303 @@
+"""Evaluation: bits/dim on a test set with its standard error, lower bounds, sample metrics, and the rulers to compare with.
+
+    bits/dim = -log p(x) / (D ln 2),  mean over all images of the set, standard error = sd / sqrt(N)
+
+What a model offers decides what is reported, and the name says which it is:
+
+    log_prob(image)              exact          "bits_per_dim"
+    elbo, importance_bound       lower bounds   "bits_per_dim_bound"
+    log_density(v)               a density      "bits_per_dim_bound": E_u[-log p(x + u)] >= -log P(x) (Theis et al. 2016, section 3.1)
+    none of them                 samples        "frechet_pixels", on point sets also the modes covered
+
+A density never sees the data: it gets v = x + u with u ~ U[0, 1) drawn here, anew for every image and draw. Without that noise a density
+on a lattice can be as large as one likes. The randomness of image i comes from `fold_in(key, i)`, the last batch is padded and masked, and
+the sums are float64 on the host, so the result depends neither on the batch size nor on the number of devices.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt8
+
+from jaxgen import sharding
+from jaxgen.distributions import bits_per_dim
+from jaxgen.errors import ConfigError, DataError, NonFiniteError
+
+__all__ = ["GaussianModel", "UniformModel", "bits_per_dim", "evaluate", "frechet_distance", "headline", "mode_coverage", "rulers"]
+
+DRAWS = {"elbo": "elbo_samples", "importance": "importance_samples", "density": "dequantisation_samples"}
+HEADLINES = ("bits_per_dim", "bits_per_dim_bound", "frechet_pixels", "frechet_points")
+
+
+def evaluate(
+    model,
+    dataset,
+    *,
+    batch_size: int = 64,
+    key: PRNGKeyArray | None = None,
+    samples: int = 1,
+    bound: str = "elbo",
+    mesh: Mesh | None = None,
+) -> dict[str, float | int]:
+    """Score a model on every image of a data set.
+
+    samples: draws averaged for each image (elbo, density), or k of the importance-weighted bound; unused for exact models.
+    bound: "elbo" or "importance", for models that have both. mesh: the devices to spread the batches over (default: those of the model).
+
+    Returns plain numbers: the headline (see the module's table), its "standard_error" (nan for a single image), "nats" an image (-log p),
+    "n", and for a bound the number of draws under a name that says which bound ("elbo_samples", "importance_samples",
+    "dequantisation_samples"). Raises DataError for an empty set and NonFiniteError with the image's index.
+    """
+    key = jax.random.key(0) if key is None else key
+    if samples < 1 or batch_size < 1:
+        raise ConfigError("samples, batch_size", "at least 1", (samples, batch_size))
+    if len(dataset) == 0:
+        raise DataError("dataset", "at least one image", "an empty set")
+    kind, mesh = _kind(model, bound), mesh or _mesh_of(model)
+    if kind == "samples":
+        return sample_metrics(model, dataset, key, batch_size, mesh)
+    nats = -log_probs(model, dataset, kind, batch_size, key, samples, mesh)
+    bits = bits_per_dim(nats, int(np.prod(dataset.image_shape)))
+    name = "bits_per_dim" if kind == "exact" else "bits_per_dim_bound"
+    result = {name: float(bits.mean()), "standard_error": _standard_error(bits), "nats": float(nats.mean()), "n": len(bits)}
+    return result if kind == "exact" else {**result, DRAWS[kind]: samples}
+
+
+def headline(result: dict) -> tuple[str, float]:
+    """The name and value of the number to compare runs by; lower is better for each."""
+    name = next(name for name in HEADLINES if name in result)
+    return name, result[name]
+
+
+def _mesh_of(model) -> Mesh | None:
+    """The mesh that a model in training lives on."""
+    leaves = jax.tree.leaves(model) if isinstance(model, nnx.Module) else []
+    named = [leaf.sharding for leaf in leaves if isinstance(getattr(leaf, "sharding", None), NamedSharding)]
+    return named[0].mesh if named else None
+
+
+def log_probs(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, samples: int = 1, mesh: Mesh | None = None) -> np.ndarray:
+    """log p of every image of the set, or its bound, in nats: float64 [N]."""
+    if isinstance(model, nnx.Module):
+        model = model if mesh is None else jax.device_put(model, sharding.state_sharding(mesh, model))
+        score = _compiled(kind, samples, _everywhere(mesh))
+    else:  # a closed-form model computes in float64 on the host
+        score, mesh = _score_on_host(kind, samples), None
+    parts = []
+    for batch, rows in _batches(dataset, batch_size, mesh):
+        value = np.asarray(score(model, batch, key), np.float64)[rows]
+        _check(value, sum(map(len, parts)), kind)
+        parts.append(value)
+    return np.concatenate(parts)
+
+
+def _kind(model, bound: str) -> str:
+    """Which of the estimates of the module's table a model allows."""
+    if bound not in ("elbo", "importance"):
+        raise ConfigError("bound", "elbo or importance", bound)
+    if hasattr(model, "log_prob"):
+        return "exact"
+    if hasattr(model, "log_density"):
+        return "density"
+    if hasattr(model, "elbo"):
+        if bound == "importance" and not hasattr(model, "importance_bound"):
+            raise ConfigError("bound", "elbo (the model has no importance_bound)", bound)
+        return bound
+    return "samples"
+
+
+def _batches(dataset, batch_size: int, mesh: Mesh | None) -> Iterator[tuple[dict, np.ndarray]]:
+    """(batch, which of its rows are images and not padding); the batch holds each image's place in the set as "index".
+
+    On a mesh each process reads its own rows of the batch, which is rounded up to a multiple of the devices.
+    """
+    devices, process = (1, (0, 1)) if mesh is None else (mesh.size, (jax.process_index(), jax.process_count()))
+    size = -(-batch_size // devices) * devices
+    local = np.arange(size, dtype=np.uint32).reshape(process[1], -1)[process[0]]
+    for number, (batch, _) in enumerate(dataset.epoch(size, process)):
+        start = number * size
+        batch = {**batch, "index": local + np.uint32(start)}
+        yield (batch if mesh is None else sharding.place_batch(mesh, batch)), np.arange(start, start + size) < len(dataset)
+
+
+def _everywhere(mesh: Mesh | None) -> NamedSharding | None:
+    """Every process needs the whole result."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+@lru_cache(maxsize=16)
+def _compiled(kind: str, samples: int, out: NamedSharding | None):
+    """The compiled `(model, batch, key) -> log p [B]`; one compilation serves a whole training run."""
+    return jax.jit(lambda model, batch, key: _score(model, batch, key, kind, samples), out_shardings=out)
+
+
+def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples: int) -> Float[Array, " B"]:
+    image, conditional = batch["image"], model.config.num_classes > 0
+    if kind == "exact":
+        return model.log_prob(image, batch["label"]) if conditional else model.log_prob(image)
+
+    def one(image, index, label):
+        label = label[None] if conditional else None
+        labelled = {"label": label} if conditional else {}
+        keys = jax.random.split(jax.random.fold_in(key, index), samples)
+        if kind == "importance":
+            return model.importance_bound(image[None], keys[0], samples, **labelled)[0]
+        if kind == "density":
+            return jax.vmap(lambda key: model.log_density(dequantise(image[None], key), **labelled)[0])(keys).mean()
+        return jax.vmap(lambda key: model.elbo(image[None], key, **labelled)[0])(keys).mean()
+
+    return jax.vmap(one)(image, batch["index"], batch["label"] if conditional else batch["index"])
+
+
+def _score_on_host(kind: str, samples: int):
+    """The same for a model of NumPy arrays."""
+    noise = jax.jit(jax.vmap(lambda image, index, key: dequantise(image, jax.random.fold_in(key, index)), (0, 0, None)))
+
+    def score(model, batch, key):
+        if kind == "exact":
+            return model.log_prob(batch["image"])
+        draws = (noise(batch["image"], batch["index"], k) for k in jax.random.split(key, samples))
+        return np.mean([model.log_density(np.asarray(v, np.float64)) for v in draws], axis=0)
+
+    return score
+
+
+def dequantise(image: UInt8[Array, "*shape"], key: PRNGKeyArray) -> Float[Array, "*shape"]:
+    """v = x + u, u ~ U[0, 1): float32, strictly below x + 1 even where the sum would round up to it."""
+    x = image.astype(jnp.float32)
+    return jnp.minimum(x + jax.random.uniform(key, x.shape), jnp.nextafter(x + 1, x))
+
+
+def _check(value: np.ndarray, start: int, kind: str) -> None:
+    """Every log p is finite, and that of a discrete image is not positive."""
+    if not np.isfinite(value).all():
+        index = int(np.flatnonzero(~np.isfinite(value))[0])
+        raise NonFiniteError(f"image {start + index}", "a finite log-probability", value[index])
+    if kind == "exact" and value.max() > 1e-3:
+        index = int(value.argmax())
+        hint = "a density is not a probability of levels; give the model log_density(v) instead, and the evaluator dequantises"
+        raise ConfigError("log_prob", "at most 0 nats for a discrete image", f"{value[index]:.6g} for image {start + index}", hint)
+
+
+def _standard_error(values: np.ndarray) -> float:
+    """Of the mean; nan (unknown) for a single value."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+class UniformModel:
+    """Every image is equally likely: exactly log2(levels) bits/dim."""
+
+    def __init__(self, levels: int):
+        self.levels = levels
+
+    def log_prob(self, image: UInt8[np.ndarray, "B *shape"]) -> Float[np.ndarray, " B"]:
+        """-D log(levels) for each image, in nats."""
+        return np.full(len(image), -np.prod(image.shape[1:]) * np.log(self.levels))
+
+
+class GaussianModel:
+    """Full-covariance Gaussian on v = x + u, u ~ U[0, 1), by maximum likelihood: mu = mean(x) + 1/2, S = Cov(x) + I/12. Float64 throughout.
+
+    The two constants are the mean and the variance of u; no eigenvalue of S is below 1/12, however few the images.
+    """
+
+    def __init__(self, mean: Float[np.ndarray, " D"], covariance: Float[np.ndarray, "D D"]):
+        from scipy.linalg import solve_triangular
+
+        self.mean, self.covariance = mean, covariance
+        factor = np.linalg.cholesky(covariance)
+        self.whiten = solve_triangular(factor, np.eye(len(mean)), lower=True)
+        self.constant = -0.5 * len(mean) * np.log(2 * np.pi) - np.log(np.diag(factor)).sum()
+
+    @classmethod
+    def fit(cls, images: UInt8[np.ndarray, "N *shape"], levels: int) -> "GaussianModel":
+        """The maximum-likelihood Gaussian of images in {0 .. levels-1}."""
+        x = images.reshape(len(images), -1).astype(np.float64)
+        if len(x) < 2:
+            raise DataError("images", "at least 2 to fit a covariance", len(x))
+        if x.max() >= levels:
+            raise DataError("images", f"values in 0..{levels - 1}", int(x.max()))
+        centred = x - x.mean(axis=0)
+        covariance = centred.T @ centred / len(x) + np.eye(x.shape[1]) / 12
+        return cls(x.mean(axis=0) + 0.5, covariance)
+
+    def log_density(self, v: Float[np.ndarray, "B *shape"]) -> Float[np.ndarray, " B"]:
+        """log N(v; mu, S) in nats."""
+        z = (v.reshape(len(v), -1) - self.mean) @ self.whiten.T
+        return self.constant - 0.5 * (z**2).sum(axis=1)
+
+
+def rulers(fit, test, *, batch_size: int = 64, key: PRNGKeyArray | None = None, samples: int = 16) -> dict[str, dict]:
+    """The baselines {"uniform": result, "gaussian": result} on a test set; `fit` is the data set, or several, to fit the Gaussian on."""
+    sets = fit if isinstance(fit, tuple | list) else [fit]
+    images = np.concatenate([np.asarray(dataset.images) for dataset in sets])
+    models = {"uniform": UniformModel(test.levels), "gaussian": GaussianModel.fit(images, test.levels)}
+    return {name: evaluate(model, test, batch_size=batch_size, key=key, samples=samples) for name, model in models.items()}
+
+
+def sample_metrics(model, dataset, key: PRNGKeyArray, batch_size: int = 64, mesh: Mesh | None = None) -> dict[str, float | int]:
+    """As many samples as the set has images, compared with them.
+
+    Images: "frechet_pixels", the Frechet distance of pixel vectors scaled to [0, 1]; it compares means and covariances only, and says
+    little about sharpness. Points: "frechet_points", and the modes covered if the set knows its `centres` and `scale`. The distance is
+    biased upwards by about 1/n, so n is in the result.
+    """
+    real = np.concatenate([_features(batch, dataset.levels)[rows] for batch, rows in _batches(dataset, batch_size, None)])
+    fake = _draw(model, len(real), key, batch_size, mesh)
+    name = "frechet_points" if fake.ndim == 2 else "frechet_pixels"
+    features = _features({"image": fake}, dataset.levels)
+    result = {name: frechet_distance(features, real), "n_real": len(real), "n_fake": len(fake)}
+    centres = getattr(dataset, "centres", None)
+    return result if centres is None else {**result, **mode_coverage(fake, centres, dataset.scale)}
+
+
+def _features(batch: dict, levels: int) -> np.ndarray:
+    """Pixels scaled to [0, 1], or points as they are: float64 [B, D]."""
+    x = np.asarray(batch["image"] if "image" in batch else batch["point"], np.float64)
+    return x.reshape(len(x), -1) / (levels - 1 if levels else 1)
+
+
+@lru_cache(maxsize=4)
+def _compiled_draw(out: NamedSharding | None):
+    def draw(model, index, key):
+        return jax.vmap(lambda i: model.sample(jax.random.fold_in(key, i), 1)[0])(index)
+
+    return jax.jit(draw, out_shardings=out)
+
+
+def _draw(model, n: int, key: PRNGKeyArray, batch_size: int, mesh: Mesh | None) -> np.ndarray:
+    """n samples; sample i depends on `fold_in(key, i)` only."""
+    draw, places = _compiled_draw(_everywhere(mesh)), np.arange(batch_size, dtype=np.uint32)
+    parts = [np.asarray(draw(model, places + np.uint32(start), key)) for start in range(0, n, batch_size)]
+    return np.concatenate(parts)[:n]
+
+
+def frechet_distance(a: Num[np.ndarray, "N D"], b: Num[np.ndarray, "M D"]) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2) between the Gaussians of two sets of feature vectors, in float64."""
+    (m1, c1), (m2, c2) = ((x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))) for x in (a.astype(np.float64), b.astype(np.float64)))
+    values, vectors = np.linalg.eigh(c1)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    # The product is symmetric: real eigenvalues, where a general matrix root can turn complex.
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ c2 @ root), 0)).sum()
+    return max(float(((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * cross), 0.0)  # rounding can make 0 negative
+
+
+def mode_coverage(points: Num[np.ndarray, "N d"], centres: Num[np.ndarray, "K d"], scale: float) -> dict[str, float | int]:
+    """How well points cover a mixture of round Gaussians (Srivastava et al. 2017, section 4.1).
+
+    A point within 3 sigma of its nearest centre is of high quality; a mode with at least one such point is covered. "smallest_mode_share"
+    is the share of all points that are of high quality and belong to the least populated mode.
+    """
+    distance = np.linalg.norm(points[:, None] - centres[None], axis=-1)
+    good = distance.min(axis=1) < 3 * scale
+    counts = np.bincount(distance.argmin(axis=1)[good], minlength=len(centres))
+    return {
+        "modes_covered": int((counts > 0).sum()),
+        "high_quality_fraction": float(good.mean()),
+        "smallest_mode_share": float(counts.min() / len(points)),
+    }

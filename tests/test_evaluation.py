@@ -1,0 +1,330 @@
+"""The evaluator against closed forms: the rulers, the scale rule, and numbers that do not depend on how they are computed."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy import linalg, stats
+
+from jaxgen import evaluation, ring, sharding
+from jaxgen.data import Dataset, load
+from jaxgen.errors import ConfigError, DataError, NonFiniteError
+from jaxgen.evaluation import GaussianModel, UniformModel, bits_per_dim, evaluate, frechet_distance, headline, mode_coverage, rulers
+from jaxgen.models.gan import GAN, GANConfig
+from jaxgen.models.vae import VAE, VAEConfig
+
+CONFIG = VAEConfig((4, 6, 1), 3, latent=2, hidden=(8,))
+
+
+def random_set(n: int = 23, shape=(4, 6, 1), levels: int = 3, seed: int = 0) -> Dataset:
+    image = np.random.default_rng(seed).integers(0, levels, (n, *shape)).astype(np.uint8)
+    return Dataset.from_arrays(image, np.arange(n, dtype=np.int32) % 2, levels=levels)
+
+
+class Exact(nnx.Module):
+    """Independent pixels with learned frequencies, class-conditional: a likelihood that can be checked by hand."""
+
+    def __init__(self, config: VAEConfig):
+        self.config = config
+        self.logits = nnx.Param(jax.random.normal(jax.random.key(0), (2, *config.image_shape, config.levels)))
+
+    def log_prob(self, image, label):
+        terms = jnp.take_along_axis(jax.nn.log_softmax(self.logits[...][label]), image[..., None].astype(jnp.int32), axis=-1)
+        return terms.sum((1, 2, 3, 4))
+
+
+EXACT = Exact(VAEConfig((4, 6, 1), 3, num_classes=2))
+
+
+# --- Bits per dimension -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels, shape", [(2, (4, 6, 1)), (17, (8, 8, 1)), (256, (5, 3, 3))])
+def test_the_uniform_model_scores_exactly_log2_levels(levels, shape):
+    result = evaluate(UniformModel(levels), random_set(23, shape, levels), batch_size=10)
+    assert result["bits_per_dim"] == pytest.approx(np.log2(levels), abs=1e-12)
+    assert result["standard_error"] == pytest.approx(0, abs=1e-12)
+    assert result["n"] == 23
+    assert result["nats"] == pytest.approx(np.prod(shape) * np.log(levels), rel=1e-12)
+
+
+@pytest.mark.parametrize("c, log2_scale", [(1, 0), (256, 8), (128, 7), (1 / 3, -np.log2(3))])
+def test_scale_rule(c, log2_scale):
+    """A Gaussian fitted to v / c has another density, and the same bits/dim once log2 c is added."""
+    rng = np.random.default_rng(0)
+    v = rng.normal(size=(500, 5)) @ rng.normal(size=(5, 5)) + rng.uniform(size=(500, 5))
+
+    def nats(y):
+        return -stats.multivariate_normal(y.mean(0), np.cov(y.T)).logpdf(y).mean()
+
+    assert bits_per_dim(nats(v / c), 5, log2_scale) == pytest.approx(bits_per_dim(nats(v), 5), abs=1e-9)
+
+
+def test_published_conversions():
+    """NICE (Dinh et al. 2014): 5371.78 nats on [-1, 1) CIFAR-10 are 4.48 bits/dim in the table of PixelRNN; MNIST on [0, 1)."""
+    assert bits_per_dim(-5371.78, 3072, log2_scale=7) == pytest.approx(4.477, abs=1e-3)
+    assert bits_per_dim(-1980.50, 784, log2_scale=8) == pytest.approx(4.356, abs=1e-3)
+
+
+def test_mean_and_standard_error_are_those_of_the_images():
+    dataset = random_set()
+    logits = np.asarray(EXACT.logits[...], np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    chosen = np.take_along_axis(log_p[dataset.labels], dataset.images[..., None].astype(int), -1).sum((1, 2, 3, 4))
+    bits = -chosen / 24 / np.log(2)
+    result = evaluate(EXACT, dataset, batch_size=7)
+    assert result["bits_per_dim"] == pytest.approx(bits.mean(), rel=1e-6)
+    assert result["standard_error"] == pytest.approx(stats.sem(bits), rel=1e-5)
+    assert result["nats"] == pytest.approx(-chosen.mean(), rel=1e-6)
+
+
+# --- Independence of batch size and devices -----------------------------------------------------------------------------------------
+
+VAE_MODEL = VAE(CONFIG, rngs=nnx.Rngs(0))
+GAN_MODEL = GAN(GANConfig((4, 6, 1), 3, latent=2, hidden=8), rngs=nnx.Rngs(0))
+CASES = {
+    "exact": (EXACT, {}),
+    "elbo": (VAE_MODEL, {"samples": 3}),
+    "importance": (VAE_MODEL, {"samples": 5, "bound": "importance"}),
+    "gaussian": (GaussianModel.fit(random_set(50, seed=1).images, 3), {"samples": 2}),
+    "samples": (GAN_MODEL, {}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_independent_of_batch_size(name):
+    model, options = CASES[name]
+    results = [evaluate(model, random_set(), batch_size=size, key=jax.random.key(4), **options) for size in (1, 7, 64)]
+    for other in results[1:]:
+        assert set(other) == set(results[0])
+        for field, value in other.items():
+            assert value == pytest.approx(results[0][field], rel=1e-5), field
+
+
+def all_cases(mesh) -> dict:
+    return {name: evaluate(model, random_set(), batch_size=7, key=jax.random.key(4), mesh=mesh, **o) for name, (model, o) in CASES.items()}
+
+
+def test_independent_of_the_number_of_devices():
+    """Eight virtual devices, in a process of their own, on a mesh of both axes."""
+    program = """
+        import json, jax
+        from test_evaluation import all_cases
+        from jaxgen import sharding
+        assert jax.device_count() == 8
+        print(json.dumps(all_cases(sharding.make_mesh(fsdp=4))))
+    """
+    tests = Path(__file__).parent
+    paths = os.pathsep.join([str(tests), str(tests.parent)])
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    wanted = all_cases(None)
+    for name, result in json.loads(done.stdout).items():
+        for field, value in result.items():
+            assert value == pytest.approx(wanted[name][field], rel=1e-5), (name, field)
+
+
+def test_a_model_on_a_mesh_is_evaluated_there():
+    mesh = sharding.make_mesh()
+    placed = jax.device_put(EXACT, sharding.state_sharding(mesh, EXACT))
+    assert evaluate(placed, random_set(), batch_size=7)["bits_per_dim"] == pytest.approx(
+        evaluate(EXACT, random_set())["bits_per_dim"], rel=1e-6
+    )
+
+
+def test_the_key_decides_the_noise():
+    first, again, other = (evaluate(VAE_MODEL, random_set(), key=jax.random.key(i))["bits_per_dim_bound"] for i in (0, 0, 1))
+    assert first == again != other
+
+
+# --- The Gaussian ruler and dequantisation ------------------------------------------------------------------------------------------
+
+
+def test_digits_rulers():
+    """Full covariance, fitted on the 1,437 images outside the test split: 2.957 bits/dim on the 360 test images; uniform log2 17."""
+    fit, test = [load("digits", "train"), load("digits", "validation")], load("digits", "test")
+    assert (sum(map(len, fit)), len(test)) == (1437, 360)
+    results = rulers(fit, test)
+    assert results["gaussian"]["bits_per_dim_bound"] == pytest.approx(2.957, abs=0.01)
+    assert results["gaussian"]["dequantisation_samples"] == 16
+    assert results["uniform"]["bits_per_dim"] == pytest.approx(np.log2(17), abs=1e-12)
+    one = evaluate(GaussianModel.fit(np.concatenate([d.images for d in fit]), 17), test, key=jax.random.key(1))
+    assert one["bits_per_dim_bound"] == pytest.approx(results["gaussian"]["bits_per_dim_bound"], abs=0.002)
+    assert one["standard_error"] < 0.1
+
+
+def test_gaussian_is_the_maximum_likelihood_fit_of_dequantised_images():
+    images = random_set(40).images
+    model = GaussianModel.fit(images, 3)
+    flat = images.reshape(40, -1).astype(float)
+    np.testing.assert_allclose(model.mean, flat.mean(0) + 0.5)
+    np.testing.assert_allclose(model.covariance, np.cov(flat.T, ddof=0) + np.eye(24) / 12)
+    v = flat + np.random.default_rng(1).uniform(size=flat.shape)
+    wanted = stats.multivariate_normal(model.mean, model.covariance).logpdf(v)
+    np.testing.assert_allclose(model.log_density(v.reshape(images.shape)), wanted, rtol=1e-10)
+
+
+def test_no_direction_is_narrower_than_the_noise():
+    """Fewer images than dimensions and constant pixels: the smallest eigenvalue is 1/12, the variance of u."""
+    images = random_set(5).images.copy()
+    images[:, 0] = 1
+    assert np.linalg.eigvalsh(GaussianModel.fit(images, 3).covariance).min() == pytest.approx(1 / 12, rel=1e-9)
+
+
+def test_a_gaussian_of_gaussian_data_scores_its_entropy():
+    """Rounded N(m, S0), S0 much wider than a level: bits/dim is the differential entropy of S0 + I/6 (rounding, then u)."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(4, 4)) * 8
+    x = np.round(rng.normal(size=(30_000, 4)) @ root.T + 128).clip(0, 255).astype(np.uint8).reshape(-1, 2, 2, 1)
+    result = evaluate(GaussianModel.fit(x[:20_000], 256), Dataset.from_arrays(x[20_000:], levels=256), batch_size=5000)
+    entropy = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * (root @ root.T + np.eye(4) / 6))[1]
+    assert result["bits_per_dim_bound"] == pytest.approx(entropy / 4 / np.log(2), abs=4 * result["standard_error"])
+    assert result["standard_error"] < 0.01
+
+
+class Spikes(nnx.Module):
+    """A density concentrated on the integers: worth nothing on dequantised data, and anything without dequantisation."""
+
+    def __init__(self, config: VAEConfig, scale: float):
+        self.config, self.scale = config, nnx.Param(jnp.float32(scale))
+
+    def log_density(self, v):
+        scale = jnp.broadcast_to(self.scale[...], v.shape)
+        spike = jnp.exp(-0.5 * ((v - jnp.round(v)) / scale) ** 2) / (scale * jnp.sqrt(2 * jnp.pi))
+        return (jnp.log(0.5 * spike + 0.5) - jnp.log(4.0)).sum((1, 2, 3))
+
+
+def test_a_density_on_the_lattice_gains_nothing():
+    """The evaluator adds the noise itself: narrower spikes do not raise the score, and stay below log2(levels)."""
+    scores = [evaluate(Spikes(CONFIG, s), random_set(200), samples=4)["bits_per_dim_bound"] for s in (1e-1, 1e-2, 1e-3, 1e-4)]
+    assert min(scores) > np.log2(3)
+    undequantised = [-float(Spikes(CONFIG, s).log_density(jnp.zeros((1, 4, 6, 1)))[0]) / 24 / np.log(2) for s in (1e-1, 1e-4)]
+    assert undequantised[1] < -5, "this is the number that the evaluator must not produce"
+
+
+def test_a_density_under_the_name_log_prob_is_refused():
+    class Wrong(Spikes):
+        def log_prob(self, image):
+            return self.log_density(image.astype(jnp.float32))
+
+    with pytest.raises(ConfigError, match="log_density"):
+        evaluate(Wrong(CONFIG, 1e-3), random_set())
+
+
+def test_dequantisation_is_uniform_and_stays_below_the_next_level(monkeypatch):
+    small = np.asarray(evaluation.dequantise(jnp.zeros(20_000, jnp.uint8), jax.random.key(0)))
+    assert stats.kstest(small, "uniform").pvalue > 1e-3
+    # In float32, 255 + u is 256 for the largest u.
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, 1 - 2**-24, jnp.float32))
+    assert 255.99 < float(evaluation.dequantise(jnp.uint8(255), jax.random.key(0))) < 256
+
+
+# --- Bounds -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_bounds_are_named_and_ordered():
+    dataset = random_set(100)
+    elbo = evaluate(VAE_MODEL, dataset, samples=50)
+    tight = evaluate(VAE_MODEL, dataset, samples=50, bound="importance")
+    assert "bits_per_dim" not in elbo | tight, "a lower bound is never called bits_per_dim"
+    assert elbo["elbo_samples"] == tight["importance_samples"] == 50
+    assert tight["bits_per_dim_bound"] < elbo["bits_per_dim_bound"]
+    assert headline(elbo) == ("bits_per_dim_bound", elbo["bits_per_dim_bound"])
+
+
+# --- Samples ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_frechet_distance_is_the_closed_form():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(50, 6)) @ rng.normal(size=(6, 6)), rng.normal(size=(80, 6)) + 1
+    c1, c2 = np.cov(a.T), np.cov(b.T)
+    wanted = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(c1 + c2 - 2 * linalg.sqrtm(c1 @ c2).real)
+    assert frechet_distance(a, b) == pytest.approx(wanted, rel=1e-8)
+    assert frechet_distance(b, a) == pytest.approx(wanted, rel=1e-8)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
+    assert frechet_distance(a, a + 2) == pytest.approx(24, rel=1e-8)
+
+
+def test_frechet_distance_of_a_singular_covariance_is_finite():
+    a = np.random.default_rng(0).normal(size=(5, 20))
+    assert 0 <= frechet_distance(a, a) < 1e-6
+    assert frechet_distance(a, np.zeros((4, 20))) == pytest.approx((a.mean(0) ** 2).sum() + np.trace(np.cov(a.T)))
+
+
+def test_mode_coverage_counts():
+    centres = ring.centres()
+    points = np.concatenate([centres[:3], centres[:1] + [[0.05, 0]], centres[3:4] + [[0.07, 0]], [[0, 0]]])
+    got = mode_coverage(points, centres, 0.02)
+    assert got == {"modes_covered": 3, "high_quality_fraction": pytest.approx(4 / 6), "smallest_mode_share": 0.0}
+    real = mode_coverage(ring.ring("test").images, centres, 0.02)
+    assert real["modes_covered"] == 8
+    # P(|noise| < 3 sigma) in the plane.
+    assert real["high_quality_fraction"] == pytest.approx(1 - np.exp(-4.5), abs=0.005)
+    assert real["smallest_mode_share"] == pytest.approx(1 / 8, abs=0.015)
+
+
+class Copy(nnx.Module):
+    """Draws images of a set, or points."""
+
+    def __init__(self, data):
+        self.data = nnx.Variable(jnp.asarray(data))
+
+    def sample(self, key, n):
+        return self.data[...][jax.random.randint(key, (n,), 0, len(self.data[...]))]
+
+
+def test_samples_of_the_data_are_close_and_others_far():
+    near = evaluate(Copy(load("digits", "train").images), load("digits", "test"))
+    far = evaluate(Copy(load("digits", "train").images[:, ::-1]), load("digits", "test"))
+    assert headline(near)[0] == "frechet_pixels"
+    assert near["n_real"] == near["n_fake"] == 360
+    assert 4 * near["frechet_pixels"] < far["frechet_pixels"]
+
+
+def test_samples_on_the_ring():
+    result = evaluate(Copy(ring.ring("train").images), ring.ring("validation"), batch_size=5000)
+    assert headline(result)[0] == "frechet_points"
+    assert result["frechet_points"] < 0.01
+    assert result["modes_covered"] == 8
+    assert result["high_quality_fraction"] > 0.98
+    dropped = evaluate(Copy(ring.ring("train").images[:1]), ring.ring("validation"), batch_size=5000)
+    assert dropped["modes_covered"] == 1
+    assert dropped["frechet_points"] > 1
+
+
+# --- Errors -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_errors_say_what_and_where():
+    with pytest.raises(ConfigError, match="bound"):
+        evaluate(VAE_MODEL, random_set(), bound="tight")
+    with pytest.raises(ConfigError, match="at least 1"):
+        evaluate(VAE_MODEL, random_set(), samples=0)
+    with pytest.raises(DataError, match=r"0\.\.2"):
+        GaussianModel.fit(random_set(9, levels=4).images, 3)
+    with pytest.raises(DataError, match="at least 2"):
+        GaussianModel.fit(random_set(1).images, 3)
+
+
+def test_a_nan_is_reported_with_its_image():
+    class Broken(Spikes):
+        def log_prob(self, image):
+            value = image.astype(jnp.float32).sum((1, 2, 3)) - 1000
+            return jnp.where(jnp.arange(len(image)) == 3, jnp.nan, value)
+
+    with pytest.raises(NonFiniteError, match="image 3:"):
+        evaluate(Broken(CONFIG, 1.0), random_set(5))
+
+
+def test_one_image_has_no_standard_error():
+    assert np.isnan(evaluate(UniformModel(3), random_set(1))["standard_error"])
