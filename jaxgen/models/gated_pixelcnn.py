@@ -147,7 +147,7 @@ class Cache(NamedTuple):
     waiting: tuple  # [m, W, B, 2D]: partial sums of U of the next m rows
     bias: tuple  # [B, 2D] or [2D]: bias of the horizontal gates, the label's included
     link: tuple  # [W, B, 2D]: N U[r-1] + bias for the row being drawn
-    pixels: tuple  # [m, B, 2D]: partial sums of a for the next m pixels
+    pixels: tuple  # [max(m, 1), B, 2D]: partial sums of a for the next m pixels, their links included
     sums: tuple  # within a pixel, C > 1 only: (a, residual) of every layer, skip, head and logits so far; () for C = 1
 
 
@@ -192,7 +192,7 @@ class GatedPixelCNN(AutoregressiveImages):
             packed.append(Packed(layer.horizontal.pack(dtype), out.reshape(channels, -1, out.shape[1]), vertical.astype(dtype)))
             bias.append((add_bias(horizontal, layer.link_bias[...]) if horizontal.ndim else layer.link_bias[...]).astype(dtype))
             waiting.append(layer.vertical.init_row(width, n, dtype))
-            pixels.append(jnp.zeros((layer.horizontal.taps, n, two), dtype))
+            pixels.append(jnp.zeros((max(layer.horizontal.taps, 1), n, two), dtype))
         hidden, outputs = (weight.astype(dtype) for weight in self._masked_head())
         head = hidden.reshape(channels, -1, hidden.shape[1]), outputs.reshape(channels, -1, outputs.shape[1])
         link = tuple(jnp.broadcast_to(b, (width, n, two)) for b in bias)
@@ -214,18 +214,18 @@ class GatedPixelCNN(AutoregressiveImages):
             return tuple(below), tuple(links)
 
         waiting, link = jax.lax.cond(r > 0, vertical_stack, lambda waiting, link: (waiting, link), cache.waiting, cache.link)
-        return cache._replace(waiting=waiting, link=link, pixels=jax.tree.map(jnp.zeros_like, cache.pixels))
+        pixels = tuple(_first(link, len(wait)) for link, wait in zip(link, cache.pixels, strict=True))
+        return cache._replace(waiting=waiting, link=link, pixels=pixels)
 
     def step(self, cache: Cache, previous_pixel: UInt8[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of the first channel of pixel (r, c), given the pixel to its left (ignored in column 0)."""
         del r
         x = scale_pixels(previous_pixel, self.config.levels, self.config.dtype) * (c > 0).astype(self.config.dtype)
         left = dot(x, self.layers[0].horizontal.left[...])
-        link = [jax.lax.dynamic_index_in_dim(link, c, keepdims=False) for link in cache.link]
         pixels = list(cache.pixels)
         pixels[0] = _add_pushed(pixels[0], left)
-        a = [base + (wait[0] if len(wait) else 0) for base, wait in zip(link, pixels, strict=True)]
-        pixels = [jnp.concatenate([wait[1:], jnp.zeros_like(wait[:1])]) if len(wait) else wait for wait in pixels]
+        a = [wait[0] for wait in pixels]
+        pixels = [_slide(wait, link, c) for wait, link in zip(pixels, cache.link, strict=True)]
         _, residual, skip, z, y = self._start_pixel(x.shape[0], x.dtype)
         return self._group(cache._replace(pixels=tuple(pixels)), (tuple(a), residual, skip, z, y), 0)
 
@@ -278,7 +278,17 @@ def _of_group(weights: Float[Array, "G d E"], k) -> Float[Array, "d E"]:
     return weights[0] if weights.shape[0] == 1 else jax.lax.dynamic_index_in_dim(weights, k, keepdims=False)
 
 
+def _first(link: Float[Array, "W B E"], m: int) -> Float[Array, "m B E"]:
+    """The sums of the first m pixels of a row: nothing but their links (past the end: never read)."""
+    return jnp.take(link, jnp.arange(m), axis=0, mode="clip") if m > len(link) else link[:m]
+
+
+def _slide(waiting: Float[Array, "m B E"], link: Float[Array, "W B E"], c) -> Float[Array, "m B E"]:
+    """From the sums of pixels c .. c+m-1 to those of c+1 .. c+m; the new one starts with its link (past the end: never read)."""
+    return jnp.concatenate([waiting[1:], jax.lax.dynamic_slice_in_dim(link, c + len(waiting), 1)])
+
+
 def _add_pushed(waiting: Float[Array, "m B E"], pushed: Float[Array, "B mE"]) -> Float[Array, "m B E"]:
     """Add what a pixel pushes to the m pixels after it."""
     m, batch, features = waiting.shape
-    return waiting + pushed.reshape(batch, m, features).swapaxes(0, 1)
+    return waiting + pushed.reshape(batch, m, features).swapaxes(0, 1) if pushed.shape[1] else waiting
