@@ -4,7 +4,6 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-RUN ?= runs/gated_pixelcnn_digits
 KILLS ?= 30
 
 BIN := $(VENV)/bin
@@ -52,6 +51,7 @@ lint: setup
 kill-test: setup
 	JAXGEN_KILLS=$(KILLS) $(BIN)/python -m pytest tests/test_kill.py
 
+# Of a trained model: make bench RUN=runs/x
 bench: setup
 	$(BIN)/jaxgen bench $(RUN)
 
