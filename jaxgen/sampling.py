@@ -25,7 +25,7 @@ METHODS = ("cached", "naive", "fixed_point")
 
 def check_images(image, image_shape: tuple[int, int, int], levels: int, argument: str = "image") -> Array:
     """`image` as a uint8 array [B, H, W, C] in {0 .. levels-1}; the range is checked where the values are at hand (not inside `jit`)."""
-    shape, dtype = jnp.shape(image), getattr(image, "dtype", type(image).__name__)
+    shape, dtype = np.shape(image), getattr(image, "dtype", type(image).__name__)
     if dtype != jnp.uint8:
         raise ConfigError(argument, "dtype uint8", dtype, f"integers in 0..{levels - 1}")
     if len(shape) != 4 or shape[1:] != tuple(image_shape):
@@ -45,10 +45,10 @@ def check_label(label, num_classes: int, batch: int) -> Array | None:
         raise ConfigError("label", f"int [B] in 0..{num_classes - 1} (the model is class-conditional)", "None")
     if not jnp.issubdtype(jnp.asarray(label).dtype, jnp.integer):
         raise ConfigError("label", "integers", jnp.asarray(label).dtype)
-    if jnp.ndim(label) == 0:
+    if np.ndim(label) == 0:
         label = jnp.full((batch,), label)
-    if jnp.shape(label) != (batch,):
-        raise ConfigError("label", f"shape [{batch}]", list(jnp.shape(label)))
+    if np.shape(label) != (batch,):
+        raise ConfigError("label", f"shape [{batch}]", list(np.shape(label)))
     if not isinstance(label, jax.core.Tracer):
         values = np.asarray(label)
         outside = values[(values < 0) | (values >= num_classes)]
@@ -114,13 +114,13 @@ def check_known(known, n: int, image_shape: tuple[int, int, int], levels: int):
     if not (isinstance(known, tuple | list) and len(known) == 2):
         raise ConfigError("known", "a pair (image, mask)", type(known).__name__)
     image, mask = known
-    if jnp.ndim(image) == 3:
-        image = jnp.broadcast_to(jnp.asarray(image), (n, *jnp.shape(image)))
+    if np.ndim(image) == 3:
+        image = jnp.broadcast_to(jnp.asarray(image), (n, *np.shape(image)))
     image = check_images(image, image_shape, levels, "known image")
     if jnp.asarray(mask).dtype != bool:
         raise ConfigError("known mask", "dtype bool", jnp.asarray(mask).dtype)
-    if jnp.shape(mask) not in ((height, width), (n, height, width)):
-        raise ConfigError("known mask", f"shape [{n}, {height}, {width}] or [{height}, {width}]", list(jnp.shape(mask)))
+    if np.shape(mask) not in ((height, width), (n, height, width)):
+        raise ConfigError("known mask", f"shape [{n}, {height}, {width}] or [{height}, {width}]", list(np.shape(mask)))
     if image.shape[0] != n:
         raise ConfigError("known image", f"{n} images", image.shape[0])
     return image, jnp.broadcast_to(jnp.asarray(mask), (n, height, width))

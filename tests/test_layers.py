@@ -1,0 +1,128 @@
+"""Layers against loops over taps; both forms of the causal ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxgen import layers
+
+
+def random(seed: int, *shape: int) -> np.ndarray:
+    """Standard normal numbers, float32."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def at(x, r, c):
+    """x[:, r, c], zeros outside the image."""
+    inside = 0 <= r < x.shape[1] and 0 <= c < x.shape[2]
+    return x[:, r, c] if inside else np.zeros_like(x[:, 0, 0])
+
+
+@pytest.mark.parametrize("kind", ["A", "B"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_mask_compares_groups(groups, kind):
+    mask = layers.group_mask(6, 9, groups, kind)
+    for i in range(6):
+        for o in range(9):
+            group_in, group_out = (0, 0) if groups == 1 else (i // 2, o // 3)
+            assert mask[i, o] == (group_in < group_out if kind == "A" else group_in <= group_out)
+    np.testing.assert_array_equal(layers.halves_mask(6, 9, groups, kind), np.concatenate([mask, mask], axis=1))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("by", [-7, -2, 0, 1, 5])
+def test_shift_moves_and_fills_with_zeros(by, axis):
+    x = random(0, 4, 5)
+    moved = np.zeros_like(x)
+    for i in range(x.shape[axis]):
+        if 0 <= i - by < x.shape[axis]:
+            moved[(i, slice(None)) if axis == 0 else (slice(None), i)] = x[(i - by, slice(None)) if axis == 0 else (slice(None), i - by)]
+    if abs(by) <= x.shape[axis]:
+        np.testing.assert_array_equal(layers.shift(jnp.asarray(x), by, axis), moved)
+
+
+@pytest.mark.parametrize("factorized", [False, True])
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+def test_the_vertical_convolution_is_its_sum_over_taps_in_both_forms(kernel, factorized):
+    conv = layers.VerticalConv(4, 6, kernel, factorized, nnx.Rngs(0))
+    conv.bias[...] = jnp.asarray(random(1, 6))
+    x, m = random(2, 2, 5, 4, 4), kernel // 2
+    down = np.asarray(conv.down[...]).reshape(-1, m + 1, 6)
+    expected = np.zeros((2, 5, 4, 6), np.float32) + np.asarray(conv.bias[...])
+    for r in range(5):
+        for c in range(4):
+            for i in range(m + 1):  # the row i above reaches this one through tap i
+                row = np.concatenate([at(x, r - i, c + j) for j in range(-m, m + 1)], axis=-1)
+                row = row if conv.across is None else row @ np.asarray(conv.across[...])
+                expected[:, r, c] += row @ down[:, i]
+    np.testing.assert_allclose(conv(jnp.asarray(x)), expected, atol=1e-4)
+    waiting = conv.init_row(4, 2)
+    for r in range(5):
+        waiting, row = conv.row(waiting, jnp.asarray(x[:, r]).swapaxes(0, 1))
+        np.testing.assert_allclose(row.swapaxes(0, 1), expected[:, r], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["A", "B"])
+@pytest.mark.parametrize(("kernel", "groups"), [(1, 1), (1, 3), (3, 1), (7, 3)])
+def test_the_horizontal_convolution_is_its_sum_over_taps(kernel, groups, kind):
+    conv = layers.HorizontalConv(6, 12, kernel, groups, kind, nnx.Rngs(0))
+    x, m = random(3, 2, 2, 5, 6), kernel // 2
+    left = np.asarray(conv.left[...]).reshape(6, m, 12)
+    centre = np.zeros((6, 12), np.float32) if conv.centre is None else np.asarray(conv.masked_centre())
+    expected = np.zeros((2, 2, 5, 12), np.float32)
+    for r in range(2):
+        for c in range(5):
+            expected[:, r, c] = at(x, r, c) @ centre + sum(at(x, r, c - j) @ left[:, j - 1] for j in range(1, m + 1))
+    np.testing.assert_allclose(conv(jnp.asarray(x)), expected, atol=1e-4)
+    assert (conv.centre is None) == (kind == "A" and groups == 1)
+    packed = np.asarray(conv.pack()).reshape(6, m + 1, 12)
+    np.testing.assert_array_equal(packed[:, 0], centre)
+    np.testing.assert_array_equal(packed[:, 1:], left)
+
+
+def test_masked_taps_have_no_gradient_and_no_effect():
+    conv = layers.HorizontalConv(6, 12, 3, 3, "A", nnx.Rngs(0))
+    x = jnp.asarray(random(4, 2, 3, 4, 6))
+    mask = layers.halves_mask(6, 6, 3, "A")
+    graph, params = nnx.split(conv)
+    gradient = jax.grad(lambda params: (nnx.merge(graph, params)(x) ** 2).sum())(params)["centre"][...]
+    np.testing.assert_array_equal(gradient != 0, mask == 1)
+    before = conv(x)
+    conv.centre[...] = conv.centre[...] + 100 * (1 - mask)
+    np.testing.assert_array_equal(conv(x), before)
+
+
+def test_the_gate_is_tanh_times_sigmoid():
+    x = random(5, 3, 8)
+    a, b = x[:, :4].astype(np.float64), x[:, 4:].astype(np.float64)
+    np.testing.assert_allclose(layers.gate(jnp.asarray(x)), np.tanh(a) / (1 + np.exp(-b)), rtol=1e-5)
+
+
+def test_a_group_is_taken_from_every_half():
+    x = jnp.asarray(random(6, 2, 12))
+    for k in range(3):
+        np.testing.assert_array_equal(layers.take_group(x, k, 3), x[:, 4 * k : 4 * k + 4])
+        both = jnp.concatenate([x[:, 2 * k : 2 * k + 2], x[:, 6 + 2 * k : 8 + 2 * k]], axis=1)
+        np.testing.assert_array_equal(layers.take_group(x, k, 3, halves=2), both)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_pixels_are_scaled_to_minus_one_and_one(levels):
+    scaled = np.asarray(layers.scale_pixels(jnp.arange(levels).astype(jnp.uint8), levels))
+    np.testing.assert_allclose(scaled, np.linspace(-1, 1, levels), atol=1e-6)
+
+
+def test_biases_are_added_to_every_position():
+    x, bias, rows = random(7, 3, 2, 4), random(8, 4), random(9, 2, 4)
+    np.testing.assert_array_equal(layers.add_bias(jnp.asarray(x), jnp.asarray(bias)), x + bias)
+    np.testing.assert_array_equal(layers.add_bias(jnp.asarray(x), jnp.asarray(rows)), x + rows)
+    assert layers.add_bias(jnp.asarray(x, jnp.bfloat16), jnp.asarray(bias)).dtype == jnp.bfloat16
+
+
+def test_dropout_keeps_the_mean():
+    x = jnp.ones((200, 100))
+    y = np.asarray(layers.dropout(x, 0.25, jax.random.key(0)))
+    np.testing.assert_allclose(np.unique(y), [0, 4 / 3], rtol=1e-6)
+    assert (y == 0).mean() == pytest.approx(0.25, abs=5 * np.sqrt(0.25 * 0.75 / x.size))

@@ -1,0 +1,154 @@
+"""The sampler on a model that is small enough to enumerate by hand, and the checks of what callers pass in."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit
+from scipy.stats import chisquare
+
+from jaxgen.distributions import Categorical, pixel_head
+from jaxgen.errors import ConfigError
+from jaxgen.sampling import METHODS, AutoregressiveImages, _sample
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the sampler asks of a configuration."""
+
+    image_shape: tuple[int, int, int] = (2, 3, 1)
+    levels: int = 2
+    num_classes: int = 0
+
+
+class Neighbours(AutoregressiveImages):
+    """logit of a grey binary pixel = bias + across * left + down * above: the smallest model with the sampler's interface."""
+
+    def __init__(self, bias=-0.4, across=1.7, down=-1.1, **fields):
+        self.config = Config(**fields)
+        self.head = pixel_head(self.config.levels)
+        self.bias, self.across, self.down = bias, across, down
+
+    def _parameters(self, left, above):
+        logit = self.bias + self.across * left.astype(jnp.float32) + self.down * above.astype(jnp.float32)
+        return logit[..., None] * jnp.arange(1, self.head.size + 1).astype(jnp.float32).reshape((1,) * logit.ndim + (-1,))
+
+    def _logits(self, image, label, key=None):
+        left = jnp.pad(image, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
+        above = jnp.pad(image, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
+        return self._parameters(left, above)
+
+    def init_cache(self, n, label=None):
+        return jnp.zeros((n, *self.config.image_shape[1:]), jnp.uint8)
+
+    def begin_row(self, cache, finished_row, r):
+        return finished_row
+
+    def step(self, cache, previous_pixel, r, c):
+        return cache, self._parameters(previous_pixel, cache[:, c])[:, 0]
+
+
+def chances(model, known=None, temperature=1.0) -> np.ndarray:
+    """P(image) of all 2^(H W) images in float64 by the chain rule; known=(image, mask) replaces given pixels."""
+    height, width, _ = model.config.image_shape
+    images = (np.arange(2 ** (height * width))[:, None] >> np.arange(height * width)[::-1] & 1).reshape(-1, height, width)
+    chance = np.ones(len(images))
+    for r in range(height):
+        for c in range(width):
+            x = images[:, r, c]
+            left = images[:, r, c - 1] if c else 0
+            above = images[:, r - 1, c] if r else 0
+            one = expit((model.bias + model.across * left + model.down * above) / temperature)
+            if known is not None and known[1][r, c]:
+                one = float(known[0][r, c, 0])
+            chance *= np.where(x == 1, one, 1 - one)
+    return chance
+
+
+GIVEN = (np.array([[[1], [0], [1]], [[0], [1], [0]]], np.uint8), np.array([[False, True, False], [True, False, False]]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("known", "temperature"), [(None, 1.0), (None, 0.4), (GIVEN, 1.0)], ids=["", "cold", "known pixels"])
+def test_draws_have_the_frequencies_of_the_chain_rule(method, known, temperature):
+    model, draws = Neighbours(), 20_000
+    image = np.asarray(model.sample(jax.random.key(0), draws, known=known, temperature=temperature, method=method))
+    counts = np.bincount(image.reshape(draws, -1) @ (1 << np.arange(6)[::-1]), minlength=64)
+    chance = chances(model, known, temperature)
+    assert chance.sum() == pytest.approx(1)
+    assert not counts[chance == 0].any(), "a given pixel was changed"
+    rare = chance * draws < 5
+    expected, observed = chance[~rare] * draws, counts[~rare]
+    if rare.any() and chance[rare].sum() * draws > 1:
+        expected, observed = np.append(expected, chance[rare].sum() * draws), np.append(observed, counts[rare].sum())
+    assert chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-4
+
+
+def test_fixed_point_needs_one_pass_for_independent_pixels_and_at_most_one_for_each_pixel():
+    def passes(model, n=64):
+        none = jnp.zeros((n, *model.config.image_shape), jnp.uint8), jnp.zeros((n, *model.config.image_shape[:2]), bool)
+        return int(_sample(model, jax.random.key(0), n, None, none, jnp.float32(1), "fixed_point")[1])
+
+    independent = Neighbours(across=0.0, down=0.0)
+    assert passes(independent) == 2, "one pass draws, one finds that nothing changes"
+    assert 2 < passes(Neighbours()) <= 6 + 1
+    chain = Neighbours(bias=-30.0, across=60.0, down=60.0)  # every pixel repeats a neighbour: zeros everywhere
+    assert passes(chain) == 1, "the start was the sample already"
+
+
+def test_every_position_has_noise_of_its_own():
+    flat = Neighbours(bias=0.0, across=0.0, down=0.0, image_shape=(4, 4, 1))
+    image = np.asarray(flat.sample(jax.random.key(3), 2000)).reshape(2000, 16).astype(float)
+    correlation = np.corrcoef(image.T) - np.eye(16)
+    assert np.abs(correlation).max() < 5 / np.sqrt(2000)
+    assert np.abs(np.corrcoef(image[:1000].ravel(), image[1000:].ravel())[0, 1]) < 5 / np.sqrt(16_000)
+
+
+def test_categorical_pixels_take_all_levels():
+    model = Neighbours(levels=5)
+    assert model.head == Categorical(5)
+    images = [np.asarray(model.sample(jax.random.key(0), 200, method=method)) for method in METHODS]
+    assert set(np.unique(images[0])) == set(range(5))
+    for image in images[1:]:
+        np.testing.assert_array_equal(image, images[0])
+
+
+BAD_SAMPLES = {
+    "no images": ({"n": 0}, "n"),
+    "method": ({"method": "fast"}, "method"),
+    "cold": ({"temperature": 0.0}, "temperature"),
+    "not a temperature": ({"temperature": float("nan")}, "temperature"),
+    "no label": ({"label": None}, "label"),
+    "label too large": ({"label": jnp.array([0, 3])}, "label"),
+    "negative label": ({"label": -1}, "label"),
+    "label not an integer": ({"label": jnp.array([0.0, 1.0])}, "label"),
+    "labels of another batch": ({"label": jnp.array([0, 1, 2])}, "label"),
+    "known without mask": ({"known": np.zeros((2, 3, 4, 1), np.uint8)}, "known"),
+    "known of another shape": ({"known": (np.zeros((2, 4, 3, 1), np.uint8), np.ones((2, 3, 4), bool))}, "known image"),
+    "known of another batch": ({"known": (np.zeros((3, 3, 4, 1), np.uint8), np.ones((3, 4), bool))}, "known image"),
+    "known out of range": ({"known": (np.full((3, 4, 1), 4, np.uint8), np.ones((3, 4), bool))}, "known image"),
+    "mask not boolean": ({"known": (np.zeros((3, 4, 1), np.uint8), np.ones((3, 4), np.uint8))}, "known mask"),
+    "mask of another shape": ({"known": (np.zeros((3, 4, 1), np.uint8), np.ones((4, 3), bool))}, "known mask"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "name"), BAD_SAMPLES.values(), ids=BAD_SAMPLES.keys())
+def test_a_bad_argument_of_sample_is_one_line_that_names_it(arguments, name):
+    model = Neighbours(image_shape=(3, 4, 1), levels=4, num_classes=3)
+    with pytest.raises(ConfigError) as error:
+        model.sample(jax.random.key(0), **{"n": 2, "label": 1, **arguments})
+    assert str(error.value).startswith(f"{name}: wanted ") and "\n" not in str(error.value)
+
+
+def test_a_bad_batch_is_one_line_that_names_it():
+    model, plain = (Neighbours(image_shape=(3, 4, 1), levels=4, num_classes=classes) for classes in (3, 0))
+    good, label = np.zeros((2, 3, 4, 1), np.uint8), np.zeros(2, np.int32)
+    for image in (good[:, :, :3], good[0], good.astype(np.float32), good.astype(np.int64), good + np.uint8(4), [[0]]):
+        with pytest.raises(ConfigError, match=r"^image: wanted [^\n]+, got [^\n]+$"):
+            model.loss({"image": image, "label": label}, jax.random.key(0))
+    with pytest.raises(ConfigError, match="^label: wanted"):
+        model.loss({"image": good}, jax.random.key(0))
+    with pytest.raises(ConfigError, match="unconditional"):
+        plain.sample(jax.random.key(0), 2, label=1)
