@@ -2,9 +2,15 @@
 
 from flax import nnx
 
+from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
+from jaxgen.models.vae import VAE, VAEConfig
 
-MODELS = {GatedPixelCNNConfig: GatedPixelCNN}
+MODELS = {
+    GatedPixelCNNConfig: GatedPixelCNN,
+    VAEConfig: VAE,
+    GANConfig: GAN,
+}
 """Configuration class -> model class: nothing outside this list is ever built from a file."""
 
 
