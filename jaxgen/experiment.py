@@ -54,8 +54,7 @@ def train(experiment: Experiment, restart: bool = False) -> int:
     with checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart) as checkpoints:
         state = training.init_state(build(experiment.model, options.seed), optimizer, mesh)
         resumed, state = checkpoints.restore(state) or (0, state)
-        if resumed:
-            say(f"resumed from step {resumed}, data position {resumed * options.batch_size} images")
+        say(_beginning(experiment, resumed))
         with report.Reporter(experiment.workdir, resumed, writer=jax.process_index() == 0) as reporter, training.Interruption() as stop:
             run = _Run(experiment, checkpoints, reporter, validation_set, mesh)
             batches = training_set.batches(resumed, options.batch_size, options.seed)
@@ -72,9 +71,19 @@ def train(experiment: Experiment, restart: bool = False) -> int:
             )
             if stop.signal is None:
                 return 0
-            run.save(int(state.step), state)
+            run.save(int(state.step), state, last=True)
             say(f"stopped by {signal.Signals(stop.signal).name} after step {int(state.step)}; saved; the same command goes on from there")
             return INTERRUPTED if stop.signal == signal.SIGINT else PREEMPTED
+
+
+def _beginning(experiment: Experiment, resumed: int) -> str:
+    """What a run says first: that it is new, where it goes on, or that nothing is left to do."""
+    options = experiment.train
+    if not resumed:
+        return f"training to step {options.steps} in {experiment.workdir}"
+    if resumed < options.steps:
+        return f"resumed from step {resumed} of {options.steps}, data position {resumed * options.batch_size} images"
+    return f"{experiment.workdir} is finished at step {resumed}; a larger --train.steps goes on, --restart starts over"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +112,24 @@ class _Run:
         say(f"step {step}  validation {name} {value:.4f}")
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         self.reporter.scalars(step, {f"validation_{name}": value for name, value in numbers.items()})
-        self.reporter.images(step, "samples", draw(model, key, GRID), model.config.levels)
+        model = sharding.on_one_device(self.mesh, model)
+        if jax.process_index() == 0:
+            self.reporter.images(step, "samples", draw(model, key, GRID), model.config.levels)
         self.reporter.curve()
-        self.save(step, state, numbers)
+        self.save(step, state, numbers, last=step == options.steps)
 
-    def save(self, step: int, state: training.TrainState, metrics: dict | None = None) -> None:
-        """Metric rows first, so that no row of a saved step is ever missing; a full disk is reported and training goes on."""
+    def save(self, step: int, state: training.TrainState, metrics: dict | None = None, last: bool = False) -> None:
+        """Metric rows first, so that no row of a saved step is ever missing.
+
+        A full disk is reported and training goes on, but the last checkpoint of a run must be there: then it is the run's error.
+        """
         self.reporter.flush()
         try:
             self.checkpoints.save(step, state, metrics)
         except CheckpointError as error:
-            print(f"jaxgen: warning: {error}", file=sys.stderr)
+            if last:
+                raise
+            print(f"jaxgen: warning: {error}; training goes on", file=sys.stderr)
 
 
 def say(text: str) -> None:
@@ -162,12 +178,15 @@ def dry_run(experiment: Experiment) -> int:
 
 
 def finish(experiment: Experiment) -> None:
-    """The report at the end of a run: test metrics beside the rulers, sampling speed, samples, completions, the curve."""
+    """The report at the end of a run: test metrics beside the rulers, sampling speed, samples, completions, the curve.
+
+    Every process loads and evaluates, the first one draws.
+    """
+    folder, model, test = epath.Path(experiment.workdir), checkpoint.load(experiment.workdir), load_data(experiment, "test")
+    say(f"\nreport of {experiment.workdir}")
+    print_evaluation(experiment, model, test, experiment.train.batch_size)
     if jax.process_index() > 0:
         return
-    folder, model, test = epath.Path(experiment.workdir), checkpoint.load(experiment.workdir), load_data(experiment, "test")
-    print(f"\nreport of {experiment.workdir}")
-    print_evaluation(experiment, model, test, experiment.train.batch_size)
     pictures = [folder / "samples.png"]
     write_grid(pictures[0], draw(model, jax.random.key(experiment.train.seed), GRID), model)
     if has(model, "known"):
@@ -175,22 +194,22 @@ def finish(experiment: Experiment) -> None:
         complete_images(model, test, "top", GRID, pictures[-1], jax.random.key(experiment.train.seed))
     if has(model, "method"):
         benchmark.print_methods(model)
-    print("pictures  " + "  ".join(map(str, [*pictures, folder / "curve.png"])), flush=True)
+    say("pictures  " + "  ".join(map(str, [*pictures, folder / "curve.png"])))
 
 
 def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size: int, samples: int = 1, bound: str = "elbo") -> None:
-    """The headline with its standard error, and the uniform and Gaussian rulers by the same evaluator."""
-    result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound)
+    """The headline with its standard error on all devices, and the uniform and Gaussian rulers by the same evaluator."""
+    result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=sharding.make_mesh())
     name, value = evaluation.headline(result)
-    print(_line(f"{dataset.split} {name}", value, result))
+    say(_line(f"{dataset.split} {name}", value, result))
     if "nats" in result:
-        print(f"{'  nats per image':<27} {result['nats']:.3f}")
+        say(f"{'  nats per image':<27} {result['nats']:.3f}")
     if "nats" in result and np.prod(dataset.image_shape) <= RULER_DIMENSIONS:
         fit = [load_data(experiment, split) for split in ("train", "validation")]
         for ruler, ruled in evaluation.rulers(fit, dataset).items():
-            print(_line(f"  {ruler} ruler", evaluation.headline(ruled)[1], ruled))
+            say(_line(f"  {ruler} ruler", evaluation.headline(ruled)[1], ruled))
     for other in sorted(set(result) - {"nats", "n", "standard_error", name}):
-        print(f"{'  ' + other:<27} {result[other]}")
+        say(f"{'  ' + other:<27} {result[other]}")
 
 
 def _line(label: str, value: float, result: dict) -> str:

@@ -59,6 +59,12 @@ def state_sharding(mesh: Mesh, tree):
     return jax.tree_util.tree_map_with_path(rule, tree)
 
 
+def on_one_device(mesh: Mesh, tree):
+    """The whole of a tree that is spread over the mesh, on this process's first device; every process must call it."""
+    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis of a batch is split over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

@@ -5,6 +5,7 @@ no key is stored, and a resumed run draws the same numbers. A model with several
 and `OptimizerConfig.players` gives each player its own optimizer: the step is the same.
 """
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -176,11 +177,13 @@ def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_dec
 class Interruption:
     """SIGTERM and Ctrl-C ask the loop to stop after the current step; a second Ctrl-C stops at once.
 
-    Several hosts agree on the step through jax's own preemption notice, so that all save the same one.
+    Several processes agree on the step through jax's own preemption notice, which is SIGTERM, so that all save the same one; there Ctrl-C
+    is passed on as that notice.
     """
 
     def __init__(self):
-        self.signal: int | None = None
+        self.signal: int | None = None  # what stops the run
+        self._asked: int | None = None
 
     def __enter__(self):
         wanted = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
@@ -192,9 +195,13 @@ class Interruption:
             signal.signal(number, handler)
 
     def _handle(self, number, frame):
-        if number == signal.SIGINT and self.signal == signal.SIGINT:
+        if number == self._asked == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self._asked = number
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self.signal = number
 
     def __call__(self, step: int) -> bool:
         """Whether to stop after this step."""
@@ -202,7 +209,7 @@ class Interruption:
             from jax.experimental import multihost_utils
 
             if multihost_utils.reached_preemption_sync_point(step):
-                self.signal = signal.SIGTERM
+                self.signal = self._asked or signal.SIGTERM
         return self.signal is not None
 
 
