@@ -23,7 +23,8 @@ PACKAGE = [path for path in CODE if path.is_relative_to(ROOT / "jaxgen")]
 COMMON = {"errors", "config", "sharding"}
 LAYERS = {"layers", "distributions", "sampling", "masked", "logistic_mixture", "weight_norm"}
 MODELS = {"models"}
-RUNS = {"training", "evaluation", "data", "checkpoint", "report", "figures", "images", "leaves", "lock", "manifest", "ring", "rundir", "tfds_images"}
+RUNS = {"training", "evaluation", "data", "checkpoint", "report"} | {"figures", "images", "leaves", "lock", "manifest", "ring", "rundir"}
+RUNS |= {"tfds_images"}
 COMMANDS = {"experiment", "benchmark", "cli", "__main__"}
 MAY_IMPORT = [
     (COMMON, COMMON),
