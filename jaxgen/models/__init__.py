@@ -2,12 +2,18 @@
 
 from flax import nnx
 
+from jaxgen.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalBiLSTMConfig
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
+from jaxgen.models.pixelcnn import PixelCNN, PixelCNNConfig
+from jaxgen.models.row_lstm import RowLSTM, RowLSTMConfig
 from jaxgen.models.vae import VAE, VAEConfig
 
 MODELS = {
     GatedPixelCNNConfig: GatedPixelCNN,
+    PixelCNNConfig: PixelCNN,
+    RowLSTMConfig: RowLSTM,
+    DiagonalBiLSTMConfig: DiagonalBiLSTM,
     VAEConfig: VAE,
     GANConfig: GAN,
 }

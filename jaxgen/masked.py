@@ -1,0 +1,232 @@
+"""Masked convolutions, the output layers and the LSTM cell that PixelCNN, Row LSTM and Diagonal BiLSTM share, in both forms.
+
+A masked convolution sees the rows above, the pixels to the left and, at its own pixel, the channel groups that its mask allows (A: groups
+before; B: these and its own). Taps that see the future do not exist; only the centre tap is masked, whenever it is used. In the sampler,
+rows are `[W, B, D]` and pixels `[B, D]`; a pixel's channel group k is pushed to everything that reads it (see layers.py).
+
+van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.4 and 3.5.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxgen.errors import ConfigError
+from jaxgen.layers import add_bias, columns, dot, group_mask, normal, take_group, zeros
+
+
+def check_sizes(config, kernels: tuple[str, ...]):
+    """Check the fields that the three configurations share: image_shape, levels, num_classes, layers, width, head_width and the kernels."""
+    height, width, channels = config.image_shape
+    if min(height, width) < 1 or channels not in (1, 3):
+        raise ConfigError("image_shape", "(H, W, C) with C = 1 or 3", config.image_shape)
+    if not 2 <= config.levels <= 256:
+        raise ConfigError("levels", "2..256", config.levels)
+    if config.num_classes < 0:
+        raise ConfigError("num_classes", "0 (unconditional) or more", config.num_classes)
+    if config.layers < 1:
+        raise ConfigError("layers", "1 or more", config.layers)
+    for name in kernels:
+        if getattr(config, name) < 3 or getattr(config, name) % 2 == 0:
+            raise ConfigError(name, "an odd number, 3 or more", getattr(config, name))
+    for name in ("width", "head_width"):
+        if getattr(config, name) < 1 or getattr(config, name) % channels:
+            raise ConfigError(name, f"a positive multiple of the {channels} channels", getattr(config, name))
+
+
+def of_group(weights: Float[Array, "G d E"], k) -> Float[Array, "d E"]:
+    """The rows of the weights that channel group k is multiplied with."""
+    return weights[0] if weights.shape[0] == 1 else jax.lax.dynamic_index_in_dim(weights, k, keepdims=False)
+
+
+def get_group(x: Float[Array, "*shape D"], k, groups: int, column=None) -> Float[Array, "*part d"]:
+    """Read channel group k of the features (at that index of the first axis, if given): the counterpart of `put_group`."""
+    if column is not None:
+        x = jax.lax.dynamic_index_in_dim(x, column, keepdims=False)
+    size = x.shape[-1] // groups
+    return x if groups == 1 else jax.lax.dynamic_slice_in_dim(x, k * size, size, axis=-1)
+
+
+def put_group(x: Float[Array, "*shape D"], value: Float[Array, "*part d"], k, column=None) -> Float[Array, "*shape D"]:
+    """Write channel group k of the features (at that index of the first axis, if given); the rest stays."""
+    start = [0] * x.ndim
+    start[-1] = k * value.shape[-1]
+    if column is not None:
+        start[0], value = column, value[None]
+    return jax.lax.dynamic_update_slice(x, value, [jnp.asarray(i, jnp.int32) for i in start])
+
+
+def label_biases(embedding: nnx.Param | None, label, sizes: tuple[int, ...]) -> list:
+    """What the label's embedding adds to the biases of the layers, [B, size] each; zeros [] for an unconditional model."""
+    if embedding is None:
+        return [jnp.zeros(()) for _ in sizes]
+    return jnp.split(embedding[...][label], np.cumsum(sizes)[:-1].tolist(), axis=1)
+
+
+def add_label(x: Float[Array, "B H W E"], bias: Float[Array, "..."]) -> Float[Array, "B H W E"]:
+    """x + bias of the label, the same at every position."""
+    return x + (bias[:, None, None] if bias.ndim else bias).astype(x.dtype)
+
+
+def joint_bias(bias: Float[Array, " E"], label_bias: Float[Array, "..."], dtype) -> Float[Array, "..."]:
+    """Bias of a layer and bias of the label together, [E] or [B, E]."""
+    return (bias[None] + label_bias if label_bias.ndim else bias + label_bias).astype(dtype)
+
+
+class Masked1x1(nnx.Module):
+    """y = (mask * W) x + b at every position; `parts` outputs side by side (the gates of an LSTM), each in channel groups, mask B."""
+
+    def __init__(self, features_in: int, features_out: int, groups: int, rngs: nnx.Rngs, parts: int = 1):
+        self.groups, self.parts = groups, parts
+        self.weight, self.bias = normal(rngs, (features_in, features_out), features_in), zeros((features_out,))
+
+    def masked(self) -> Float[Array, "D E"]:
+        """The weight with its mask: zero where a group may not look."""
+        features_in, features_out = self.weight.shape
+        return self.weight[...] * np.tile(group_mask(features_in, features_out // self.parts, self.groups, "B"), (1, self.parts))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
+        """Every position at once."""
+        return add_bias(dot(x, self.masked()), self.bias[...])
+
+    def pack(self, dtype) -> Float[Array, "G d E"]:
+        """The masked weight by input group."""
+        return self.masked().astype(dtype).reshape(self.groups, -1, self.weight.shape[1])
+
+
+class Window(NamedTuple):
+    """What the sampler remembers of a convolution's input, D features, m = kernel // 2."""
+
+    rows: Float[Array, "m W B D"]  # the finished rows, the newest last
+    above: Float[Array, "W B E"]  # what these rows contribute to the row being drawn, bias included
+    left: Float[Array, "m B D"]  # the pixels to the left, the newest last
+
+
+class MaskedConv(nnx.Module):
+    """k x k convolution of what lies before a pixel, m = k // 2; with `square=False` 1 x k, this row only.
+
+    y[r, c] = sum_{i=1..m, |j|<=m} U[m-i, m+j] x[r-i, c+j] + sum_{j=1..m} V[m-j] x[r, c-j] + (mask * W) x[r, c] + b, zeros outside.
+    """
+
+    def __init__(self, features_in: int, features_out: int, kernel: int, kind: str, groups: int, rngs: nnx.Rngs, square=True, parts=1):
+        self.kernel, self.taps, self.kind, self.groups, self.parts = kernel, kernel // 2, kind, groups, parts
+        self.features_in, self.features_out = features_in, features_out
+        both, rows = (features_in, features_out), self.taps if square else 0
+        fan = features_in * (rows * kernel + self.taps + 0.5)
+        self.above = normal(rngs, (rows, kernel, *both), fan) if square else None
+        self.left = normal(rngs, (self.taps, *both), fan)
+        hidden = kind == "A" and groups == 1  # the centre is masked altogether
+        self.centre = None if hidden else normal(rngs, both, fan)
+        self.bias = zeros((features_out,))
+
+    def masked_centre(self) -> Float[Array, "D E"]:
+        """The centre tap with its mask: zero where a group may not look."""
+        if self.centre is None:
+            return jnp.zeros((self.features_in, self.features_out))
+        mask = group_mask(self.features_in, self.features_out // self.parts, self.groups, self.kind)
+        return self.centre[...] * np.tile(mask, (1, self.parts))
+
+    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W E"]:
+        """The whole image."""
+        m = self.taps
+        kernel = jnp.concatenate([self.left[...], self.masked_centre()[None]])[None]
+        if self.above is not None:
+            kernel = jnp.concatenate([self.above[...], jnp.pad(kernel, ((0, 0), (0, m), (0, 0), (0, 0)))])
+        pad = ((kernel.shape[0] - 1, 0), (m, kernel.shape[1] - 1 - m))
+        y = jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), pad, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return add_bias(y, self.bias[...])
+
+    def from_above(self, rows: Float[Array, "m W B D"], bias: Float[Array, "..."]) -> Float[Array, "W B E"]:
+        """What the m rows above contribute to a row, bias included ([E], or [B, E] with a label's embedding)."""
+        x = jnp.concatenate(list(columns(rows, self.kernel, axis=1)), axis=-1)
+        return add_bias(dot(x, self.above[...].reshape(-1, self.features_out)), bias)
+
+    def pack(self, dtype) -> Float[Array, "G d E"]:
+        """[centre | left taps, the nearest first] by input group: what a pixel pushes to itself and to the m pixels after it."""
+        both = jnp.concatenate([self.masked_centre(), *self.left[...][::-1]], axis=1).astype(dtype)
+        return both.reshape(self.groups, self.features_in // self.groups, -1)
+
+    def init_window(self, width: int, n: int, dtype) -> Window:
+        """Nothing is drawn yet."""
+        rows, above, left = (self.taps, width, n, self.features_in), (width, n, self.features_out), (self.taps, n, self.features_in)
+        return Window(jnp.zeros(rows, dtype), jnp.zeros(above, dtype), jnp.zeros(left, dtype))
+
+    def begin_row(self, window: Window, row: Float[Array, "W B D"], r, bias: Float[Array, "..."]) -> Window:
+        """Row r begins, `row` is row r-1 (ignored for r = 0)."""
+        rows = jnp.concatenate([window.rows[1:], (row * (r > 0).astype(row.dtype))[None]])
+        return Window(rows, self.from_above(rows, bias), jnp.zeros_like(window.left))
+
+    def begin_pixel(self, window: Window, pixel: Float[Array, "B D"], c) -> tuple[Window, Float[Array, "B E"]]:
+        """The sum over all pixels before column c of this row; `pixel` is the one to its left (ignored for c = 0)."""
+        left = jnp.concatenate([window.left[1:], (pixel * (c > 0).astype(pixel.dtype))[None]])
+        y = dot(jnp.concatenate(list(left), axis=-1), self.left[...].reshape(-1, self.features_out))
+        return window._replace(left=left), y + jax.lax.dynamic_index_in_dim(window.above, c, keepdims=False)
+
+    def push_channel(self, pixel: Float[Array, "B C"], k) -> Float[Array, "B E"]:
+        """What channel k-1 of an input pixel pushes to the channel groups from k on (mask A)."""
+        return dot(get_group(pixel, k - 1, self.groups), of_group(self.masked_centre()[:, None], k - 1))
+
+
+class OutputLayers(nnx.Module):
+    """relu, 1 x 1 mask B, relu, 1 x 1 mask B to the parameters of every channel."""
+
+    def __init__(self, features_in: int, width: int, outputs: int, groups: int, rngs: nnx.Rngs):
+        self.groups = groups
+        self.hidden, self.outputs = Masked1x1(features_in, width, groups, rngs), Masked1x1(width, groups * outputs, groups, rngs)
+
+    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W C P"]:
+        """The whole image, float32."""
+        z = jax.nn.relu(self.hidden(jax.nn.relu(x)))
+        y = add_bias(dot(z, self.outputs.masked()).astype(jnp.float32), self.outputs.bias[...])
+        return y.reshape(*x.shape[:3], self.groups, -1)
+
+    def pack(self, dtype) -> tuple:
+        """The two weights by input group."""
+        return self.hidden.pack(dtype), self.outputs.pack(dtype)
+
+    def begin_pixel(self, n: int, dtype) -> tuple:
+        """The sums of a pixel that nothing has been pushed to: (hidden [B, E], outputs [B, C P])."""
+        hidden, outputs = self.hidden.bias[...], self.outputs.bias[...]
+        return jnp.broadcast_to(hidden.astype(dtype), (n, *hidden.shape)), jnp.broadcast_to(outputs, (n, *outputs.shape))
+
+    def group(self, packed: tuple, sums: tuple, x: Float[Array, "B d"], k) -> tuple[tuple, Float[Array, "B P"]]:
+        """Channel group k of the features: the new sums and the parameters of channel k."""
+        z, y = sums
+        z = z + dot(jax.nn.relu(x), of_group(packed[0], k))
+        y = y + dot(jax.nn.relu(take_group(z, k, self.groups)), of_group(packed[1], k)).astype(jnp.float32)
+        return (z, y), take_group(y, k, self.groups)
+
+
+GATES = ("output", "forget", "input", "content")
+"""Order of the four gates in every LSTM's weights and biases."""
+
+
+def forget_bias(features: int, lstms: int = 1) -> nnx.Param:
+    """Bias of the gates of `lstms` LSTMs side by side: 1 for the forget gates, so that states last at first, 0 for the others."""
+    one = jnp.repeat(jnp.asarray([float(name == "forget") for name in GATES], jnp.float32), features)
+    return nnx.Param(jnp.tile(one, lstms))
+
+
+def lstm_cell(gates: Float[Array, "*shape E"], cell: Float[Array, "*shape D"]) -> tuple[Float[Array, "*shape D"], Float[Array, "*shape D"]]:
+    """[o, f, i, g] = gates, E = 4D:  c' = sigmoid(f) c + sigmoid(i) tanh(g),  h = sigmoid(o) tanh(c'); returns (h, c').
+
+    c stays in float32: in bfloat16 a small update to a large cell would be lost.
+    """
+    o, f, i, g = jnp.split(gates.astype(jnp.float32), 4, axis=-1)
+    cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return (jax.nn.sigmoid(o) * jnp.tanh(cell)).astype(gates.dtype), cell
+
+
+def add_pushed(waiting: Float[Array, "m L B E"], pushed: list) -> Float[Array, "m L B E"]:
+    """Add what every layer of a pixel pushes to the m pixels after it, L arrays [B, m E]."""
+    m, layers, batch, _ = waiting.shape
+    return waiting + jnp.stack(pushed).reshape(layers, batch, m, -1).transpose(2, 0, 1, 3)
+
+
+def next_pixel(waiting: Float[Array, "m L B E"]) -> tuple[Float[Array, "L B E"], Float[Array, "m L B E"]]:
+    """What was pushed to the pixel that begins now, and what waits for those after it."""
+    return waiting[0], jnp.concatenate([waiting[1:], jnp.zeros_like(waiting[:1])])

@@ -1,0 +1,273 @@
+"""Diagonal BiLSTM: two LSTMs that sweep the image along its diagonals, from the top left and from the top right corner.
+
+    p(x) = prod_i p(x_i | x_<i)  in raster order, within a pixel R, then G, then B.
+
+With h = width, x scaled to [-1, 1], zeros outside the image, s_l for the states of the left branch and s_r for those of the right one:
+
+    y_0            = conv7x7_A(x)                                                                 2h features
+    [o,f,i,g][i,j] = K_is y_l[i,j] + K_0 s_l[i,j-1] + K_1 s_l[i-1,j] + b                          K_is: 1 x 1, mask B
+    c[i,j]         = sigmoid(f) c[i,j-1] + sigmoid(i) tanh(g),   s_l[i,j] = sigmoid(o) tanh(c[i,j])
+    s_r            : the same with its own weights and j+1 for j-1
+    y_{l+1}[i,j]   = y_l[i,j] + conv1x1_B(s_l[i,j] + s_r[i-1,j])                                  h -> 2h
+    logits         = conv1x1_B(relu(conv1x1_B(relu(y))))                                          2h -> head_width -> outputs
+
+States and cells outside the image are zero. The right branch sees the right of its own row, so it is shifted down by one row: together the
+branches see all of the raster past. A label adds the embedding of its class to the gates. The forget gates' biases begin at 1.
+
+The whole image: `skew` puts the pixels of a diagonal into one column, S[i, i+j] = X[i,j]; then K_0 and K_1 are a 2 x 1 convolution of the
+previous column, and one scan over W + H - 1 columns computes both branches (the right one on the image flipped left to right).
+
+Sampling: `begin_row` computes K_1 s_l for all columns and the right branch of the finished row by a scan from right to left; `step`
+computes the left branch of one pixel.
+
+van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.2, 3.3, 3.4 and table 1.
+Departures: the widths are multiples of C (the paper's 128 is not one of 3: use 129); Adam instead of RMSProp in the experiments.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from jaxgen.distributions import pixel_head
+from jaxgen.layers import add_bias, dot, normal, scale_pixels, shift, take_group
+from jaxgen.masked import (
+    Masked1x1,
+    MaskedConv,
+    OutputLayers,
+    Window,
+    add_label,
+    check_sizes,
+    forget_bias,
+    get_group,
+    joint_bias,
+    label_biases,
+    lstm_cell,
+    of_group,
+    put_group,
+)
+from jaxgen.sampling import AutoregressiveImages
+
+
+@dataclass(frozen=True)
+class DiagonalBiLSTMConfig:
+    """Sizes of a Diagonal BiLSTM. `width` is h, the features of a state, half of those between the layers; widths are multiples of C."""
+
+    image_shape: tuple[int, int, int] = (8, 8, 1)
+    levels: int = 17
+    num_classes: int = 0
+    layers: int = 12
+    width: int = 128
+    input_kernel: int = 7
+    head_width: int = 32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        check_sizes(self, kernels=("input_kernel",))
+
+
+def skew(x: Float[Array, "H W ..."], fill: float = 0.0) -> Float[Array, "H T ..."]:
+    """S[i, i+j] = x[i, j], T = W + H - 1; the corners are filled. Rows of W + H laid out again in rows of W + H - 1 move by one each."""
+    height, width, *rest = x.shape
+    x = jnp.pad(x, [(0, 0), (0, height)] + [(0, 0)] * len(rest), constant_values=fill)
+    return x.reshape(-1, *rest)[: height * (width + height - 1)].reshape(height, width + height - 1, *rest)
+
+
+def unskew(x: Float[Array, "H T ..."]) -> Float[Array, "H W ..."]:
+    """The inverse of `skew`: x[i, j] = S[i, i+j]."""
+    height, length, *rest = x.shape
+    x = jnp.pad(x.reshape(-1, *rest), [(0, height)] + [(0, 0)] * len(rest))
+    return x.reshape(height, length + 1, *rest)[:, : length + 1 - height]
+
+
+class DiagonalLayer(nnx.Module):
+    """y + conv1x1(left states + right states one row above), 2h features in and out."""
+
+    def __init__(self, config: DiagonalBiLSTMConfig, rngs: nnx.Rngs):
+        width, groups = config.width, config.image_shape[2]
+        # Gates of the left branch | gates of the right branch.
+        self.input = Masked1x1(2 * width, 8 * width, groups, rngs, parts=8)
+        self.input.bias = forget_bias(width, lstms=2)
+        # [K_0 | K_1] of the left and of the right branch: the state beside and the state above.
+        self.state = normal(rngs, (2, 2 * width, 4 * width), 2 * width)
+        self.out = Masked1x1(width, 2 * width, groups, rngs)
+
+    def states(self, gates: Float[Array, "H W B 2 F"]) -> Float[Array, "H W B 2 D"]:
+        """States of both branches, each from left to right (the caller flips the second), given what the inputs add to the gates."""
+        height, width = gates.shape[:2]
+        gates = skew(gates).transpose(1, 3, 0, 2, 4)  # [T, 2, H, B, F]
+        weight = self.state[...].astype(gates.dtype)
+
+        def diagonal(carry, inputs):
+            state, cell = carry
+            t, gates = inputs
+            both = jnp.concatenate([state, shift(state, 1, axis=1)], axis=-1)  # [i, t-1] and [i-1, t-1]: left of and above (i, t-i)
+            state, cell = lstm_cell(gates + jnp.einsum("zhbd,zde->zhbe", both, weight), cell)
+            column = t - jnp.arange(height)
+            inside = ((column >= 0) & (column < width))[None, :, None, None]
+            return (jnp.where(inside, state, 0), jnp.where(inside, cell, 0)), state
+
+        nothing = jnp.zeros((*gates.shape[1:4], gates.shape[4] // 4), gates.dtype)
+        steps = (jnp.arange(width + height - 1), gates)
+        states = jax.lax.scan(diagonal, (nothing, nothing.astype(jnp.float32)), steps)[1]
+        return unskew(states.transpose(2, 0, 3, 1, 4))
+
+    def __call__(self, y: Float[Array, "B H W E"], label_bias) -> Float[Array, "B H W E"]:
+        """The whole image; `label_bias` [B, 8h] or [] is added to the gates."""
+        gates = add_label(self.input(y), label_bias).transpose(1, 2, 0, 3)
+        left, right = jnp.split(gates, 2, axis=-1)
+        states = self.states(jnp.stack([left, right[:, ::-1]], axis=3))
+        both = states[..., 0, :] + shift(states[:, ::-1, :, 1], 1, axis=0)
+        return y + self.out(both.transpose(2, 0, 1, 3))
+
+    def right_row(self, y: Float[Array, "W B E"], above: Float[Array, "W B D"], bias: Float[Array, "..."]) -> Float[Array, "W B D"]:
+        """The right branch's states of one finished row, given its inputs and the states of the row above; bias [4h] or [B, 4h]."""
+        (beside, down), four = jnp.split(self.state[...][1].astype(y.dtype), 2), self.state.shape[2]
+        gates = add_bias(dot(y, self.input.masked()[:, four:]) + dot(above, down), bias)
+
+        def pixel(carry, gates):
+            state, cell = carry
+            state, cell = lstm_cell(gates + dot(state, beside), cell)
+            return (state, cell), state
+
+        start = jnp.zeros_like(above[0]), jnp.zeros(above.shape[1:], jnp.float32)
+        return jax.lax.scan(pixel, start, gates, reverse=True)[1]
+
+
+class Packed(NamedTuple):
+    """What a layer's left branch multiplies with, by input group, computed once a call."""
+
+    input: Float[Array, "G d F"]  # K_is
+    state: Float[Array, "G d EF"]  # [K_0 | 1 x 1 up to 2h]
+    down: Float[Array, "D F"]  # K_1
+
+
+class Sums(NamedTuple):
+    """What has been pushed so far to the groups of the pixel being drawn, biases included; L layers, B images."""
+
+    trunk: Float[Array, "B E"]  # the first layer's output
+    gates: Float[Array, "L B F"]  # of the left branch
+    out: Float[Array, "L B E"]
+    output: tuple  # [B, head_width], [B, C P]
+
+
+class Cache(NamedTuple):
+    """What the sampler carries. W columns, L layers, B images, D = width, E = 2D, F = 4D."""
+
+    packed: tuple[Packed, ...]
+    output: tuple  # the two weights of the output layers by input group
+    bias: tuple  # [2F] or [B, 2F]: bias of every layer's gates (left | right), the label's included
+    window: Window  # pixels of the first layer's window
+    inputs: Float[Array, "W L B E"]  # y_l: this row up to the pixel being drawn, the row above after it
+    left: Float[Array, "W L B D"]  # s_l, the same columns
+    right: Float[Array, "W L B D"]  # s_r of the row above the one being drawn
+    above: Float[Array, "W L B F"]  # K_1 s_l of the row above + bias
+    from_right: Float[Array, "W L B E"]  # what the right branch contributes to y_{l+1} of the row being drawn, bias included
+    cell: Float[Array, "L B D"]  # c of the left branch at the pixel to the left, float32
+    waiting: Float[Array, "L B F"]  # K_0 s_l of the pixel to the left
+    column: Int[Array, ""]  # of the pixel being drawn
+    sums: Sums | tuple  # () for C = 1
+
+
+class DiagonalBiLSTM(AutoregressiveImages):
+    """The model of this file; see `AutoregressiveImages` for logits, log_prob, loss and sample."""
+
+    def __init__(self, config: DiagonalBiLSTMConfig, *, rngs: nnx.Rngs):
+        self.config, self.head = config, pixel_head(config.levels)
+        width, channels = config.width, config.image_shape[2]
+        self.input = MaskedConv(channels, 2 * width, config.input_kernel, "A", channels, rngs)
+        self.layers = nnx.List([DiagonalLayer(config, rngs) for _ in range(config.layers)])
+        self.output = OutputLayers(2 * width, config.head_width, self.head.size, channels, rngs)
+        # One row a class: the biases of every layer's gates.
+        self.embedding = normal(rngs, (config.num_classes, config.layers * 8 * width), 1.0) if config.num_classes else None
+
+    def _label_biases(self, label) -> list:
+        return label_biases(self.embedding, label, (8 * self.config.width,) * self.config.layers)
+
+    def _logits(self, image: UInt8[Array, "B H W C"], label, key=None) -> Float[Array, "B H W C P"]:
+        del key  # no dropout
+        y = self.input(scale_pixels(image, self.config.levels, self.config.dtype))
+        for layer, bias in zip(self.layers, self._label_biases(label), strict=True):
+            y = layer(y, bias)
+        return self.output(y)
+
+    # The same network, one row and one pixel at a time.
+
+    def _pack(self, layer: DiagonalLayer, dtype) -> Packed:
+        groups, width = self.config.image_shape[2], self.config.width
+        beside, down = jnp.split(layer.state[...][0].astype(dtype), 2)
+        state = jnp.concatenate([beside, layer.out.masked().astype(dtype)], axis=1)
+        return Packed(layer.input.pack(dtype)[..., : 4 * width], state.reshape(groups, -1, state.shape[1]), down)
+
+    def init_cache(self, n: int, label=None) -> Cache:
+        """The cache of n images before anything is drawn."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        biases = zip(self.layers, self._label_biases(label), strict=True)
+        bias = tuple(joint_bias(layer.input.bias[...], of_label, dtype) for layer, of_label in biases)
+        packed = tuple(self._pack(layer, dtype) for layer in self.layers)
+        columns, channels = config.image_shape[1:]
+
+        def row(features):
+            return jnp.zeros((columns, config.layers, n, features * config.width), dtype)
+
+        one, two, four = row(1), row(2), row(4)
+        window, cell = self.input.init_window(columns, n, dtype), one[0].astype(jnp.float32)
+        sums = Sums(two[0, 0], four[0], two[0], self.output.begin_pixel(n, dtype)) if channels > 1 else ()
+        return Cache(packed, self.output.pack(dtype), bias, window, two, one, one, four, two, cell, four[0], jnp.int32(0), sums)
+
+    def begin_row(self, cache: Cache, finished_row: UInt8[Array, "B W C"], r) -> Cache:
+        """Prepare row r once row r-1 is finished: its right branch and what its left one contributes; nothing is above row 0."""
+        x = scale_pixels(finished_row.swapaxes(0, 1), self.config.levels, self.config.dtype)
+        above, right, from_right = [], [], []
+        for i, (layer, packed, bias) in enumerate(zip(self.layers, cache.packed, cache.bias, strict=True)):
+            of_left, of_right = jnp.split(bias, 2, axis=-1)
+            above.append(add_bias(dot(cache.left[:, i], packed.down), of_left))
+            state = layer.right_row(cache.inputs[:, i], cache.right[:, i], of_right) * (r > 0).astype(x.dtype)
+            right.append(state)
+            from_right.append(layer.out(state))
+        window = self.input.begin_row(cache.window, x, r, self.input.bias[...])
+        above, right, from_right = (jnp.stack(rows, axis=1) for rows in (above, right, from_right))
+        cell, waiting = jnp.zeros_like(cache.cell), jnp.zeros_like(cache.waiting)
+        return cache._replace(window=window, right=right, above=above, from_right=from_right, cell=cell, waiting=waiting)
+
+    def step(self, cache: Cache, previous_pixel: UInt8[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
+        """Parameters of the first channel of pixel (r, c), given the pixel to its left (ignored in column 0)."""
+        del r
+        x = scale_pixels(previous_pixel, self.config.levels, self.config.dtype)
+        window, trunk = self.input.begin_pixel(cache.window, x, c)
+        above, out = (jax.lax.dynamic_index_in_dim(rows, c, keepdims=False) for rows in (cache.above, cache.from_right))
+        sums = Sums(trunk, above + cache.waiting, out, self.output.begin_pixel(x.shape[0], x.dtype))
+        waiting = jnp.zeros_like(cache.waiting)
+        return self._group(cache._replace(window=window, waiting=waiting, column=jnp.int32(c)), sums, 0)
+
+    def step_channel(self, cache: Cache, pixel: UInt8[Array, "B C"], k) -> tuple[Cache, Float[Array, "B P"]]:
+        """Parameters of channel k > 0 of the pixel being drawn, given its channels before k."""
+        x = scale_pixels(pixel, self.config.levels, self.config.dtype)
+        return self._group(cache, cache.sums._replace(trunk=cache.sums.trunk + self.input.push_channel(x, k)), k)
+
+    def _group(self, cache: Cache, sums: Sums, k) -> tuple[Cache, Float[Array, "B P"]]:
+        """Run channel group k of one pixel through all layers; it pushes to the groups after it and to the pixel after this one."""
+        groups, four = self.config.image_shape[2], 4 * self.config.width
+        gates, out, inputs, pushed, states, cells = list(sums.gates), list(sums.out), [], [], [], []
+        y = take_group(sums.trunk, k, groups)
+        left = get_group(cache.cell, k, groups)
+        for i, packed in enumerate(cache.packed):
+            inputs.append(y)
+            gates[i] = gates[i] + dot(y, of_group(packed.input, k))
+            state, cell = lstm_cell(take_group(gates[i], k, groups, halves=4), left[i])
+            push = dot(state, of_group(packed.state, k))
+            pushed.append(push[:, :four])
+            out[i] = out[i] + push[:, four:]
+            y = y + take_group(out[i], k, groups)
+            states.append(state)
+            cells.append(cell)
+        output, parameters = self.output.group(cache.output, sums.output, y, k)
+        inputs, states = (put_group(x, jnp.stack(new), k, cache.column) for x, new in ((cache.inputs, inputs), (cache.left, states)))
+        cell = put_group(cache.cell, jnp.stack(cells), k)
+        cache = cache._replace(inputs=inputs, left=states, cell=cell, waiting=cache.waiting + jnp.stack(pushed))
+        if groups > 1:
+            cache = cache._replace(sums=Sums(sums.trunk, jnp.stack(gates), jnp.stack(out), output))
+        return cache, parameters

@@ -1,0 +1,203 @@
+"""PixelCNN: masked convolutions in residual blocks.
+
+    p(x) = prod_i p(x_i | x_<i)  in raster order, within a pixel R, then G, then B.
+
+With h = width, x scaled to [-1, 1], zeros outside the image, and every convolution masked (A in the first layer, B after it):
+
+    y_0     = conv7x7_A(x)                                                                2h features
+    y_{l+1} = y_l + conv1x1_B(relu(conv3x3_B(relu(conv1x1_B(relu(y_l))))))                2h -> h -> h -> 2h
+    logits  = conv1x1_B(relu(conv1x1_B(relu(y))))                                         2h -> head_width -> outputs
+
+Mask B cuts a 3 x 3 kernel's reach to the right: at full depth pixel (i, j) sees columns j' < j of its row and j' <= j + r + 2 of row i - r
+(7 x 7 first layer), and nothing right of that line: the blind spot. A label adds the embedding of its class to the biases of the first
+layer and of every 3 x 3 convolution.
+
+Sampling: `begin_row` computes for all columns what the row above contributes to every 3 x 3 convolution; `step` adds the left and the
+centre tap, three matrix products a block: a pixel pushes its left tap to the pixel after it in the product that it needs for itself.
+
+van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.3, 3.4, 3.5 and table 1.
+Departures: the widths are multiples of C (the paper's 128 is not one of 3: use 129); Adam instead of RMSProp in the experiments.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from jaxgen.distributions import pixel_head
+from jaxgen.layers import dot, normal, scale_pixels, take_group
+from jaxgen.masked import (
+    Masked1x1,
+    MaskedConv,
+    OutputLayers,
+    Window,
+    add_label,
+    add_pushed,
+    check_sizes,
+    joint_bias,
+    label_biases,
+    next_pixel,
+    of_group,
+    put_group,
+)
+from jaxgen.sampling import AutoregressiveImages
+
+
+@dataclass(frozen=True)
+class PixelCNNConfig:
+    """Sizes of a PixelCNN. `width` is h, half the features between the blocks; `layers` counts the blocks; widths are multiples of C."""
+
+    image_shape: tuple[int, int, int] = (8, 8, 1)
+    levels: int = 17
+    num_classes: int = 0
+    layers: int = 15
+    width: int = 128
+    input_kernel: int = 7
+    head_width: int = 32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        check_sizes(self, kernels=("input_kernel",))
+
+
+class Block(nnx.Module):
+    """y + conv1x1(relu(conv3x3(relu(conv1x1(relu(y)))))), 2h features in and out, all masks B."""
+
+    def __init__(self, config: PixelCNNConfig, rngs: nnx.Rngs):
+        width, groups = config.width, config.image_shape[2]
+        self.squeeze = Masked1x1(2 * width, width, groups, rngs)
+        self.conv = MaskedConv(width, width, 3, "B", groups, rngs)
+        self.expand = Masked1x1(width, 2 * width, groups, rngs)
+
+    def __call__(self, y: Float[Array, "B H W E"], label_bias) -> Float[Array, "B H W E"]:
+        """The whole image; `label_bias` [B, h] or [] is added to the 3 x 3 convolution."""
+        u = self.conv(jax.nn.relu(self.squeeze(jax.nn.relu(y))))
+        return y + self.expand(jax.nn.relu(add_label(u, label_bias)))
+
+
+class Packed(NamedTuple):
+    """A block's weights by input group, computed once a call."""
+
+    squeeze: Float[Array, "G d D"]
+    push: Float[Array, "G d F"]  # centre | left tap of the 3 x 3 convolution, F = 2h
+    expand: Float[Array, "G d E"]  # E = 2h
+
+
+class Sums(NamedTuple):
+    """What has been pushed so far to the groups of the pixel being drawn, biases included; L blocks, B images."""
+
+    trunk: Float[Array, "B E"]  # the first layer's output
+    squeeze: Float[Array, "L B D"]
+    conv: Float[Array, "L B D"]
+    expand: Float[Array, "L B E"]
+    output: tuple  # [B, head_width], [B, C P]
+
+
+class Cache(NamedTuple):
+    """What the sampler carries. W columns, L blocks, B images, D = width, E = 2 width."""
+
+    packed: tuple[Packed, ...]
+    output: tuple  # the two weights of the output layers by input group
+    bias: tuple  # [E] or [B, E]: bias of the first layer, the label's included; [D] or [B, D] of every 3 x 3 convolution
+    window: Window  # pixels of the first layer's window
+    inputs: Float[Array, "W L B D"]  # inputs of the 3 x 3 convolutions: this row up to the pixel being drawn, the row above after it
+    above: Float[Array, "W L B D"]  # what the row above contributes to the 3 x 3 convolutions of this row, bias included
+    waiting: Float[Array, "1 L B D"]  # what the pixel to the left has pushed to them
+    column: Int[Array, ""]  # of the pixel being drawn
+    sums: Sums | tuple  # () for C = 1
+
+
+class PixelCNN(AutoregressiveImages):
+    """The model of this file; see `AutoregressiveImages` for logits, log_prob, loss and sample."""
+
+    def __init__(self, config: PixelCNNConfig, *, rngs: nnx.Rngs):
+        self.config, self.head = config, pixel_head(config.levels)
+        width, channels = config.width, config.image_shape[2]
+        self.input = MaskedConv(channels, 2 * width, config.input_kernel, "A", channels, rngs)
+        self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
+        self.output = OutputLayers(2 * width, config.head_width, self.head.size, channels, rngs)
+        # One row a class: the first layer's bias, then those of the 3 x 3 convolutions.
+        self.embedding = normal(rngs, (config.num_classes, (2 + config.layers) * width), 1.0) if config.num_classes else None
+
+    def _label_biases(self, label) -> list:
+        return label_biases(self.embedding, label, (2 * self.config.width, *(self.config.width,) * self.config.layers))
+
+    def _logits(self, image: UInt8[Array, "B H W C"], label, key=None) -> Float[Array, "B H W C P"]:
+        del key  # no dropout
+        x = scale_pixels(image, self.config.levels, self.config.dtype)
+        first, *biases = self._label_biases(label)
+        y = add_label(self.input(x), first)
+        for block, bias in zip(self.blocks, biases, strict=True):
+            y = block(y, bias)
+        return self.output(y)
+
+    # The same network, one row and one pixel at a time.
+
+    def init_cache(self, n: int, label=None) -> Cache:
+        """The cache of n images before anything is drawn."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        convolutions = [self.input, *(block.conv for block in self.blocks)]
+        biases = zip(convolutions, self._label_biases(label), strict=True)
+        bias = tuple(joint_bias(conv.bias[...], of_label, dtype) for conv, of_label in biases)
+        packed = tuple(Packed(b.squeeze.pack(dtype), b.conv.pack(dtype), b.expand.pack(dtype)) for b in self.blocks)
+        columns, channels = config.image_shape[1:]
+        row = jnp.zeros((columns, config.layers, n, config.width), dtype)
+        window = self.input.init_window(columns, n, dtype)
+        trunk = jnp.zeros((n, 2 * config.width), dtype)
+        sums = self._begin_pixel(trunk, row[0]) if channels > 1 else ()
+        return Cache(packed, self.output.pack(dtype), bias, window, row, row, row[:1], jnp.int32(0), sums)
+
+    def begin_row(self, cache: Cache, finished_row: UInt8[Array, "B W C"], r) -> Cache:
+        """Prepare row r once row r-1 is finished: what it adds to every convolution, all columns at once; nothing is above row 0."""
+        x = scale_pixels(finished_row.swapaxes(0, 1), self.config.levels, self.config.dtype)
+        first, *biases = cache.bias
+        above = [b.conv.from_above(cache.inputs[None, :, i], bias) for i, (b, bias) in enumerate(zip(self.blocks, biases, strict=True))]
+        window = self.input.begin_row(cache.window, x, r, first)
+        return cache._replace(window=window, above=jnp.stack(above, axis=1), waiting=jnp.zeros_like(cache.waiting))
+
+    def step(self, cache: Cache, previous_pixel: UInt8[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
+        """Parameters of the first channel of pixel (r, c), given the pixel to its left (ignored in column 0)."""
+        del r
+        x = scale_pixels(previous_pixel, self.config.levels, self.config.dtype)
+        window, trunk = self.input.begin_pixel(cache.window, x, c)
+        left, waiting = next_pixel(cache.waiting)
+        sums = self._begin_pixel(trunk, left + jax.lax.dynamic_index_in_dim(cache.above, c, keepdims=False))
+        return self._group(cache._replace(window=window, waiting=waiting, column=jnp.int32(c)), sums, 0)
+
+    def step_channel(self, cache: Cache, pixel: UInt8[Array, "B C"], k) -> tuple[Cache, Float[Array, "B P"]]:
+        """Parameters of channel k > 0 of the pixel being drawn, given its channels before k."""
+        x = scale_pixels(pixel, self.config.levels, self.config.dtype)
+        return self._group(cache, cache.sums._replace(trunk=cache.sums.trunk + self.input.push_channel(x, k)), k)
+
+    def _begin_pixel(self, trunk, conv) -> Sums:
+        """The sums of a pixel to which only the pixels before it have been pushed."""
+        n, dtype = trunk.shape[0], trunk.dtype
+
+        def biases(layers):
+            return jnp.stack([jnp.broadcast_to(layer.bias[...].astype(dtype), (n, *layer.bias.shape)) for layer in layers])
+
+        squeeze, expand = biases([b.squeeze for b in self.blocks]), biases([b.expand for b in self.blocks])
+        return Sums(trunk, squeeze, conv, expand, self.output.begin_pixel(n, dtype))
+
+    def _group(self, cache: Cache, sums: Sums, k) -> tuple[Cache, Float[Array, "B P"]]:
+        """Run channel group k of one pixel through all blocks; it pushes to the groups after it and to the pixel after this one."""
+        groups, width = self.config.image_shape[2], self.config.width
+        squeeze, conv, expand, inputs, pushed = list(sums.squeeze), list(sums.conv), list(sums.expand), [], []
+        y = take_group(sums.trunk, k, groups)
+        for i, packed in enumerate(cache.packed):
+            squeeze[i] = squeeze[i] + dot(jax.nn.relu(y), of_group(packed.squeeze, k))
+            inputs.append(jax.nn.relu(take_group(squeeze[i], k, groups)))
+            push = dot(inputs[i], of_group(packed.push, k))
+            conv[i] = conv[i] + push[:, :width]
+            pushed.append(push[:, width:])
+            expand[i] = expand[i] + dot(jax.nn.relu(take_group(conv[i], k, groups)), of_group(packed.expand, k))
+            y = y + take_group(expand[i], k, groups)
+        output, parameters = self.output.group(cache.output, sums.output, y, k)
+        inputs = put_group(cache.inputs, jnp.stack(inputs), k, cache.column)
+        cache = cache._replace(inputs=inputs, waiting=add_pushed(cache.waiting, pushed))
+        if groups > 1:
+            cache = cache._replace(sums=Sums(sums.trunk, jnp.stack(squeeze), jnp.stack(conv), jnp.stack(expand), output))
+        return cache, parameters

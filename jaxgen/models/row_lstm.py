@@ -1,0 +1,221 @@
+"""Row LSTM: a convolutional LSTM that runs from the top row to the bottom, all columns of a row at once.
+
+    p(x) = prod_i p(x_i | x_<i)  in raster order, within a pixel R, then G, then B.
+
+With h = width, k = kernel, x scaled to [-1, 1], zeros outside the image, and * a convolution along the row:
+
+    y_0         = conv7x7_A(x)                                                     2h features
+    [o,f,i,g]_r = K_is * y_l[r] + K_ss * h_{r-1} + b                               K_is: 1 x k, mask B; K_ss: 1 x k, centred, no mask
+    c_r         = sigmoid(f) c_{r-1} + sigmoid(i) tanh(g),  h_r = sigmoid(o) tanh(c_r);  h_{-1} = c_{-1} = 0
+    y_{l+1}     = y_l + conv1x1_B(h)                                               h -> 2h
+    logits      = conv1x1_B(relu(conv1x1_B(relu(y))))                              2h -> head_width -> outputs
+
+The state above belongs to finished pixels, so K_ss needs no mask; the context is a triangle: a state sees the states of columns j-n..j+n
+(k = 3) n rows above and their inputs, one column further to the left. A label adds the embedding of its class to every layer's gates.
+The forget gates' biases begin at 1.
+
+Sampling: `begin_row` computes K_ss * h_{r-1} for all columns; `step` adds K_is, left and centre taps, and runs the cell.
+
+van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.1, 3.3, 3.4 and table 1.
+Departures: the widths are multiples of C (the paper's 128 is not one of 3: use 129); Adam instead of RMSProp in the experiments.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from jaxgen.distributions import pixel_head
+from jaxgen.layers import add_bias, columns, dot, normal, scale_pixels, take_group
+from jaxgen.masked import (
+    Masked1x1,
+    MaskedConv,
+    OutputLayers,
+    Window,
+    add_label,
+    add_pushed,
+    check_sizes,
+    forget_bias,
+    get_group,
+    joint_bias,
+    label_biases,
+    lstm_cell,
+    next_pixel,
+    of_group,
+    put_group,
+)
+from jaxgen.sampling import AutoregressiveImages
+
+
+@dataclass(frozen=True)
+class RowLSTMConfig:
+    """Sizes of a Row LSTM. `width` is h, the features of a state, half of those between the layers; widths are multiples of C."""
+
+    image_shape: tuple[int, int, int] = (8, 8, 1)
+    levels: int = 17
+    num_classes: int = 0
+    layers: int = 12
+    width: int = 128
+    input_kernel: int = 7
+    kernel: int = 3
+    head_width: int = 32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        check_sizes(self, kernels=("input_kernel", "kernel"))
+
+
+class RowLSTMLayer(nnx.Module):
+    """y + conv1x1(h), h the states of a convolutional LSTM over the rows of y; 2h features in and out."""
+
+    def __init__(self, config: RowLSTMConfig, rngs: nnx.Rngs):
+        width, groups = config.width, config.image_shape[2]
+        self.kernel = config.kernel
+        self.input = MaskedConv(2 * width, 4 * width, config.kernel, "B", groups, rngs, square=False, parts=4)
+        self.input.bias = forget_bias(width)
+        fan = config.kernel * width
+        self.state = normal(rngs, (fan, 4 * width), fan)
+        self.out = Masked1x1(width, 2 * width, groups, rngs)
+
+    def from_above(self, state: Float[Array, "... W B D"]) -> Float[Array, "... W B F"]:
+        """K_ss * h_{r-1}: what the states of a finished row contribute to the gates of the row below."""
+        return dot(columns(state, self.kernel, axis=-3), self.state[...])
+
+    def states(self, gates: Float[Array, "H W B F"]) -> Float[Array, "H W B D"]:
+        """h for all rows, given what the inputs contribute to the gates."""
+
+        def row(carry, gates):
+            state, cell = carry
+            state, cell = lstm_cell(gates + self.from_above(state), cell)
+            return (state, cell), state
+
+        nothing = jnp.zeros((*gates.shape[1:3], gates.shape[3] // 4), gates.dtype)
+        return jax.lax.scan(row, (nothing, nothing.astype(jnp.float32)), gates)[1]
+
+    def __call__(self, y: Float[Array, "B H W E"], label_bias) -> Float[Array, "B H W E"]:
+        """The whole image; `label_bias` [B, 4h] or [] is added to the gates."""
+        gates = add_label(self.input(y), label_bias).transpose(1, 2, 0, 3)
+        return y + self.out(self.states(gates).transpose(2, 0, 1, 3))
+
+
+class Packed(NamedTuple):
+    """A layer's weights by input group, computed once a call."""
+
+    push: Float[Array, "G d F"]  # centre | left taps of K_is, (1 + k // 2) 4h columns
+    out: Float[Array, "G d E"]  # 1 x 1 up to 2h
+
+
+class Sums(NamedTuple):
+    """What has been pushed so far to the groups of the pixel being drawn, biases included; L layers, B images."""
+
+    trunk: Float[Array, "B E"]  # the first layer's output
+    gates: Float[Array, "L B F"]
+    out: Float[Array, "L B E"]
+    output: tuple  # [B, head_width], [B, C P]
+
+
+class Cache(NamedTuple):
+    """What the sampler carries. W columns, L layers, B images, D = width, E = 2D, F = 4D, m = kernel // 2."""
+
+    packed: tuple[Packed, ...]
+    output: tuple  # the two weights of the output layers by input group
+    bias: tuple  # [F] or [B, F]: bias of every layer's gates, the label's included
+    window: Window  # pixels of the first layer's window
+    state: Float[Array, "W L B D"]  # h: this row up to the pixel being drawn, the row above after it
+    cell: Float[Array, "W L B D"]  # c, float32, the same columns
+    above: Float[Array, "W L B F"]  # K_ss * h_{r-1} + bias for the row being drawn
+    waiting: Float[Array, "m L B F"]  # what the pixels to the left have pushed to the gates of the next m pixels
+    column: Int[Array, ""]  # of the pixel being drawn
+    sums: Sums | tuple  # () for C = 1
+
+
+class RowLSTM(AutoregressiveImages):
+    """The model of this file; see `AutoregressiveImages` for logits, log_prob, loss and sample."""
+
+    def __init__(self, config: RowLSTMConfig, *, rngs: nnx.Rngs):
+        self.config, self.head = config, pixel_head(config.levels)
+        width, channels = config.width, config.image_shape[2]
+        self.input = MaskedConv(channels, 2 * width, config.input_kernel, "A", channels, rngs)
+        self.layers = nnx.List([RowLSTMLayer(config, rngs) for _ in range(config.layers)])
+        self.output = OutputLayers(2 * width, config.head_width, self.head.size, channels, rngs)
+        # One row a class: the biases of every layer's gates.
+        self.embedding = normal(rngs, (config.num_classes, config.layers * 4 * width), 1.0) if config.num_classes else None
+
+    def _label_biases(self, label) -> list:
+        return label_biases(self.embedding, label, (4 * self.config.width,) * self.config.layers)
+
+    def _logits(self, image: UInt8[Array, "B H W C"], label, key=None) -> Float[Array, "B H W C P"]:
+        del key  # no dropout
+        y = self.input(scale_pixels(image, self.config.levels, self.config.dtype))
+        for layer, bias in zip(self.layers, self._label_biases(label), strict=True):
+            y = layer(y, bias)
+        return self.output(y)
+
+    # The same network, one row and one pixel at a time.
+
+    def init_cache(self, n: int, label=None) -> Cache:
+        """The cache of n images before anything is drawn."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        biases = zip(self.layers, self._label_biases(label), strict=True)
+        bias = tuple(joint_bias(layer.input.bias[...], of_label, dtype) for layer, of_label in biases)
+        packed = tuple(Packed(layer.input.pack(dtype), layer.out.pack(dtype)) for layer in self.layers)
+        columns, channels = config.image_shape[1:]
+        state = jnp.zeros((columns, config.layers, n, config.width), dtype)
+        above = jnp.zeros((columns, config.layers, n, 4 * config.width), dtype)
+        waiting = jnp.zeros((config.kernel // 2, *above.shape[1:]), dtype)
+        sums = self._begin_pixel(jnp.zeros((n, 2 * config.width), dtype), above[0]) if channels > 1 else ()
+        window, cell = self.input.init_window(columns, n, dtype), state.astype(jnp.float32)
+        return Cache(packed, self.output.pack(dtype), bias, window, state, cell, above, waiting, jnp.int32(0), sums)
+
+    def begin_row(self, cache: Cache, finished_row: UInt8[Array, "B W C"], r) -> Cache:
+        """Prepare row r once row r-1 is finished: the state-to-state convolutions, all columns at once; nothing is above row 0."""
+        x = scale_pixels(finished_row.swapaxes(0, 1), self.config.levels, self.config.dtype)
+        window = self.input.begin_row(cache.window, x, r, self.input.bias[...])
+        states = (cache.state[:, i] for i in range(len(self.layers)))
+        above = [add_bias(layer.from_above(h), b) for layer, h, b in zip(self.layers, states, cache.bias, strict=True)]
+        return cache._replace(window=window, above=jnp.stack(above, axis=1), waiting=jnp.zeros_like(cache.waiting))
+
+    def step(self, cache: Cache, previous_pixel: UInt8[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
+        """Parameters of the first channel of pixel (r, c), given the pixel to its left (ignored in column 0)."""
+        del r
+        x = scale_pixels(previous_pixel, self.config.levels, self.config.dtype)
+        window, trunk = self.input.begin_pixel(cache.window, x, c)
+        left, waiting = next_pixel(cache.waiting)
+        sums = self._begin_pixel(trunk, left + jax.lax.dynamic_index_in_dim(cache.above, c, keepdims=False))
+        return self._group(cache._replace(window=window, waiting=waiting, column=jnp.int32(c)), sums, 0)
+
+    def step_channel(self, cache: Cache, pixel: UInt8[Array, "B C"], k) -> tuple[Cache, Float[Array, "B P"]]:
+        """Parameters of channel k > 0 of the pixel being drawn, given its channels before k."""
+        x = scale_pixels(pixel, self.config.levels, self.config.dtype)
+        return self._group(cache, cache.sums._replace(trunk=cache.sums.trunk + self.input.push_channel(x, k)), k)
+
+    def _begin_pixel(self, trunk, gates) -> Sums:
+        """The sums of a pixel to which only the pixels before it have been pushed."""
+        n, dtype = trunk.shape[0], trunk.dtype
+        out = jnp.stack([jnp.broadcast_to(layer.out.bias[...].astype(dtype), (n, *layer.out.bias.shape)) for layer in self.layers])
+        return Sums(trunk, gates, out, self.output.begin_pixel(n, dtype))
+
+    def _group(self, cache: Cache, sums: Sums, k) -> tuple[Cache, Float[Array, "B P"]]:
+        """Run channel group k of one pixel through all layers; it pushes to the groups after it and to the pixels after this one."""
+        groups, four = self.config.image_shape[2], 4 * self.config.width
+        gates, out, pushed, states, cells = list(sums.gates), list(sums.out), [], [], []
+        y = take_group(sums.trunk, k, groups)
+        above = get_group(cache.cell, k, groups, cache.column)
+        for i, packed in enumerate(cache.packed):
+            push = dot(y, of_group(packed.push, k))
+            gates[i] = gates[i] + push[:, :four]
+            pushed.append(push[:, four:])
+            state, cell = lstm_cell(take_group(gates[i], k, groups, halves=4), above[i])
+            out[i] = out[i] + dot(state, of_group(packed.out, k))
+            y = y + take_group(out[i], k, groups)
+            states.append(state)
+            cells.append(cell)
+        output, parameters = self.output.group(cache.output, sums.output, y, k)
+        state, cell = (put_group(x, jnp.stack(new), k, cache.column) for x, new in ((cache.state, states), (cache.cell, cells)))
+        cache = cache._replace(state=state, cell=cell, waiting=add_pushed(cache.waiting, pushed))
+        if groups > 1:
+            cache = cache._replace(sums=Sums(sums.trunk, jnp.stack(gates), jnp.stack(out), output))
+        return cache, parameters

@@ -1,0 +1,96 @@
+"""What each autoregressive model may see: sets of inputs carried through the equations of its docstring, pixel by pixel.
+
+`sets` is bool [H, W, G, inputs]: which inputs (H W C of them, in raster order) feature group g of pixel (r, c) depends on. The function of
+a model takes its config and returns bool [H, W, C, H, W, C] (output, input). Nothing here uses the package.
+"""
+
+import numpy as np
+
+
+def raster_past(height: int, width: int, channels: int) -> np.ndarray:
+    """What p(x_i | x_<i) may depend on: the pixels above and to the left, and the channels before."""
+    order = np.arange(height * width * channels)
+    return (order[:, None] > order[None]).reshape((height, width, channels) * 2)
+
+
+def inputs_of(config) -> np.ndarray:
+    """Every input sees itself."""
+    height, width, channels = config.image_shape
+    return np.eye(height * width * channels, dtype=bool).reshape(height, width, channels, -1)
+
+
+def pixels_of(sets) -> list:
+    """All (r, c) in raster order."""
+    return [(r, c) for r in range(sets.shape[0]) for c in range(sets.shape[1])]
+
+
+def at(sets, r: int, c: int) -> np.ndarray:
+    """All groups of a pixel together, bool [inputs]; nothing outside the image."""
+    inside = 0 <= r < sets.shape[0] and 0 <= c < sets.shape[1]
+    return sets[r, c].any(0) if inside else np.zeros(sets.shape[3], bool)
+
+
+def convolution(sets, kernel: int, kind: str, rows: int) -> np.ndarray:
+    """A masked convolution over `rows` rows above and this row."""
+    m, out = kernel // 2, np.zeros_like(sets)
+    before = [(-i, j) for i in range(1, rows + 1) for j in range(-m, m + 1)] + [(0, -j) for j in range(1, m + 1)]
+    for r, c in pixels_of(sets):
+        for g in range(sets.shape[2]):
+            out[r, c, g] = sets[r, c, : g if kind == "A" else g + 1].any(0)
+            for i, j in before:
+                out[r, c, g] |= at(sets, r + i, c + j)
+    return out
+
+
+def first_layer(config) -> np.ndarray:
+    """The mask A convolution that every model begins with."""
+    return convolution(inputs_of(config), config.input_kernel, "A", config.input_kernel // 2)
+
+
+def as_outputs(config, sets) -> np.ndarray:
+    """The 1 x 1 layers at the end, mask B."""
+    return convolution(sets, 1, "B", 0).reshape(config.image_shape * 2)
+
+
+def pixelcnn(config) -> np.ndarray:
+    """pixelcnn.py"""
+    y = first_layer(config)
+    for _ in range(config.layers):
+        y |= convolution(convolution(convolution(y, 1, "B", 0), 3, "B", 1), 1, "B", 0)
+    return as_outputs(config, y)
+
+
+def row_lstm_states(gates, kernel: int) -> np.ndarray:
+    """States from the sets of the gates: those of the row above, `kernel` columns of it, no mask."""
+    state, m = gates.copy(), kernel // 2
+    for r, c in pixels_of(gates):
+        for j in range(-m, m + 1):
+            state[r, c] |= at(state, r - 1, c + j)
+    return state
+
+
+def row_lstm(config) -> np.ndarray:
+    """row_lstm.py"""
+    y = first_layer(config)
+    for _ in range(config.layers):
+        y |= convolution(row_lstm_states(convolution(y, config.kernel, "B", 0), config.kernel), 1, "B", 0)
+    return as_outputs(config, y)
+
+
+def diagonal_states(gates, before: int) -> np.ndarray:
+    """States that read the one above and the one `before` columns to the right (-1: to the left)."""
+    state = gates.copy()
+    for r, c in sorted(pixels_of(gates), key=lambda pixel: (pixel[0], -before * pixel[1])):
+        state[r, c] |= at(state, r, c + before) | at(state, r - 1, c)
+    return state
+
+
+def diagonal_bilstm(config) -> np.ndarray:
+    """diagonal_bilstm.py"""
+    y = first_layer(config)
+    for _ in range(config.layers):
+        gates = convolution(y, 1, "B", 0)
+        left, right = diagonal_states(gates, -1), diagonal_states(gates, 1)
+        left[1:] |= right[:-1]  # the right-hand branch, one row down
+        y |= convolution(left, 1, "B", 0)
+    return as_outputs(config, y)
