@@ -35,7 +35,7 @@ READ_AHEAD = 4  # batches
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images: `name` is `digits`, a TFDS name, or a path (an .npz file, a folder with train.npz and test.npz, a folder of pictures).
+    """Which data: `name` is `digits`, `ring` (points), a TFDS name, or a path (an .npz file, a folder with train.npz and test.npz, a folder of pictures).
 
     A path begins with `/`, `.` or `~`, ends with `.npz`, or has a `/` and exists; a folder beside you is `./name`.
     levels: number of grey levels V, values are 0..V-1; None: 17 for digits, else 2 if no value is above 1, else 256.
@@ -65,6 +65,10 @@ def load(name: str, split: str, *, levels: int | None = None, data_dir: str | No
     """
     check_split(split)
     DataConfig(name, levels, data_dir, manual_dir)
+    if name == "ring":
+        from jaxgen.ring import ring  # it makes a Dataset, so it imports this file
+
+        return ring(split)
     if name == "digits":
         source = digits(split, levels)
     elif (path := _path(name)) is not None:
