@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 
 def group_mask(features_in: int, features_out: int, groups: int, kind: str) -> np.ndarray:
@@ -38,7 +38,7 @@ def zeros(shape: tuple[int, ...]) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape, jnp.float32))
 
 
-def scale_pixels(image: UInt8[Array, "*shape"], levels: int, dtype=jnp.float32) -> Float[Array, "*shape"]:
+def scale_pixels(image: Integer[Array, "*shape"], levels: int, dtype=jnp.float32) -> Float[Array, "*shape"]:
     """{0 .. levels-1} to [-1, 1]; zero padding outside the image is then mid-grey, which a bias cannot be mistaken for."""
     return (image.astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0).astype(dtype)
 

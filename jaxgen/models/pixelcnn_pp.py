@@ -1,0 +1,377 @@
+"""PixelCNN++: whole pixels in raster order, two streams at several resolutions, a mixture of discretized logistics as output.
+
+    p(x) = prod_i p(x_i | x_<i),  x_i a pixel with all its channels; its parameters see no channel of it
+
+Streams u (all rows above, 2 x 3 convolutions) and ul (rows above and the left of this one, 2 x 2), x with a constant channel of ones:
+
+    u_0  = down_shift(conv_2x3 x)                        ul_0 = down_shift(conv_1x3 x) + right_shift(conv_2x1 x)
+    resnet(x, a):  c = conv(cat_elu x) + nin(cat_elu a);  (c1, c2) = conv(dropout(cat_elu c)) + V y;  x + c1 sigmoid(c2)
+    block:  u' = resnet_u(u, skip_u),  ul' = resnet_ul(ul, [u', skip_ul]);  skips on the way up only;  cat_elu x = elu([x, -x])
+
+One level, from fine to coarse and back (`Level.walk`): n blocks, whose inputs and last output are kept as skips; the next level between a
+strided and a transposed convolution; one block for every skip, last in, first out. The coarsest level starts its way up with its last
+skip. Parameters = nin(elu ul). y is the label's embedding in every resnet. All convolutions are weight-normalised; `initialise` sets
+their gains and biases from a batch. Odd sizes: ceil(H / 2) rows at the next level, and the transposed convolution is cropped.
+
+Sampling (Ramachandran et al. 2017, "Fast Generation for Convolutional Autoregressive Models"): `begin_row` runs u for a whole row, and of ul all
+that does not depend on this row; `step` the rest of ul for one pixel. Level k is recomputed at every 2^k-th row and column only.
+
+Salimans, Karpathy, Chen, Kingma 2017, "PixelCNN++", section 2, and the authors' code (which has width 160 where the paper says 192).
+"""
+
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from jaxgen.errors import ConfigError
+from jaxgen.layers import add_bias, dot, dropout, normal, scale_pixels, shift
+from jaxgen.logistic_mixture import DiscretizedLogisticMixture
+from jaxgen.sampling import AutoregressiveImages, check_images, check_label
+from jaxgen.weight_norm import Conv, Down, Up, WeightNorm, packed
+
+
+@dataclass(frozen=True)
+class PixelCNNPPConfig:
+    """Sizes of a PixelCNN++; `resnets` counts the blocks of a level on its way down, `mixtures` the logistics."""
+
+    image_shape: tuple[int, int, int] = (8, 8, 1)
+    levels: int = 17
+    num_classes: int = 0
+    width: int = 192
+    resnets: int = 5
+    resolutions: int = 3
+    mixtures: int = 10
+    dropout: float = 0.5
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        height, width, channels = self.image_shape
+        if min(height, width) < 1 or channels not in (1, 3):
+            raise ConfigError("image_shape", "(H, W, C) with C = 1 or 3", self.image_shape)
+        if not 2 <= self.levels <= 256:
+            raise ConfigError("levels", "2..256", self.levels)
+        for name, least in (("num_classes", 0), ("width", 1), ("resnets", 1), ("resolutions", 1), ("mixtures", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(name, f"{least} or more", getattr(self, name))
+        if not 0 <= self.dropout < 1:
+            raise ConfigError("dropout", "a number in 0..1, 1 excluded", self.dropout)
+
+
+class Pass(NamedTuple):
+    """What a pass over whole images carries besides the images."""
+
+    label: Any  # int32 [B] or None
+    key: Any = None  # dropout, or None
+    initialise: bool = False  # set gains and biases from the data on the way
+
+
+def cat_elu(x: Float[Array, "... D"]) -> Float[Array, "... E"]:
+    """elu([x, -x]): concatenated exponential linear units, E = 2D."""
+    return jax.nn.elu(jnp.concatenate([x, -x], axis=-1))
+
+
+def gated(x: Float[Array, "... D"], c: Float[Array, "... E"]) -> Float[Array, "... D"]:
+    """x + first half of c * sigmoid(second half): no tanh, unlike the Gated PixelCNN."""
+    a, b = jnp.split(c, 2, axis=-1)
+    return x + a * jax.nn.sigmoid(b)
+
+
+class Resnet(nnx.Module):
+    """A gated resnet of one stream, with `auxiliary` shortcuts: for whole images, for a row of u, and for a row and a pixel of ul."""
+
+    def __init__(self, config: PixelCNNPPConfig, kernel: tuple[int, int], auxiliary: int, index: int, rngs: nnx.Rngs):
+        width = config.width
+        self.first = WeightNorm(Conv, 2 * width, width, kernel, rngs)
+        self.nin = WeightNorm(Conv, auxiliary * 2 * width, width, (1, 1), rngs) if auxiliary else None
+        self.second = WeightNorm(Conv, 2 * width, 2 * width, kernel, rngs, scale=0.1)
+        self.embedding = normal(rngs, (config.num_classes, 2 * width), 400.0) if config.num_classes else None
+        self.index, self.dropout = index, config.dropout
+
+    def __call__(self, x: Float[Array, "B H W D"], auxiliary: list, run: Pass) -> Float[Array, "B H W D"]:
+        """Whole images."""
+        c = self.first(cat_elu(x), initialise=run.initialise)
+        if auxiliary:
+            c = c + self.nin(jnp.concatenate([cat_elu(a) for a in auxiliary], axis=-1), initialise=run.initialise)
+        c = cat_elu(c)
+        if run.key is not None and self.dropout > 0:
+            c = dropout(c, self.dropout, jax.random.fold_in(run.key, self.index))
+        c = self.second(c, initialise=run.initialise)
+        return gated(x, c + self.condition(run.label, c.dtype)[:, None, None] if self.embedding is not None else c)
+
+    def condition(self, label, dtype) -> Float[Array, "B E"]:
+        """The label's bias of the gates."""
+        return self.embedding[...][label].astype(dtype)
+
+    # In the sampler the convolutions are packed. Both forms give the inputs of the two convolutions, which the next row will read.
+
+    def row(self, above, x: Float[Array, "W B D"], skip, label) -> tuple[Array, list]:
+        """A row of u, from the inputs of the row above."""
+        c = self.first.row(cat_elu(above[0]), cat_elu(x))
+        if skip is not None:
+            c = add_bias(c + dot(cat_elu(skip), self.nin.kernel[0, 0]), self.nin.bias)
+        gates = self.second.row(cat_elu(above[1]), cat_elu(c))
+        gates = gates if self.embedding is None else add_bias(gates, self.condition(label, x.dtype))
+        return gated(x, gates), [x, c]
+
+    def base(self, above, u: Float[Array, "W B D"], label) -> Float[Array, "W B E"]:
+        """What a row of ul does not owe to its own pixels: the sums of both convolutions side by side, E = 3D."""
+        width = u.shape[-1]
+        c = add_bias(self.first.base(cat_elu(above[0])) + dot(cat_elu(u), self.nin.kernel[0, 0, : 2 * width]), self.nin.bias)
+        gates = self.second.base(cat_elu(above[1]))
+        gates = gates if self.embedding is None else add_bias(gates, self.condition(label, u.dtype))
+        return jnp.concatenate([c, gates], axis=-1)
+
+    def pixel(self, base, left, x: Float[Array, "B D"], skip) -> tuple[Array, list]:
+        """A pixel of ul, from `base` and the inputs of its left neighbour."""
+        width = x.shape[-1]
+        c = base[:, :width] + self.first.pixel(cat_elu(left[0]), cat_elu(x))
+        if skip is not None:
+            c = c + dot(cat_elu(skip), self.nin.kernel[0, 0, 2 * width :])
+        return gated(x, base[:, width:] + self.second.pixel(cat_elu(left[1]), cat_elu(c))), [x, c]
+
+
+class Block(nnx.Module):
+    """A resnet of each stream; with `skip` both have a shortcut from the way down."""
+
+    def __init__(self, config: PixelCNNPPConfig, skip: bool, index: int, rngs: nnx.Rngs):
+        self.u = Resnet(config, (2, 3), int(skip), 2 * index, rngs)
+        self.ul = Resnet(config, (2, 2), 1 + int(skip), 2 * index + 1, rngs)
+
+
+class Level(nnx.Module):
+    """One resolution and, between a strided and a transposed convolution of each stream, all coarser ones."""
+
+    def __init__(self, config: PixelCNNPPConfig, resolution: int, counter: count, rngs: nnx.Rngs):
+        self.coarsest, width = resolution == config.resolutions - 1, config.width
+        self.down_blocks = nnx.List([Block(config, False, next(counter), rngs) for _ in range(config.resnets)])
+        if not self.coarsest:
+            self.down_u, self.down_ul = (WeightNorm(Down, width, width, (2, w), rngs) for w in (3, 2))
+            self.below = Level(config, resolution + 1, counter, rngs)
+            self.up_u, self.up_ul = (WeightNorm(Up, width, width, (2, w), rngs) for w in (3, 2))
+        skips = config.resnets + (0 if self.coarsest else 1)
+        self.up_blocks = nnx.List([Block(config, True, next(counter), rngs) for _ in range(skips)])
+        self.blocks = len(self.down_blocks) + len(self.up_blocks)
+
+    def walk(self, x, block, below):
+        """Down and up again: `block(i, layer, x, skip)` is applied block by block, `below(x)` between the strided convolution and its inverse."""
+        skips = [x]
+        for i, layer in enumerate(self.down_blocks):
+            skips.append(block(i, layer, skips[-1], None))
+        y = skips.pop() if self.coarsest else below(skips[-1])
+        for i, layer in enumerate(self.up_blocks, len(self.down_blocks)):
+            y = block(i, layer, y, skips.pop())
+        return y
+
+    def __call__(self, x: tuple, run: Pass) -> tuple:
+        """Whole images: x = (u, ul), [B, H, W, D] each."""
+
+        def block(i, layer, x, skip):
+            u = layer.u(x[0], [] if skip is None else [skip[0]], run)
+            return u, layer.ul(x[1], [u] if skip is None else [u, skip[1]], run)
+
+        def below(x):
+            size, on = x[0].shape[1:3], run.initialise
+            u, ul = self.below((self.down_u(x[0], initialise=on), self.down_ul(x[1], initialise=on)), run)
+            return self.up_u(u, size, initialise=on), self.up_ul(ul, size, initialise=on)
+
+        return self.walk(x, block, below)
+
+
+class LevelCache(NamedTuple):
+    """What the sampler keeps of one level: N blocks, W columns (w = ceil(W / 2) at the next level), B images, D = width.
+
+    S inputs: two for each block, in the order of the walk, and last that of the strided convolution where there is a next level.
+    """
+
+    u: Float[Array, "S W B D"]  # inputs of u's convolutions in the row above
+    ul: Float[Array, "W S B D"]  # inputs of ul's convolutions: left of the pixel in this row, from there on in the row above
+    base: Float[Array, "W N B 3D"]  # what ul's resnets do not owe to this row
+    next: Any = None  # NextCache, None at the coarsest level
+
+
+class NextCache(NamedTuple):
+    """What a level keeps of all coarser ones."""
+
+    down_base: Float[Array, "w B D"]  # of the strided convolution of ul
+    up_u: Float[Array, "2 W B D"]  # the two rows that the last row of the next level has spread to
+    up_ul: Float[Array, "w 2 2 B D"]  # the same for the pixels of ul: row, column
+    level: LevelCache
+
+
+class Column(NamedTuple):
+    """The part of a level's cache that a pixel writes, at one column."""
+
+    ul: Float[Array, "S B D"]
+    up: Any = None  # [2, 2, B, D], None at the coarsest level
+    next: Any = None  # Column
+
+
+class Cache(NamedTuple):
+    """What the sampler carries."""
+
+    network: Any  # the model's modules with their convolutions packed
+    label: Any  # int32 [B] or None
+    pixels: Float[Array, "W B C"]  # the row above, with its channel of ones; zero before row 0
+    base: Float[Array, "W B D"]  # what ul_0 does not owe to this row
+    level: LevelCache
+
+
+def init_level(config: PixelCNNPPConfig, level: Level, columns: int, n: int, dtype) -> LevelCache:
+    """The cache of a level and of all coarser ones before anything is drawn: zeros, like the padding."""
+    width, inputs = config.width, 2 * level.blocks + (0 if level.coarsest else 1)
+
+    def empty(*shape):
+        return jnp.zeros((*shape, n, width), dtype)
+
+    following = None
+    if not level.coarsest:
+        half = (columns + 1) // 2
+        following = NextCache(empty(half), empty(2, columns), empty(half, 2, 2), init_level(config, level.below, half, n, dtype))
+    return LevelCache(empty(inputs, columns), empty(columns, inputs), jnp.zeros((columns, level.blocks, n, 3 * width), dtype), following)
+
+
+def row_of_level(level: Level, cache: LevelCache, u: Float[Array, "W B D"], r, label) -> tuple[Array, LevelCache]:
+    """Row r of u at this level, and what it and the rows above mean to ul."""
+    inputs, bases, following = [None] * cache.u.shape[0], [], cache.next
+
+    def block(i, layer, u, skip):
+        y, inputs[2 * i : 2 * i + 2] = layer.u.row(cache.u[2 * i : 2 * i + 2], u, skip, label)
+        bases.append(layer.ul.base((cache.ul[:, 2 * i], cache.ul[:, 2 * i + 1]), y, label))
+        return y
+
+    def below(u):
+        nonlocal following
+        inputs[-1] = u
+        following = jax.lax.cond(r % 2 == 0, lambda: row_below(level, cache, u, r // 2, label), lambda: cache.next)
+        return at(following.up_u, r % 2)
+
+    u = level.walk(u, block, below)
+    return u, cache._replace(u=jnp.stack(inputs), base=jnp.stack(bases, axis=1), next=following)
+
+
+def row_below(level: Level, cache: LevelCache, u: Float[Array, "W B D"], r, label) -> NextCache:
+    """Row r of the next level, from row 2r of u at this one."""
+    lower, following = row_of_level(level.below, cache.next.level, level.down_u.row(cache.u[-1], u), r, label)
+    return NextCache(level.down_ul.base(cache.ul[:, -1]), level.up_u.row(lower, u.shape[0]), cache.next.up_ul, following)
+
+
+def pixel_of_level(level: Level, cache: LevelCache, here: Column, x: Float[Array, "B D"], r, c) -> tuple[Array, Column]:
+    """Pixel (r, c) of ul at this level; the cache is only read, so that no branch copies it, and the new column given back."""
+    inputs, up, following = [None] * here.ul.shape[0], here.up, here.next
+    base, left = at(cache.base, c), at(cache.ul, jnp.maximum(c - 1, 0)) * (c > 0).astype(x.dtype)
+
+    def block(i, layer, x, skip):
+        y, inputs[2 * i : 2 * i + 2] = layer.ul.pixel(base[i], left[2 * i : 2 * i + 2], x, skip)
+        return y
+
+    def pixel_below(x):
+        y = at(cache.next.down_base, c // 2) + level.down_ul.pixel(left[-1], x)
+        y, column = pixel_of_level(level.below, cache.next.level, here.next, y, r // 2, c // 2)
+        return level.up_ul.row(y[None], 2), column
+
+    def below(x):
+        nonlocal up, following
+        inputs[-1] = x
+        up, following = jax.lax.cond((r % 2 == 0) & (c % 2 == 0), pixel_below, lambda x: (here.up, here.next), x)
+        return at(at(up, r % 2), c % 2)
+
+    y = level.walk(x, block, below)
+    return y, Column(jnp.stack(inputs), up, following)
+
+
+def read_column(cache: LevelCache, c) -> Column:
+    """Column c of a level and the columns of coarser levels that lie over it."""
+    if cache.next is None:
+        return Column(at(cache.ul, c))
+    return Column(at(cache.ul, c), at(cache.next.up_ul, c // 2), read_column(cache.next.level, c // 2))
+
+
+def write_column(cache: LevelCache, column: Column, c) -> LevelCache:
+    """The inverse of `read_column`; a level that was not recomputed writes back what it read."""
+    cache = cache._replace(ul=put(cache.ul, column.ul, c))
+    if cache.next is None:
+        return cache
+    up_ul, level = put(cache.next.up_ul, column.up, c // 2), write_column(cache.next.level, column.next, c // 2)
+    return cache._replace(next=cache.next._replace(up_ul=up_ul, level=level))
+
+
+def at(x, i):
+    """x[i] along the leading axis."""
+    return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+
+def put(x, value, i):
+    """x with x[i] = value."""
+    return jax.lax.dynamic_update_index_in_dim(x, value, i, 0)
+
+
+class PixelCNNPP(AutoregressiveImages):
+    """The model of this file; see `AutoregressiveImages` for logits, log_prob, loss and sample. Parameters: [B, H, W, P], one set a pixel."""
+
+    def __init__(self, config: PixelCNNPPConfig, *, rngs: nnx.Rngs):
+        width, channels = config.width, config.image_shape[2]
+        self.config, self.head = config, DiscretizedLogisticMixture(config.levels, channels, config.mixtures)
+        self.above_u, self.above_ul, self.left_ul = (WeightNorm(Conv, channels + 1, width, size, rngs) for size in ((2, 3), (1, 3), (2, 1)))
+        self.level = Level(config, 0, count(), rngs)
+        self.outputs = WeightNorm(Conv, width, self.head.size, (1, 1), rngs)
+
+    def initialise(self, batch: dict) -> "PixelCNNPP":
+        """The model with gains and biases set layer by layer, so that the outputs of every convolution have mean 0 and deviation 1 on the
+        batch (0.1 for the last of a resnet); dropout off. To be called once, before the first step of a new run, never on resume."""
+        config = self.config
+        image = check_images(batch["image"], config.image_shape, config.levels)
+        label = check_label(batch.get("label") if config.num_classes else None, config.num_classes, image.shape[0])
+        return _initialised(self, image, label)
+
+    def _logits(self, image: UInt8[Array, "B H W C"], label, key: PRNGKeyArray | None = None) -> Float[Array, "B H W P"]:
+        return self._network(self._pixels(image, self.config.dtype), Pass(label, key))
+
+    def _pixels(self, image: UInt8[Array, "*shape C"], dtype) -> Float[Array, "*shape D"]:
+        """x on [-1, 1] with a channel of ones, D = C + 1, which tells the image from the padding."""
+        x = scale_pixels(image, self.config.levels, dtype)
+        return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
+
+    def _network(self, x: Float[Array, "B H W D"], run: Pass) -> Float[Array, "B H W P"]:
+        u, above, left = (layer(x, initialise=run.initialise) for layer in (self.above_u, self.above_ul, self.left_ul))
+        _, ul = self.level((shift(u, 1, axis=1), shift(above, 1, axis=1) + shift(left, 1, axis=2)), run)
+        return self.outputs(jax.nn.elu(ul), initialise=run.initialise).astype(jnp.float32)
+
+    # The same network, one row and one pixel at a time.
+
+    def init_cache(self, n: int, label=None) -> Cache:
+        """The cache of n images before anything is drawn."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        _, columns, channels = config.image_shape
+        pixels, base = jnp.zeros((columns, n, channels + 1), dtype), jnp.zeros((columns, n, config.width), dtype)
+        return Cache(packed(self, dtype), label, pixels, base, init_level(config, self.level, columns, n, dtype))
+
+    def begin_row(self, cache: Cache, finished_row: UInt8[Array, "B W C"], r) -> Cache:
+        """Prepare row r once row r-1 is finished: all of u and the part of ul that comes from above, for all columns at once."""
+        network, not_first = cache.network, (r > 0).astype(cache.base.dtype)
+        x = self._pixels(finished_row.swapaxes(0, 1), cache.base.dtype) * not_first
+        u = network.above_u.row(cache.pixels, x) * not_first
+        above = add_bias(network.above_ul.tap(x, 0), network.above_ul.bias) * not_first
+        base = above + shift(network.left_ul.base(x), 1, axis=0)
+        _, level = row_of_level(network.level, cache.level, u, r, cache.label)
+        return cache._replace(pixels=x, base=base, level=level)
+
+    def step(self, cache: Cache, previous_pixel: UInt8[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
+        """Parameters of pixel (r, c), given the pixel to its left (ignored in column 0)."""
+        network = cache.network
+        left = self._pixels(previous_pixel, cache.base.dtype) * (c > 0).astype(cache.base.dtype)
+        x = at(cache.base, c) + dot(left, network.left_ul.kernel[1, 0])
+        ul, column = pixel_of_level(network.level, cache.level, read_column(cache.level, c), x, r, c)
+        parameters = add_bias(dot(jax.nn.elu(ul), network.outputs.kernel[0, 0]), network.outputs.bias).astype(jnp.float32)
+        return cache._replace(level=write_column(cache.level, column, c)), parameters
+
+
+@jax.jit
+def _initialised(model: PixelCNNPP, image, label) -> PixelCNNPP:
+    model = nnx.clone(model)
+    model._network(model._pixels(image, jnp.float32), Pass(label, initialise=True))
+    return model
