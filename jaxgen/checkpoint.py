@@ -5,10 +5,10 @@
     workdir/checkpoints/200/arrays/         the state as a flat dict {path in the tree: array}, written by orbax
     workdir/checkpoints/200/manifest.json   config, data fingerprint, metrics, versions, dtypes, shapes, sha256 of every file (manifest.py)
 
-A save writes everything into `200.tmp`, the manifest last, flushes it and renames the folder. That one rename is the commit: a step that is
-listed has its manifest, and what ends in `.tmp` was never finished and goes at the next start. Deleting is the same backwards: rename to
-`.tmp`, then remove. Object stores (gs://) have no rename: there a step is written in place, the manifest, written last, is the commit, and
-deleting begins with it.
+A save writes everything into `200.1.tmp`, the manifest last, flushes it and renames the folder. That one rename is the commit: a step that
+is listed has its manifest, and what ends in `.tmp` was never finished and goes at the next save or start. Deleting is the same backwards:
+rename to `.tmp`, then remove. Object stores (gs://) have no rename: there a step is written in place, the manifest, written last, is the
+commit, and deleting begins with it.
 
 orbax writes and reads the arrays; its CheckpointManager is not used. The last hook before the manager's own rename is deprecated and the
 manager writes two more files after it, so that no manifest of every file fits inside its commit; it refuses to save over the damaged step
@@ -19,8 +19,10 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -29,8 +31,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from jaxgen import leaves, rundir
 from jaxgen import manifest as manifests
-from jaxgen import rundir
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.lock import RunLock
 
@@ -64,6 +66,7 @@ class Checkpointer:
         self._best_metrics = (best_metric,) if best_metric else BEST_METRICS
         self._ours: set[int] = set()  # steps that this object saved or restored: known to be good
         self._damaged: set[int] = set()  # steps that restore() passed over
+        self._attempts = 0
         self._lock: RunLock | None = None
         _on_first_process(lambda: self._start(restart))
 
@@ -101,12 +104,14 @@ class Checkpointer:
         """
         if step in self._ours:
             return
+        self._attempts += 1
+        # A folder of its own for every attempt: after an error, orbax's other threads go on writing into the old one for a while.
+        folder = self._steps / (f"{step}.{self._attempts}.tmp" if self._local else str(step))
         try:
-            self._write(step, _arrays(state), metrics or {})
+            self._write(folder, step, leaves.arrays(state), metrics or {})
         except (OSError, ValueError, RuntimeError) as error:  # orbax reports a full disk as ValueError
-            self._discard(self._writing(step))
-            reason = (str(error).strip() or type(error).__name__).rpartition(": ")[2]  # orbax tells the whole chain, the cause last
-            raise CheckpointError(f"step {step}", f"a checkpoint in {self._steps}", reason, "the older ones are kept") from error
+            self._discard(folder)
+            raise CheckpointError(f"step {step}", f"a checkpoint in {self._steps}", _cause(error), "the older ones are kept") from error
         self._ours.add(step)
         self._damaged.discard(step)
         self._retain()
@@ -142,18 +147,14 @@ class Checkpointer:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _writing(self, step: int) -> epath.Path:
-        """Where a step is while it is being written."""
-        return self._steps / (f"{step}.tmp" if self._local else str(step))
-
-    def _write(self, step: int, arrays: dict[str, Any], metrics: Mapping[str, Any]) -> None:
-        folder = self._writing(step)
+    def _write(self, folder: epath.Path, step: int, arrays: dict[str, Any], metrics: Mapping[str, Any]) -> None:
         _on_first_process(lambda: self._prepare(folder, arrays))
         _orbax_save(folder / ARRAYS, {name: array for name, array in arrays.items() if array.size})
         _on_first_process(lambda: self._commit(folder, self._facts(step, arrays, metrics)))
 
     def _prepare(self, folder: epath.Path, arrays: dict[str, Any]) -> None:
-        self._delete(folder)
+        for path in (folder, *(self._steps.glob("*.tmp") if self._local else ())):  # what earlier attempts left
+            self._discard(path)
         folder.mkdir(parents=True)
         size = sum(array.nbytes for array in arrays.values())
         # One clear error now instead of one for every array that does not fit.
@@ -193,12 +194,16 @@ class Checkpointer:
                 self._discard(self._steps / str(step))
 
     def _discard(self, path: epath.Path) -> None:
-        """Deletes; a failure costs space, never the run."""
-        try:
-            if _primary():
-                self._delete(path)
-        except OSError as error:
-            print(f"jaxgen: {path} cannot be deleted: {error}", file=sys.stderr)
+        """Deletes; a failure costs space until the next save or start, never the run."""
+        for wait in (0.1, 0.5, None) if _primary() else ():
+            try:
+                return self._delete(path)
+            except OSError as error:  # something is still being written there
+                if wait is None:
+                    print(f"jaxgen: {path} cannot be deleted: {error}", file=sys.stderr)
+                else:
+                    time.sleep(wait)
+        return None
 
     def _delete(self, path: epath.Path) -> None:
         """Takes a folder out of the list by one rename, then removes it: a listed step is never half deleted."""
@@ -207,7 +212,7 @@ class Checkpointer:
         if not self._local:
             (path / manifests.NAME).unlink(missing_ok=True)
         elif rundir.is_step(path.name):
-            path = path.rename(path.with_name(f"{path.name}.{os.urandom(4).hex()}.tmp"))
+            path = path.rename(path.with_name(f"{path.name}.deleted{os.urandom(4).hex()}.tmp"))
         path.rmtree()
 
 
@@ -279,63 +284,14 @@ def _all_damaged(folder: epath.Path, steps: Sequence[int]) -> CheckpointError:
     )  # fmt: skip
 
 
-# --- the state as a flat dict of arrays ---------------------------------------------------------------------------------------------
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    """{path in the tree, joined by "/": leaf}, in the order of the leaves."""
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _arrays(state: Any) -> dict[str, Any]:
-    """The leaves as arrays; numpy and Python scalars, which orbax would save and then not restore, as numpy arrays without axes."""
-    return {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in _named(state).items()}
-
-
 def _read(folder: epath.Path, manifest: dict[str, Any], target: Any, prefixes: tuple[str, ...] = ("",)) -> Any:
     """The target's tree with the saved arrays; each leaf is looked up under the first of the prefixes that has it."""
-    saved = manifest["arrays"]
-    leaves = {}
-    for name, leaf in _named(target).items():
-        leaves[next((prefix + name for prefix in prefixes if prefix + name in saved), prefixes[0] + name)] = leaf
-    _check_arrays(saved, leaves, complete=prefixes == ("",))
-    arrays = _orbax_restore(folder / ARRAYS, {name: _placed(leaf) for name, leaf in leaves.items() if np.size(leaf)})
-    empty = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in leaves.items() if not np.size(leaf)}  # orbax refuses them
-    return jax.tree.unflatten(jax.tree.structure(target), [_as(leaf, (arrays | empty)[name]) for name, leaf in leaves.items()])
-
-
-def _check_arrays(saved: dict[str, Any], leaves: dict[str, Any], complete: bool) -> None:
-    """orbax casts a wrong dtype without a word, and its message for a wrong tree is long: compare first, and list the keys."""
-    problems = [f"{name} is not wanted" for name in saved if complete and name not in leaves]
-    for name, leaf in leaves.items():
-        wanted = f"{np.dtype(_dtype(leaf)).name}{list(np.shape(leaf))}"
-        got = f"{saved[name]['dtype']}{saved[name]['shape']}" if name in saved else "nothing"
-        if got != wanted:
-            problems.append(f"{name} is {got}, wanted {wanted}")
-    if problems:
-        more = f", and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise CheckpointError("arrays", "those of the model and its optimizer", ", ".join(problems[:8]) + more, "was the code changed?")
-
-
-def _dtype(leaf: Any) -> Any:
-    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-
-
-def _placed(leaf: Any) -> Any:
-    """A leaf of the target as (shape, dtype, sharding) for orbax, or the numpy array itself where it is one."""
-    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        return np.asarray(leaf)
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _as(leaf: Any, array: Any) -> Any:
-    """The restored array in the type of the target's leaf."""
-    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        return array if isinstance(array, jax.Array) else jax.device_put(array, _placed(leaf).sharding)
-    if isinstance(leaf, np.ndarray):
-        return array
-    return array[()] if isinstance(leaf, np.generic) else type(leaf)(array.item())
+    saved, wanted = manifest["arrays"], {}
+    for name, leaf in leaves.named(target).items():
+        wanted[next((prefix + name for prefix in prefixes if prefix + name in saved), prefixes[0] + name)] = leaf
+    leaves.check(saved, wanted, complete=prefixes == ("",))
+    arrays = _orbax_restore(folder / ARRAYS, {name: leaves.placed(leaf) for name, leaf in wanted.items() if np.size(leaf)})
+    return jax.tree.unflatten(jax.tree.structure(target), [leaves.like(leaf, arrays.get(name)) for name, leaf in wanted.items()])
 
 
 # --- orbax, processes -----------------------------------------------------------------------------------------------------------------
@@ -373,6 +329,12 @@ def _quiet(*names: str) -> Iterator[None]:
     finally:
         for logger, level in levels.items():
             logger.setLevel(level)
+
+
+def _cause(error: Exception) -> str:
+    """What the operating system said; orbax wraps it into some thousand characters of context."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _primary() -> bool:
