@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import os
 import re
 import sys
 import time
@@ -43,7 +44,12 @@ from jaxgen.sampling import METHODS
 
 __all__ = ["Experiment", "command", "main"]
 
-FLAGS = {"--dry-run", "--restart"}
+FLAGS = {
+    "--laptop": "the small configuration of the script, for a CPU",
+    "--dry-run": "print parameters, shapes, memory and sharding; compute nothing, read no data",
+    "--restart": "delete the checkpoints of an earlier run in workdir",
+    "--debug": "a traceback with every error",
+}
 
 
 # --- Entry points -------------------------------------------------------------------------------------------------------------------
@@ -52,10 +58,12 @@ FLAGS = {"--dry-run", "--restart"}
 def main(experiment: Experiment, laptop: Experiment | None = None, argv: Sequence[str] | None = None) -> None:
     """The body of an experiment script: train (or resume), evaluate, sample, plot; then exit with the documented code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    module = inspect.getmodule(inspect.stack()[1].frame)
     if "--laptop" in argv and laptop is not None:
         experiment = laptop
-    description = inspect.getmodule(inspect.stack()[1].frame).__doc__
-    sys.exit(guarded(lambda rest: run(experiment, rest, description), [word for word in argv if word != "--laptop"]))
+    prog = f"python -m {module.__spec__.name if module.__spec__ else module.__name__}"
+    flags = [flag for flag in FLAGS if laptop is not None or flag != "--laptop"]
+    sys.exit(guarded(lambda rest: run(experiment, rest, prog, module.__doc__, flags), argv))
 
 
 def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
@@ -66,6 +74,9 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("jaxgen: interrupted; the last checkpoint is intact", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # `jaxgen show RUN | head` has seen enough; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:  # noqa: BLE001  (the last resort: one line, and the traceback under --debug)
         if debug:
             traceback.print_exc()
@@ -75,9 +86,10 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
         return error.exit_code if known else 1
 
 
-def run(experiment: Experiment, argv: Sequence[str], description: str | None = None) -> int:
+def run(experiment: Experiment, argv: Sequence[str], prog: str, description: str | None, flags: Sequence[str]) -> int:
     """Parse the overrides, train to the end and write the final report; returns the exit code."""
-    experiment = config.parse(experiment, [word for word in argv if word not in FLAGS], description)
+    about = "\n".join([description or "", "Flags:", *(f"  {flag:<10} {FLAGS[flag]}" for flag in flags)])
+    experiment = config.parse(experiment, [word for word in argv if word not in flags], about, prog)
     sharding.start_distributed()
     sharding.check_batch_size(experiment.train.batch_size)
     if "--dry-run" in argv:
@@ -102,10 +114,23 @@ class _Parser(argparse.ArgumentParser):
     """argparse whose errors are ours: one line, exit code 2, the nearest option."""
 
     def error(self, message: str):
-        unknown = re.search(r"unrecognized arguments: (--\S+)", message)
+        kinds = (
+            (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", lambda name, got, known: (name, f"one of {known}", got)),
+            (r"argument (\S+): invalid (.*) value: (.*)", lambda name, kind, got: (name, f"a value of type {kind}", got)),
+            (r"argument (\S+): expected one argument", lambda name: (name, "a value", "nothing")),
+            (r"the following arguments are required: (\S+)", lambda name: (name, "a run directory", "nothing")),
+            (r"unrecognized arguments: (--[^\s=]+).*", lambda name: (name, "a known option", "an unknown one", self._nearest(name))),
+            (r"unrecognized arguments: (.*)", lambda words: (self.prog, "one run directory and options", repr(words))),
+        )
+        for pattern, facts in kinds:
+            if found := re.fullmatch(pattern, message):
+                raise ConfigError(*facts(*found.groups()))
+        raise ConfigError(self.prog, "the options that --help lists", message)
+
+    def _nearest(self, name: str) -> str:
         names = [option for action in self._actions for option in action.option_strings]
-        close = difflib.get_close_matches(unknown[1].partition("=")[0], names, n=1) if unknown else []
-        raise ConfigError(self.prog, "the options that --help lists", message, f"did you mean {close[0]}?" if close else "")
+        close = difflib.get_close_matches(name, names, n=1)
+        return f"did you mean {close[0]}?" if close else "see --help"
 
 
 def _positive(text: str) -> int:
@@ -114,7 +139,7 @@ def _positive(text: str) -> int:
     return value
 
 
-_positive.__name__ = "positive integer"  # argparse says "invalid positive integer value: '0'"
+_positive.__name__ = "positive int"  # argparse says "invalid positive int value: '0'"
 
 
 def _parse(name: str, words: Sequence[str]) -> argparse.Namespace:
@@ -148,13 +173,17 @@ def train_command(words: list[str]) -> int:
     """Train a model of the list on any data set; image shape and levels come from the data unless given."""
     names = {module_name(model): config_class for config_class, model in MODELS.items()}
     name, words = (words[0], words[1:]) if words else ("nothing", [])
+    if name in ("-h", "--help"):
+        print(f"usage: jaxgen train MODEL [--field value ...]\n\nMODEL is one of {', '.join(names)}; jaxgen train MODEL --help lists its fields.")
+        return 0
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
         raise ConfigError("MODEL", "one of " + ", ".join(names), name, f"did you mean {close[0]}?" if close else "")
     experiment = Experiment(names[name](), workdir=f"runs/{name}")
     if not {"-h", "--help", "--dry-run"} & set(words):
         experiment = _sized_by_data(experiment, words)
-    return run(experiment, words, f"Train {name}; the image shape and the levels come from the data unless given.")
+    about = f"Train {name}; the image shape and the levels come from the data unless given."
+    return run(experiment, words, f"jaxgen train {name}", about, ("--dry-run", "--restart", "--debug"))
 
 
 def module_name(model: type) -> str:

@@ -42,14 +42,14 @@ def check_types(config: Any) -> None:
     _check_fields(config, type(config).__name__ + ".")
 
 
-def parse(config: Config, argv: Sequence[str], description: str | None = None) -> Config:
+def parse(config: Config, argv: Sequence[str], description: str | None = None, prog: str | None = None) -> Config:
     """The config with the command line's overrides: `--model.width 64`, `--model.width=64`, `--model.image_shape 28 28 1` or `=28,28,1`.
 
     `--help` prints every field with its type and default and exits with 0. Raises ConfigError for an unknown option, a wrong type,
     or a combination that the dataclasses refuse; all overrides of one dataclass are applied together.
     """
     if "-h" in argv or "--help" in argv:
-        _print_help(config, description)
+        _print_help(config, description, prog)
     options = dict(_leaves(config, ""))
     changes: dict[str, Any] = {}
     for flag, words in _split(argv):
@@ -264,8 +264,8 @@ def _replace(config: Config, changes: dict[str, Any], prefix: str) -> Config:
     return dataclasses.replace(config, **new) if new else config
 
 
-def _print_help(config: Any, description: str | None) -> None:
+def _print_help(config: Any, description: str | None, prog: str | None) -> None:
     import tyro
 
     markers = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
-    tyro.cli(type(config), args=["--help"], default=config, description=description, config=markers, use_underscores=True)
+    tyro.cli(type(config), prog=prog, args=["--help"], default=config, description=description, config=markers, use_underscores=True)

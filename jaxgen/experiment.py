@@ -43,6 +43,10 @@ class Experiment:
     train: TrainConfig = TrainConfig()
     workdir: str = "runs/experiment"
 
+    def __post_init__(self):
+        if not self.workdir:
+            raise ConfigError("workdir", "a folder", "nothing")
+
 
 def train(experiment: Experiment, restart: bool = False) -> int:
     """Train, or go on from the newest intact checkpoint; returns 0 at the end, 75 or 130 when a signal stopped the run after saving."""
@@ -151,7 +155,7 @@ def draw(model, key, n: int, label: int | np.ndarray | None = None, **options) -
     if classes:
         options["label"] = np.arange(n, dtype=np.int32) % classes if label is None else np.broadcast_to(np.int32(label), n)
     elif label is not None:
-        raise ConfigError("label", "None (the model is unconditional)", label)
+        raise ConfigError("label", "none, since the model is not class-conditional", label)
     return np.asarray(model.sample(key, n, **options))
 
 
@@ -169,7 +173,8 @@ def dry_run(experiment: Experiment) -> int:
         name = jax.tree_util.keystr(path)
         if name.startswith(".model"):
             print(f"{name.removeprefix('.model'):<60} {leaf.dtype.name:<9} {str(list(leaf.shape)):<22} {placed.spec}")
-    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    shape, count = list(experiment.model.image_shape), sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    print(f"data                  {experiment.data.name}, not read; images {shape} of {experiment.model.levels} levels, as the model says")
     print(f"parameters            {count:,}")
     print(f"state per device      {per_device / 2**20:,.1f} MiB (parameters, optimizer, average), before activations")
     print(f"mesh                  {dict(mesh.shape)} of {jax.device_count()} {jax.devices()[0].platform} device(s)")

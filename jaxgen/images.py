@@ -26,6 +26,7 @@ PART_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val"),
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 MAX_CHANNELS = 4  # more is a channel-first array, [N, C, H, W], far more often than a picture
 SPLIT_SEED = 1
+MAGIC = (b"PK", b"\x93NUMPY")  # an archive, one array
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,9 @@ def _damaged(path: Path, error: BaseException) -> DataError:
 def _read_npz(path: Path) -> _Raw:
     """`image` and, if there, `label` of an archive. Arrays of Python objects are refused: reading them would run code from the file."""
     try:
+        with path.open("rb") as file:
+            if not (start := file.read(6)).startswith(MAGIC):  # numpy would take it for a pickle, and recommend to load it unsafely
+                raise DataError(str(path), wanted="a readable file, written by numpy.savez", got=f"one that begins with {start}")
         with path.open("rb") as file, _archive(np.load(file, allow_pickle=False), path) as archive:
             if "image" not in archive:
                 raise DataError(str(path), wanted="an array named 'image'", got=_list(archive.files) or "an empty archive")

@@ -9,11 +9,13 @@ first 1000 training images are binary (then levels is 2, else 256). The range is
 Splits: as TFDS has them; without a validation split, the last 10 % of train (at most 10,000) are held out for it.
 """
 
+import contextlib
 import difflib
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,9 +111,10 @@ def open_split(name: str, split: str, data_dir: str | None, manual_dir: str | No
 
     `data_dir` is TFDS's own folder (None: ~/tensorflow_datasets), `manual_dir` holds files fetched by hand.
     """
-    builder = _builder(name, data_dir)
-    if not builder.is_prepared():
-        _prepare(builder, name, manual_dir)
+    with _errors_only("absl"):  # TFDS warns there of a folder that it is about to make
+        builder = _builder(name, data_dir)
+        if not builder.is_prepared():
+            _prepare(builder, name, manual_dir)
     shape, num_classes = _features(builder, name)
     make = functools.partial(_open, builder, name, shape, num_classes)
     train = make("train", levels or 256)
@@ -119,6 +122,18 @@ def open_split(name: str, split: str, data_dir: str | None, manual_dir: str | No
         rows = np.arange(min(LEVELS_FROM, len(train.examples)))
         levels = infer_levels(train.read(rows)["image"])
     return make(split, levels)
+
+
+@contextlib.contextmanager
+def _errors_only(name: str) -> Iterator[None]:
+    """Silences the warnings of a logger, so that our own error is the only line on stderr."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _open(builder: Any, name: str, shape: tuple[int, int, int], num_classes: int, split: str, levels: int) -> DiskSource:
