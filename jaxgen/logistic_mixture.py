@@ -3,7 +3,7 @@
 With levels V on a grid of [-1, 1], half a bin d = 1 / (V - 1), component k and channels R, G, B:
 
     m_R = mu_R,  m_G = mu_G + a x_R,  m_B = mu_B + b x_R + c x_G            a, b, c in (-1, 1): tanh of the outputs
-    P_k(x_c) = sigma((x_c + d - m_c) / s_c) - sigma((x_c - d - m_c) / s_c)  the first term alone at the lowest level, 1 - second at the highest
+    P_k(x_c) = sigma((x_c + d - m_c) / s_c) - sigma((x_c - d - m_c) / s_c)  lowest level: first term only; highest: 1 - second
     log p(x) = logsumexp_k [log pi_k + sum_c log P_k(x_c)]                   one component for all channels
 
 The difference of the two sigmoids is a product, exact for every scale, whose logarithm needs no threshold:
@@ -99,8 +99,8 @@ class DiscretizedLogisticMixture:
         values = [scale_pixels(x[..., c], self.levels) for c in range(self.channels)]
         terms = jax.nn.log_softmax(logits)
         for c in range(self.channels):
-            level = jnp.broadcast_to(x[..., c, None], terms.shape)
-            terms = terms + discretized_logistic_log_prob(level, self._mean(means, coefficients, values, c), log_scales[..., c, :], self.levels)
+            level, mean = jnp.broadcast_to(x[..., c, None], terms.shape), self._mean(means, coefficients, values, c)
+            terms = terms + discretized_logistic_log_prob(level, mean, log_scales[..., c, :], self.levels)
         return jax.nn.logsumexp(terms, axis=-1)
 
     def noise(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:

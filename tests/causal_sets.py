@@ -94,3 +94,52 @@ def diagonal_bilstm(config) -> np.ndarray:
         left[1:] |= right[:-1]  # the right-hand branch, one row down
         y |= convolution(left, 1, "B", 0)
     return as_outputs(config, y)
+
+
+def taps(sets, rows: int, left: int, right: int, stride: int = 1) -> np.ndarray:
+    """An unmasked convolution: this row and the `rows` - 1 above it, columns c - left .. c + right."""
+    height, width = (-(-n // stride) for n in sets.shape[:2])
+    out = np.zeros((height, width, *sets.shape[2:]), bool)
+    for r, c in pixels_of(out):
+        for i in range(rows):
+            for j in range(-left, right + 1):
+                out[r, c, 0] |= at(sets, stride * r - i, stride * c + j)
+    return out
+
+
+def pixelcnn_pp(config) -> np.ndarray:
+    """pixelcnn_pp.py: whole pixels; bool [H, W, 1, H, W, C]."""
+    down, down_right = (2, 1, 1), (2, 1, 0)
+
+    def resnet(x, auxiliary, window):
+        return x | taps(taps(x, *window) | auxiliary, *window)
+
+    def up(sets, like, right: int):
+        out = np.zeros_like(like)
+        for r, c in pixels_of(out):
+            out[r, c, 0] = at(sets, r // 2, c // 2) | (at(sets, r // 2, c // 2 + 1) if right and c % 2 else False)
+        return out
+
+    def level(u, ul, resolution):
+        skips = [(u, ul)]
+        for _ in range(config.resnets):
+            u = resnet(u, np.zeros_like(u), down)
+            ul = resnet(ul, u, down_right)
+            skips.append((u, ul))
+        if resolution + 1 < config.resolutions:
+            low = level(taps(u, *down, stride=2), taps(ul, *down_right, stride=2), resolution + 1)
+            u, ul = up(low[0], u, 1), up(low[1], ul, 0)
+        else:
+            u, ul = skips.pop()
+        while skips:
+            skip = skips.pop()
+            u = resnet(u, skip[0], down)
+            ul = resnet(ul, u | skip[1], down_right)
+        return u, ul
+
+    x = inputs_of(config).any(2, keepdims=True)
+    u, ul = np.zeros_like(x), np.zeros_like(x)
+    u[1:], ul[1:] = taps(x, *down)[:-1], taps(x, 1, 1, 1)[:-1]
+    ul[:, 1:] |= taps(x, 2, 0, 0)[:, :-1]
+    height, width, channels = config.image_shape
+    return level(u, ul, 0)[1].reshape(height, width, 1, height, width, channels)

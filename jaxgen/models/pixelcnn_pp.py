@@ -13,8 +13,8 @@ strided and a transposed convolution; one block for every skip, last in, first o
 skip. Parameters = nin(elu ul). y is the label's embedding in every resnet. All convolutions are weight-normalised; `initialise` sets
 their gains and biases from a batch. Odd sizes: ceil(H / 2) rows at the next level, and the transposed convolution is cropped.
 
-Sampling (Ramachandran et al. 2017, "Fast Generation for Convolutional Autoregressive Models"): `begin_row` runs u for a whole row, and of ul all
-that does not depend on this row; `step` the rest of ul for one pixel. Level k is recomputed at every 2^k-th row and column only.
+Sampling (Ramachandran et al. 2017, "Fast Generation for Convolutional Autoregressive Models"): `begin_row` runs u for a whole row, and of
+ul all that does not depend on this row; `step` the rest of ul for one pixel. Level k is recomputed at every 2^k-th row and column only.
 
 Salimans, Karpathy, Chen, Kingma 2017, "PixelCNN++", section 2, and the authors' code (which has width 160 where the paper says 192).
 """
@@ -158,7 +158,7 @@ class Level(nnx.Module):
         self.blocks = len(self.down_blocks) + len(self.up_blocks)
 
     def walk(self, x, block, below):
-        """Down and up again: `block(i, layer, x, skip)` is applied block by block, `below(x)` between the strided convolution and its inverse."""
+        """Down and up again: `block(i, layer, x, skip)` block by block, `below(x)` for the coarser levels."""
         skips = [x]
         for i, layer in enumerate(self.down_blocks):
             skips.append(block(i, layer, skips[-1], None))
@@ -311,7 +311,7 @@ def put(x, value, i):
 
 
 class PixelCNNPP(AutoregressiveImages):
-    """The model of this file; see `AutoregressiveImages` for logits, log_prob, loss and sample. Parameters: [B, H, W, P], one set a pixel."""
+    """The model of this file; see `AutoregressiveImages` for its methods. Parameters are [B, H, W, P]: one set for a whole pixel."""
 
     def __init__(self, config: PixelCNNPPConfig, *, rngs: nnx.Rngs):
         width, channels = config.width, config.image_shape[2]
