@@ -6,6 +6,7 @@ from jaxgen.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalBiLSTMConfig
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
 from jaxgen.models.pixelcnn import PixelCNN, PixelCNNConfig
+from jaxgen.models.pixelcnn_pp import PixelCNNPP, PixelCNNPPConfig
 from jaxgen.models.row_lstm import RowLSTM, RowLSTMConfig
 from jaxgen.models.vae import VAE, VAEConfig
 
@@ -14,6 +15,7 @@ MODELS = {
     PixelCNNConfig: PixelCNN,
     RowLSTMConfig: RowLSTM,
     DiagonalBiLSTMConfig: DiagonalBiLSTM,
+    PixelCNNPPConfig: PixelCNNPP,
     VAEConfig: VAE,
     GANConfig: GAN,
 }
