@@ -174,7 +174,8 @@ def train_command(words: list[str]) -> int:
     names = {module_name(model): config_class for config_class, model in MODELS.items()}
     name, words = (words[0], words[1:]) if words else ("nothing", [])
     if name in ("-h", "--help"):
-        print(f"usage: jaxgen train MODEL [--field value ...]\n\nMODEL is one of {', '.join(names)}; jaxgen train MODEL --help lists its fields.")
+        print("usage: jaxgen train MODEL [--field value ...]\n")
+        print(f"MODEL is one of {', '.join(names)}; jaxgen train MODEL --help lists its fields.")
         return 0
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)

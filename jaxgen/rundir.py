@@ -14,8 +14,11 @@ import jaxgen
 from jaxgen.errors import CheckpointError, ConfigError
 
 STORES = ("gs://", "s3://", "az://")
-# What a run may change when it goes on; any other change would make it another run.
-HARMLESS = ("workdir", "data.data_dir", "train.steps", "train.log_every", "train.eval_every", "train.max_minutes", "train.fsdp")
+# What a run may change when it goes on, the learning rate too since lowering it rescues a run; any other change would make it another run.
+HARMLESS = (
+    "workdir", "data.data_dir", "train.steps", "train.log_every", "train.eval_every", "train.max_minutes", "train.fsdp",
+    "optimizer.learning_rate",
+)  # fmt: skip
 
 
 def folder(path: str | os.PathLike) -> epath.Path:

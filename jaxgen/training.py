@@ -26,8 +26,9 @@ from jaxgen.errors import ConfigError, NonFiniteError
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam (AdamW with weight_decay > 0): linear warm-up, then constant or cosine to zero, times decay_rate ** step; clipping by global norm.
+    """Adam (AdamW with weight_decay > 0): linear warm-up, then constant or cosine to zero, times decay_rate ** step.
 
+    clip_norm: gradients are scaled down to this global norm.
     players: (submodule, learning rate) pairs, each trained by an optimizer of its own; for models with several players.
     """
 
@@ -110,7 +111,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         def label(path, _):
             name = str(getattr(path[0], "key", getattr(path[0], "name", path[0])))
             if name not in players:
-                raise ConfigError("optimizer.players", "a learning rate for every submodule with parameters", sorted(players), f"add {name!r}")
+                wanted = "a learning rate for every submodule with parameters"
+                raise ConfigError("optimizer.players", wanted, sorted(players), f"add {name!r}")
             return name
 
         return jax.tree_util.tree_map_with_path(label, params)
@@ -166,7 +168,8 @@ def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_dec
         model = nnx.merge(graph, updated, rest)
         if hasattr(model, "after_update"):
             model = model.after_update(batch, key)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (model, opt_state, ema), (state.model, state.opt_state, state.ema))
+        before = (state.model, state.opt_state, state.ema)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (model, opt_state, ema), before)
         new = TrainState(state.step + 1, *kept)
         new = jax.lax.with_sharding_constraint(new, sharding.state_sharding(mesh, new))
         return new, {**metrics, "loss": value, "gradient_norm": norm, "finite": finite.astype(jnp.float32)}
@@ -238,7 +241,8 @@ def fit(
             metrics = {name: float(np.asarray(value)) for name, value in pending[1].items()}
             if not metrics.pop("finite"):
                 got = f"loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}"
-                raise NonFiniteError(f"step {pending[0]}", "a finite loss and gradient", got, "the last checkpoint is intact; lower the learning rate")
+                hint = "the last checkpoint is intact; go on from it with a lower --optimizer.learning_rate"
+                raise NonFiniteError(f"step {pending[0]}", "a finite loss and gradient", got, hint)
             on_metrics(pending[0], metrics)
 
     out_of_time = False
