@@ -156,7 +156,7 @@ class Dataset:
             return map(read, itertools.count(start_step))
         return _read_ahead(read, start_step)
 
-    def epoch(self, batch_size: int, process: tuple[int, int] | None = None) -> Iterator[tuple[Batch, Float32[np.ndarray, "B"]]]:
+    def epoch(self, batch_size: int, process: tuple[int, int] | None = None) -> Iterator[tuple[Batch, Float32[np.ndarray, " B"]]]:
         """All rows once, in order: (batch, mask [B / P]); the last batch is filled up with row 0 and mask 0. For evaluation."""
         local, n = self._local(batch_size, process), len(self)
         for start in range(0, n, batch_size):

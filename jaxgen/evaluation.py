@@ -195,7 +195,7 @@ class UniformModel:
     def __init__(self, levels: int):
         self.levels = levels
 
-    def log_prob(self, image: UInt8[np.ndarray, "B *shape"]) -> Float[np.ndarray, " B"]:
+    def log_prob(self, image: UInt8[np.ndarray, "B ..."]) -> Float[np.ndarray, " B"]:
         """-D log(levels) for each image, in nats."""
         return np.full(len(image), -np.prod(image.shape[1:]) * np.log(self.levels))
 
@@ -215,7 +215,7 @@ class GaussianModel:
         self.constant = -0.5 * len(mean) * np.log(2 * np.pi) - np.log(np.diag(factor)).sum()
 
     @classmethod
-    def fit(cls, images: UInt8[np.ndarray, "N *shape"], levels: int) -> "GaussianModel":
+    def fit(cls, images: UInt8[np.ndarray, "N ..."], levels: int) -> "GaussianModel":
         """The maximum-likelihood Gaussian of images in {0 .. levels-1}."""
         x = images.reshape(len(images), -1).astype(np.float64)
         if len(x) < 2:
@@ -226,7 +226,7 @@ class GaussianModel:
         covariance = centred.T @ centred / len(x) + np.eye(x.shape[1]) / 12
         return cls(x.mean(axis=0) + 0.5, covariance)
 
-    def log_density(self, v: Float[np.ndarray, "B *shape"]) -> Float[np.ndarray, " B"]:
+    def log_density(self, v: Float[np.ndarray, "B ..."]) -> Float[np.ndarray, " B"]:
         """log N(v; mu, S) in nats."""
         z = (v.reshape(len(v), -1) - self.mean) @ self.whiten.T
         return self.constant - 0.5 * (z**2).sum(axis=1)

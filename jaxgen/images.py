@@ -34,13 +34,13 @@ class ArraySource:
     """Checked images in memory; `labels` are in {0 .. num_classes-1}, or None with num_classes 0."""
 
     images: UInt8[np.ndarray, "N H W C"]
-    labels: Int32[np.ndarray, "N"] | None
+    labels: Int32[np.ndarray, " N"] | None
     levels: int
     num_classes: int
     version: str = ""
     on_disk: bool = False
 
-    def read(self, indices: Int[np.ndarray, "B"]) -> dict[str, np.ndarray]:
+    def read(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         """The rows `indices`: {"image": uint8 [B, H, W, C]} and, with labels, {"label": int32 [B]}."""
         batch = {"image": self.images[indices]}
         return batch if self.labels is None else batch | {"label": self.labels[indices]}
@@ -53,7 +53,7 @@ class ArraySource:
             digest.update(np.ascontiguousarray(self.labels, "<i4").data)
         return digest.hexdigest()
 
-    def select(self, rows: Int[np.ndarray, "M"] | slice) -> "ArraySource":
+    def select(self, rows: Int[np.ndarray, " M"] | slice) -> "ArraySource":
         """The same set with only `rows`."""
         labels = None if self.labels is None else self.labels[rows]
         return ArraySource(self.images[rows], labels, self.levels, self.num_classes)
@@ -69,7 +69,7 @@ class _Raw:
     classes: tuple[str, ...] = ()
 
 
-def permutation(n: int, seed: int, epoch: int) -> Int[np.ndarray, "n"]:
+def permutation(n: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
     """A permutation of {0 .. n-1}, a function of (n, seed, epoch).
 
     The order of n random 64-bit words of PCG64: numpy promises the stream of a bit generator for ever, that of
@@ -118,7 +118,7 @@ def _check_dtype(images: np.ndarray, origin: str) -> None:
     raise DataError(origin, wanted="dtype uint8", got=str(images.dtype), hint=hint)
 
 
-def check_range(images: np.ndarray, origin: str, levels: int | None, rows: Int[np.ndarray, "N"] | None = None) -> None:
+def check_range(images: np.ndarray, origin: str, levels: int | None, rows: Int[np.ndarray, " N"] | None = None) -> None:
     """Raises DataError at the first value outside {0 .. levels-1} (256 where None); `rows` are the places of `images` in the set."""
     top = (levels or 256) - 1
     if images.min() < 0 or images.max() > top:
@@ -128,7 +128,7 @@ def check_range(images: np.ndarray, origin: str, levels: int | None, rows: Int[n
         raise DataError(f"{origin}[{_text(place)}]", wanted=f"a value in 0..{top} ({why})", got=int(images[index]))
 
 
-def check_labels(labels: np.ndarray, n: int, origin: str, num_classes: int | None = None) -> Int32[np.ndarray, "n"]:
+def check_labels(labels: np.ndarray, n: int, origin: str, num_classes: int | None = None) -> Int32[np.ndarray, " n"]:
     """int32 [n] in {0 .. num_classes-1} (any non-negative where None), else DataError."""
     if labels.shape != (n,):
         raise DataError(origin, wanted=f"shape [{n}], one label for each image", got=list(labels.shape))
@@ -223,7 +223,7 @@ def _like_train(raw: _Raw, train: ArraySource, train_raw: _Raw) -> ArraySource:
     return ArraySource(images, labels, train.levels, train.num_classes)
 
 
-def _fraction(n: int, split: str, path: Path) -> Int[np.ndarray, "M"]:
+def _fraction(n: int, split: str, path: Path) -> Int[np.ndarray, " M"]:
     """The rows of `split` of a set that comes in one piece; shuffled first, because such sets are often sorted by class."""
     order, tenth = permutation(n, SPLIT_SEED, 0), max(1, n // 10)
     rows = {"train": order[: -2 * tenth], "validation": order[-2 * tenth : -tenth], "test": order[-tenth:]}

@@ -55,7 +55,7 @@ class DiskSource:
             return None
         return Column(self._read_labels, (len(self.examples),), np.dtype(np.int32))
 
-    def read(self, indices: Int[np.ndarray, "B"]) -> dict[str, np.ndarray]:
+    def read(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         """The rows `indices`: {"image": uint8 [B, H, W, C]} and, with labels, {"label": int32 [B]}; their range is checked."""
         examples = self._fetch(self.examples, indices)
         images = np.stack([np.asarray(example["image"]).reshape(self.image_shape) for example in examples])
