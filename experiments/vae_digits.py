@@ -13,9 +13,9 @@ from jaxgen.models import VAEConfig
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 config = Experiment(
-    model=VAEConfig(image_shape=(8, 8, 1), levels=17, latent=12, hidden=(256, 256)),
-    optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=50, weight_decay=1.0),
-    train=TrainConfig(steps=3000, batch_size=64, ema_decay=0.99, log_every=50, eval_every=300),
+    model=VAEConfig(image_shape=(8, 8, 1), levels=17, latent=16, hidden=(32, 64), architecture="conv"),
+    optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=50),
+    train=TrainConfig(steps=3000, batch_size=64, ema_decay=0.999, log_every=50, eval_every=300),
     workdir="runs/vae_digits",
 )
 laptop = replace(config, train=replace(config.train, steps=200, eval_every=100), workdir="runs/vae_digits_laptop")

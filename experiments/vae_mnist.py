@@ -18,7 +18,7 @@ config = Experiment(
     model=VAEConfig(image_shape=(28, 28, 1), levels=2, latent=40, hidden=(300, 300)),
     data=DataConfig("binarized_mnist"),
     optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=200),
-    train=TrainConfig(steps=40_000, batch_size=128, ema_decay=0.999, log_every=100, eval_every=2000),
+    train=TrainConfig(steps=40_000, batch_size=100, ema_decay=0.999, log_every=100, eval_every=2000),
     workdir="runs/vae_mnist",
 )
 laptop = replace(config, train=replace(config.train, steps=1000, eval_every=500), workdir="runs/vae_mnist_laptop")

@@ -35,7 +35,7 @@ READ_AHEAD = 4  # batches
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data: `name` is `digits`, `ring` (points), a TFDS name, or a path (an .npz file, a folder with train.npz and test.npz, a folder of pictures).
+    """Which data: `digits`, `ring` (points), a TFDS name, or a path (an .npz file, a folder with train.npz and test.npz or of pictures).
 
     A path begins with `/`, `.` or `~`, ends with `.npz`, or has a `/` and exists; a folder beside you is `./name`.
     levels: number of grey levels V, values are 0..V-1; None: 17 for digits, else 2 if no value is above 1, else 256.
