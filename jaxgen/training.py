@@ -216,6 +216,15 @@ class Interruption:
         return self.signal is not None
 
 
+def _first_process_says(answer: bool) -> bool:
+    """The answer of process 0: clocks differ, and a process that stops a step before the others leaves them waiting for it."""
+    if jax.process_count() == 1:
+        return answer
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
+
+
 def fit(
     state: TrainState,
     train_step: Callable,
@@ -252,7 +261,7 @@ def fit(
         report(pending)
         step, pending = step + 1, (step + 1, metrics)
         spent += time.monotonic() - start
-        out_of_time = max_seconds is not None and spent >= max_seconds
+        out_of_time = max_seconds is not None and _first_process_says(spent >= max_seconds)
         due = [run for every, run in events if step % every == 0 or step == steps or out_of_time]
         if due:
             report(pending)
