@@ -1,0 +1,186 @@
+"""One device, eight virtual devices and two real processes train the same model.
+
+Run as a script this file is the other side: `python tests/test_sharding.py OUT CASE ...` trains every case on the devices that it finds,
+in the group that the JAX_ variables name, and process 0 writes the parameters.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxgen import sharding
+from jaxgen.errors import ConfigError
+from jaxgen.models import GatedPixelCNN, GatedPixelCNNConfig
+from jaxgen.training import OptimizerConfig, fit, init_state, make_optimizer, make_train_step
+
+STEPS, BATCH = 5, 16
+CONFIG = GatedPixelCNNConfig(image_shape=(5, 4, 3), levels=4, num_classes=3, layers=1, width=12, head_width=12, input_kernel=3)
+# Adam divides by the size of the gradient: where that is near zero, rounding moves a parameter by a good part of the learning rate.
+OPTIMIZER = OptimizerConfig(learning_rate=2e-4, weight_decay=0.01)
+
+
+def batches(rows: slice):
+    """These rows of the global batches."""
+    for step in range(STEPS):
+        rng = np.random.default_rng(step)
+        image = rng.integers(0, CONFIG.levels, (BATCH, *CONFIG.image_shape), dtype=np.uint8)
+        yield {"image": image[rows], "label": rng.integers(0, CONFIG.num_classes, BATCH, dtype=np.int32)[rows]}
+
+
+def train(fsdp: int) -> dict[str, np.ndarray]:
+    """Parameters, averages and (loss, gradient norm) of a few steps on all devices of all processes, and how many arrays were split."""
+    mesh = sharding.make_mesh(fsdp)
+    optimizer = make_optimizer(OPTIMIZER, STEPS)
+    state = init_state(GatedPixelCNN(CONFIG, rngs=nnx.Rngs(0)), optimizer, mesh)
+    step, share = make_train_step(optimizer, mesh), BATCH // jax.process_count()
+    rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    placed = (sharding.place_batch(mesh, batch) for batch in batches(rows))
+    losses = []
+    # Processes whose clocks differ must still run the same number of steps: here all but the first think that they are late at once.
+    limit = 1e9 if jax.process_index() == 0 else 1e-9
+    state = fit(
+        state,
+        step,
+        placed,
+        jax.random.key(0),
+        STEPS,
+        on_metrics=lambda _, m: losses.append((m["loss"], m["gradient_norm"])),
+        max_seconds=limit,
+    )
+    split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
+    whole = sharding.on_one_device(mesh, (nnx.state(state.model, nnx.Param), state.ema))
+    leaves = jax.tree_util.tree_flatten_with_path(whole)[0]
+    result = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    return {**result, "losses": np.float64(losses), "split": np.int64(split)}
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """The reference: this process's one device."""
+    assert jax.device_count() == 1
+    return train(fsdp=1)
+
+
+def start(out: Path, devices: int, sizes: list[int], **group: str) -> subprocess.Popen:
+    """This file as a script on so many virtual devices."""
+    root = Path(__file__).resolve().parent.parent
+    env = {**os.environ, **group, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    env["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [env.get("PYTHONPATH")])])
+    command = [sys.executable, __file__, str(out), *map(str, sizes)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(processes: list[subprocess.Popen]) -> None:
+    """Wait for all of them; their output is the error message."""
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, output[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def check_same(out: Path, fsdp: int, one_device: dict) -> None:
+    """The other side's parameters are ours to 1e-6, and it did split what it should."""
+    with np.load(out / f"{fsdp}.npz") as other:
+        assert set(other) == set(one_device)
+        assert (other["split"] > 0) == (fsdp > 1), "arrays are split exactly with fsdp > 1"
+        np.testing.assert_allclose(other["losses"], one_device["losses"], rtol=1e-5)
+        for name in set(other) - {"split", "losses"}:
+            np.testing.assert_allclose(other[name], one_device[name], atol=1e-6, rtol=0, err_msg=name)
+
+
+def test_eight_devices_give_the_parameters_of_one(tmp_path, one_device):
+    moved = np.abs(one_device["[0]['hidden'].value"] - np.asarray(GatedPixelCNN(CONFIG, rngs=nnx.Rngs(0)).hidden[...])).max()
+    assert moved > 5e-4, "training must move the parameters for this test to say anything"
+    finish([start(tmp_path, 8, [1, 4])])
+    for fsdp in (1, 4):
+        check_same(tmp_path, fsdp, one_device)
+
+
+def test_two_processes_over_one_mesh_give_the_parameters_of_one(tmp_path, one_device):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    group = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    finish([start(tmp_path, 2, [1, 4], **group, JAX_PROCESS_ID=str(i)) for i in range(2)])
+    for fsdp in (1, 4):
+        check_same(tmp_path, fsdp, one_device)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fsdp", "spec"),
+    [
+        ((64, 32), 4, ("fsdp", None)),
+        ((32, 64), 4, (None, "fsdp")),
+        ((67, 64), 4, (None, "fsdp")),  # the largest axis that can be split
+        ((67, 65), 4, ()),
+        ((64, 32), 1, ()),
+        ((64,), 4, ()),  # too small
+        ((), 4, ()),
+    ],
+)
+def test_the_largest_divisible_axis_is_split(shape, fsdp, spec):
+    assert tuple(sharding.largest_divisible_axis(shape, fsdp)) == spec
+
+
+def test_a_batch_must_be_a_multiple_of_the_devices():
+    sharding.check_batch_size(16, 8)
+    for size, hint in [(10, "try 8 or 16"), (3, "try 8"), (0, "try 8"), (-5, "try 8")]:
+        with pytest.raises(ConfigError, match=f"^train.batch_size: wanted a multiple of the 8 devices, got {size}; {hint}$"):
+            sharding.check_batch_size(size, 8)
+
+
+def test_fsdp_must_divide_the_devices():
+    for fsdp in (0, 2, -1):
+        with pytest.raises(ConfigError, match="^train.fsdp: wanted a divisor of the 1 devices, got"):
+            sharding.make_mesh(fsdp)
+
+
+def test_nothing_is_started_on_a_single_machine(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    sharding.start_distributed()
+    assert not jax.distributed.is_initialized()
+
+
+def test_an_incomplete_group_is_an_error(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.delenv("JAX_PROCESS_ID", raising=False)
+    with pytest.raises(ConfigError, match="^JAX_PROCESS_ID: wanted a number, beside JAX_COORDINATOR_ADDRESS, got None"):
+        sharding.start_distributed()
+
+
+@pytest.mark.parametrize(
+    ("variables", "several"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "1"}, False),
+        ({"SLURM_NTASKS": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "host-0"}, False),
+        ({"SLURM_NTASKS": "4", "JAX_PLATFORMS": "cpu"}, False),
+    ],
+    ids=str,
+)
+def test_peers_are_looked_for_where_a_scheduler_names_them(variables, several, monkeypatch):
+    monkeypatch.setattr(os.path, "exists", lambda path: False)
+    assert sharding._several_hosts(variables) == several
+
+
+if __name__ == "__main__":
+    sharding.start_distributed()
+    for size in map(int, sys.argv[2:]):
+        arrays = train(size)
+        if jax.process_index() == 0:
+            np.savez(Path(sys.argv[1]) / f"{size}.npz", **arrays)
