@@ -157,3 +157,13 @@ def take_group(x: Float[Array, "B D"], k, groups: int, halves: int = 1) -> Float
     batch = x.shape[0]
     parts = x.reshape(batch, halves, groups, -1)
     return jax.lax.dynamic_index_in_dim(parts, k, axis=2, keepdims=False).reshape(batch, -1)
+
+
+def at(x: Array, i) -> Array:
+    """x[i] along the leading axis, i may be traced."""
+    return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+
+def put(x: Array, value: Array, i) -> Array:
+    """x with x[i] = value."""
+    return jax.lax.dynamic_update_index_in_dim(x, value, i, 0)

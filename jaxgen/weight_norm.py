@@ -29,9 +29,11 @@ class Conv(NamedTuple):
 
     stride = 1
 
-    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B h w E"]:
-        """The whole image; with stride 2, ceil(H / 2) x ceil(W / 2)."""
+    def __call__(self, x: Float[Array, "*shape D"]) -> Float[Array, "*out E"]:
+        """The whole image [B, H, W, D]; with stride 2, ceil(H / 2) x ceil(W / 2). A 1 x 1 kernel takes positions of any shape."""
         height, width = self.kernel.shape[:2]
+        if (height, width, self.stride) == (1, 1, 1):
+            return add_bias(dot(x, self.kernel[0, 0]), self.bias)
         padding = ((height - 1, 0), (width // 2, (width - 1) // 2))
         y = jax.lax.conv_general_dilated(x, self.kernel, (self.stride,) * 2, padding, dimension_numbers=IMAGE)
         return add_bias(y, self.bias)
@@ -99,7 +101,7 @@ class WeightNorm(nnx.Module):
         factor = self.gain[...] * jax.lax.rsqrt(jnp.square(direction).sum((0, 1, 2)) + 1e-12)
         return self.form(add_gain(direction, factor).astype(dtype), self.bias[...].astype(dtype))
 
-    def __call__(self, x: Float[Array, "B H W D"], *size: tuple[int, int], initialise: bool = False) -> Float[Array, "B h w E"]:
+    def __call__(self, x: Float[Array, "*shape D"], *size: tuple[int, int], initialise: bool = False) -> Float[Array, "*out E"]:
         """The whole image. With `initialise`, on a copy that is under construction, gain and bias are set from x first."""
         if initialise:
             self._set_from(x, *size)

@@ -26,12 +26,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from jaxgen.errors import ConfigError
-from jaxgen.layers import add_bias, dot, dropout, normal, scale_pixels, shift
+from jaxgen.gated_resnet import Pass, Resnet, WeightNormImages
+from jaxgen.layers import add_bias, at, dot, put, shift
 from jaxgen.logistic_mixture import DiscretizedLogisticMixture
-from jaxgen.sampling import AutoregressiveImages, check_images, check_label
 from jaxgen.weight_norm import Conv, Down, Up, WeightNorm, packed
 
 
@@ -62,85 +62,17 @@ class PixelCNNPPConfig:
             raise ConfigError("dropout", "a number in 0..1, 1 excluded", self.dropout)
 
 
-class Pass(NamedTuple):
-    """What a pass over whole images carries besides the images."""
-
-    label: Any  # int32 [B] or None
-    key: Any = None  # dropout, or None
-    initialise: bool = False  # set gains and biases from the data on the way
-
-
-def cat_elu(x: Float[Array, "... D"]) -> Float[Array, "... E"]:
-    """elu([x, -x]): concatenated exponential linear units, E = 2D."""
-    return jax.nn.elu(jnp.concatenate([x, -x], axis=-1))
-
-
-def gated(x: Float[Array, "... D"], c: Float[Array, "... E"]) -> Float[Array, "... D"]:
-    """x + first half of c * sigmoid(second half): no tanh, unlike the Gated PixelCNN."""
-    a, b = jnp.split(c, 2, axis=-1)
-    return x + a * jax.nn.sigmoid(b)
-
-
-class Resnet(nnx.Module):
-    """A gated resnet of one stream, with `auxiliary` shortcuts: for whole images, for a row of u, and for a row and a pixel of ul."""
-
-    def __init__(self, config: PixelCNNPPConfig, kernel: tuple[int, int], auxiliary: int, index: int, rngs: nnx.Rngs):
-        width = config.width
-        self.first = WeightNorm(Conv, 2 * width, width, kernel, rngs)
-        self.nin = WeightNorm(Conv, auxiliary * 2 * width, width, (1, 1), rngs) if auxiliary else None
-        self.second = WeightNorm(Conv, 2 * width, 2 * width, kernel, rngs, scale=0.1)
-        self.embedding = normal(rngs, (config.num_classes, 2 * width), 400.0) if config.num_classes else None
-        self.index, self.dropout = index, config.dropout
-
-    def __call__(self, x: Float[Array, "B H W D"], auxiliary: list, run: Pass) -> Float[Array, "B H W D"]:
-        """Whole images."""
-        c = self.first(cat_elu(x), initialise=run.initialise)
-        if auxiliary:
-            c = c + self.nin(jnp.concatenate([cat_elu(a) for a in auxiliary], axis=-1), initialise=run.initialise)
-        c = cat_elu(c)
-        if run.key is not None and self.dropout > 0:
-            c = dropout(c, self.dropout, jax.random.fold_in(run.key, self.index))
-        c = self.second(c, initialise=run.initialise)
-        return gated(x, c + self.condition(run.label, c.dtype)[:, None, None] if self.embedding is not None else c)
-
-    def condition(self, label, dtype) -> Float[Array, "B E"]:
-        """The label's bias of the gates."""
-        return self.embedding[...][label].astype(dtype)
-
-    # In the sampler the convolutions are packed. Both forms give the inputs of the two convolutions, which the next row will read.
-
-    def row(self, above, x: Float[Array, "W B D"], skip, label) -> tuple[Array, list]:
-        """A row of u, from the inputs of the row above."""
-        c = self.first.row(cat_elu(above[0]), cat_elu(x))
-        if skip is not None:
-            c = add_bias(c + dot(cat_elu(skip), self.nin.kernel[0, 0]), self.nin.bias)
-        gates = self.second.row(cat_elu(above[1]), cat_elu(c))
-        gates = gates if self.embedding is None else add_bias(gates, self.condition(label, x.dtype))
-        return gated(x, gates), [x, c]
-
-    def base(self, above, u: Float[Array, "W B D"], label) -> Float[Array, "W B E"]:
-        """What a row of ul does not owe to its own pixels: the sums of both convolutions side by side, E = 3D."""
-        width = u.shape[-1]
-        c = add_bias(self.first.base(cat_elu(above[0])) + dot(cat_elu(u), self.nin.kernel[0, 0, : 2 * width]), self.nin.bias)
-        gates = self.second.base(cat_elu(above[1]))
-        gates = gates if self.embedding is None else add_bias(gates, self.condition(label, u.dtype))
-        return jnp.concatenate([c, gates], axis=-1)
-
-    def pixel(self, base, left, x: Float[Array, "B D"], skip) -> tuple[Array, list]:
-        """A pixel of ul, from `base` and the inputs of its left neighbour."""
-        width = x.shape[-1]
-        c = base[:, :width] + self.first.pixel(cat_elu(left[0]), cat_elu(x))
-        if skip is not None:
-            c = c + dot(cat_elu(skip), self.nin.kernel[0, 0, 2 * width :])
-        return gated(x, base[:, width:] + self.second.pixel(cat_elu(left[1]), cat_elu(c))), [x, c]
-
-
 class Block(nnx.Module):
     """A resnet of each stream; with `skip` both have a shortcut from the way down."""
 
     def __init__(self, config: PixelCNNPPConfig, skip: bool, index: int, rngs: nnx.Rngs):
-        self.u = Resnet(config, (2, 3), int(skip), 2 * index, rngs)
-        self.ul = Resnet(config, (2, 2), 1 + int(skip), 2 * index + 1, rngs)
+        def resnet(kernel, shortcuts, index):
+            width = config.width
+            more = {"classes": config.num_classes, "dropout": config.dropout}
+            return Resnet(width, kernel, rngs, auxiliary=shortcuts * width, index=index, **more)
+
+        self.u = resnet((2, 3), int(skip), 2 * index)
+        self.ul = resnet((2, 2), 1 + int(skip), 2 * index + 1)
 
 
 class Level(nnx.Module):
@@ -175,9 +107,9 @@ class Level(nnx.Module):
             return u, layer.ul(x[1], [u] if skip is None else [u, skip[1]], run)
 
         def below(x):
-            size, on = x[0].shape[1:3], run.initialise
-            u, ul = self.below((self.down_u(x[0], initialise=on), self.down_ul(x[1], initialise=on)), run)
-            return self.up_u(u, size, initialise=on), self.up_ul(ul, size, initialise=on)
+            size = x[0].shape[1:3]
+            u, ul = self.below((run.conv(self.down_u, x[0]), run.conv(self.down_ul, x[1])), run)
+            return run.conv(self.up_u, u, size), run.conv(self.up_ul, ul, size)
 
         return self.walk(x, block, below)
 
@@ -300,18 +232,11 @@ def write_column(cache: LevelCache, column: Column, c) -> LevelCache:
     return cache._replace(next=cache.next._replace(up_ul=up_ul, level=level))
 
 
-def at(x, i):
-    """x[i] along the leading axis."""
-    return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+class PixelCNNPP(WeightNormImages):
+    """The model of this file; see `AutoregressiveImages` and `WeightNormImages` for its methods.
 
-
-def put(x, value, i):
-    """x with x[i] = value."""
-    return jax.lax.dynamic_update_index_in_dim(x, value, i, 0)
-
-
-class PixelCNNPP(AutoregressiveImages):
-    """The model of this file; see `AutoregressiveImages` for its methods. Parameters are [B, H, W, P]: one set for a whole pixel."""
+    Parameters are [B, H, W, P]: one set for a whole pixel.
+    """
 
     def __init__(self, config: PixelCNNPPConfig, *, rngs: nnx.Rngs):
         width, channels = config.width, config.image_shape[2]
@@ -320,26 +245,10 @@ class PixelCNNPP(AutoregressiveImages):
         self.level = Level(config, 0, count(), rngs)
         self.outputs = WeightNorm(Conv, width, self.head.size, (1, 1), rngs)
 
-    def initialise(self, batch: dict) -> "PixelCNNPP":
-        """The model with gains and biases set layer by layer, so that the outputs of every convolution have mean 0 and deviation 1 on the
-        batch (0.1 for the last of a resnet); dropout off. To be called once, before the first step of a new run, never on resume."""
-        config = self.config
-        image = check_images(batch["image"], config.image_shape, config.levels)
-        label = check_label(batch.get("label") if config.num_classes else None, config.num_classes, image.shape[0])
-        return _initialised(self, image, label)
-
-    def _logits(self, image: UInt8[Array, "B H W C"], label, key: PRNGKeyArray | None = None) -> Float[Array, "B H W P"]:
-        return self._network(self._pixels(image, self.config.dtype), Pass(label, key))
-
-    def _pixels(self, image: UInt8[Array, "*shape C"], dtype) -> Float[Array, "*shape D"]:
-        """x on [-1, 1] with a channel of ones, D = C + 1, which tells the image from the padding."""
-        x = scale_pixels(image, self.config.levels, dtype)
-        return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
-
     def _network(self, x: Float[Array, "B H W D"], run: Pass) -> Float[Array, "B H W P"]:
-        u, above, left = (layer(x, initialise=run.initialise) for layer in (self.above_u, self.above_ul, self.left_ul))
+        u, above, left = (run.conv(layer, x) for layer in (self.above_u, self.above_ul, self.left_ul))
         _, ul = self.level((shift(u, 1, axis=1), shift(above, 1, axis=1) + shift(left, 1, axis=2)), run)
-        return self.outputs(jax.nn.elu(ul), initialise=run.initialise).astype(jnp.float32)
+        return run.conv(self.outputs, jax.nn.elu(ul)).astype(jnp.float32)
 
     # The same network, one row and one pixel at a time.
 
@@ -368,10 +277,3 @@ class PixelCNNPP(AutoregressiveImages):
         ul, column = pixel_of_level(network.level, cache.level, read_column(cache.level, c), x, r, c)
         parameters = add_bias(dot(jax.nn.elu(ul), network.outputs.kernel[0, 0]), network.outputs.bias).astype(jnp.float32)
         return cache._replace(level=write_column(cache.level, column, c)), parameters
-
-
-@jax.jit
-def _initialised(model: PixelCNNPP, image, label) -> PixelCNNPP:
-    model = nnx.clone(model)
-    model._network(model._pixels(image, jnp.float32), Pass(label, initialise=True))
-    return model
