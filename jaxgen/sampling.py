@@ -105,6 +105,12 @@ class AutoregressiveImages(nnx.Module):
         label = check_label(label, config.num_classes, n)
         return _sample(self, key, n, label, known, jnp.asarray(temperature, jnp.float32), method)[0]
 
+    def sample_and_passes(self, key: PRNGKeyArray, n: int, label=None) -> tuple[UInt8[Array, "n H W C"], Int[Array, ""]]:
+        """The images of `method="fixed_point"`, and the number of full passes that they took."""
+        config = self.config
+        known = check_known(None, n, config.image_shape, config.levels)
+        return _sample(self, key, n, check_label(label, config.num_classes, n), known, jnp.float32(1), "fixed_point")
+
 
 def check_known(known, n: int, image_shape: tuple[int, int, int], levels: int):
     """(image, mask) as uint8 [n, H, W, C] and bool [n, H, W]; a single image or mask serves the whole batch; None means nothing is known."""

@@ -86,6 +86,11 @@ class GatedPixelCNNConfig:
         if self.layers < 0:
             raise ConfigError("layers", "0 or more", self.layers)
 
+    @classmethod
+    def comparison(cls) -> "GatedPixelCNNConfig":
+        """The size of speed comparisons: 28 x 28 binary images, one input layer and ten gated layers of width 128."""
+        return cls(image_shape=(28, 28, 1), levels=2, layers=10, width=128, head_width=32, factorized=True)
+
 
 class GatedLayer(nnx.Module):
     """One gated layer of both stacks: (v, h) -> (v', h', skip)."""

@@ -1,0 +1,379 @@
+"""How fast a model samples and trains, beside the peak of this machine's matrix products measured at the same moment.
+
+    fraction of the peak = images per second * FLOPs per image / peak
+
+On a CPU a second is a second of CPU time (user + system of this process, pinned to its cores), because other people's load does not change
+it much; the wall clock stands beside it. On an accelerator it is the wall clock. Compilation is measured apart, the first run is dropped,
+every repetition has its own peak, and medians are reported.
+
+FLOPs are those of the matrix products and convolutions of the cached sampler, two for a multiply-add, counted from its traced program; a
+model that executes products which a better program would not need says its own number in `flops_per_image() -> int`. Training counts three
+times the sampler's FLOPs: one forward and two backward products.
+
+A model with a comparison size, used when no run is given, has a class method `comparison()` in its configuration.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+
+from jaxgen import config, sharding, training
+from jaxgen.errors import ConfigError
+from jaxgen.models import MODELS, build
+from jaxgen.sampling import AutoregressiveImages
+
+BATCHES = (1, 16, 64)
+REPETITIONS = 5
+PEAK_SIZES = {"cpu": (768, 1024)}  # of square matrices; an accelerator needs larger ones
+ACCELERATOR_PEAK_SIZES = (4096, 8192)
+NAIVE_SECONDS = 10.0  # a longer naive sampler is timed for a few of its passes only
+NAIVE_PASSES = 4
+Row = dict[str, Any]
+
+
+def prepare_process(cores: int) -> list[int] | None:
+    """Pin this process to `cores` cores, before jax starts its threads; the cores, or None where the system cannot pin.
+
+    Raises ConfigError if there are fewer cores.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    allowed = sorted(os.sched_getaffinity(0))
+    if not 1 <= cores <= len(allowed):
+        raise ConfigError("--cores", f"1..{len(allowed)} (the cores of this process)", cores)
+    _pin(allowed[-cores:])
+    return allowed[-cores:]
+
+
+def _pin(cores: Iterable[int]) -> None:
+    """All threads of this process, and those that they start later, run on these cores."""
+    tasks = Path("/proc/self/task")
+    for thread in [int(task.name) for task in tasks.iterdir()] if tasks.is_dir() else [0]:
+        os.sched_setaffinity(thread, cores)
+
+
+# --- Counting -----------------------------------------------------------------------------------------------------------------------
+
+
+def flops_per_image(model) -> int:
+    """FLOPs of the products of the cached sampler for one image: the model's own number, or those of the traced program."""
+    if hasattr(model, "flops_per_image"):
+        return model.flops_per_image()
+    return product_flops(lambda model, key: model.sample(key, 1), model, jax.random.key(0))
+
+
+def product_flops(function: Callable, *args) -> int:
+    """FLOPs of all matrix products and convolutions of function(*args): 2 a multiply-add, loops unrolled, the dearer branch of a `cond`.
+
+    A `while` loop without a known number of steps counts once.
+    """
+    return _flops(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _flops(jaxpr) -> int:
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+
+
+def _equation_flops(equation) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        return 2 * equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel, out_features = equation.invars[1].aval, params["dimension_numbers"].rhs_spec[0]
+        return 2 * equation.outvars[0].aval.size * (kernel.size // kernel.shape[out_features])
+    inner = _inner(params)
+    return max(inner, default=0) if name == "cond" else sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _inner(params: dict) -> list[int]:
+    """FLOPs of the programs among the parameters of an equation: the bodies of loops, branches and calls."""
+    values = [item for value in params.values() for item in (value if isinstance(value, tuple | list) else [value])]
+    programs = [getattr(value, "jaxpr", value) for value in values]
+    return [_flops(program) for program in programs if hasattr(program, "eqns")]
+
+
+# --- Timing -------------------------------------------------------------------------------------------------------------------------
+
+
+def _cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def timed(function: Callable, *args) -> tuple[Any, float, float]:
+    """The result, ready; seconds (CPU time on a CPU, else wall); wall seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = jax.block_until_ready(function(*args))
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return result, (cpu if _cpu() else wall), wall
+
+
+class Peak:
+    """The best rate of square matrix products, FLOPs per second, in the dtype in which the model computes."""
+
+    def __init__(self, dtype):
+        sizes = PEAK_SIZES.get(jax.default_backend(), ACCELERATOR_PEAK_SIZES)
+        self._cases = []
+        for size in sizes:
+            a = jnp.full((size, size), 1 / size, dtype)
+            product = jax.jit(lambda a: a @ a).lower(a).compile()
+            jax.block_until_ready(product(a))
+            self._cases.append((product, a))
+
+    def __call__(self, tries: int = 5) -> float:
+        best = 0.0
+        for product, a in self._cases:
+            for _ in range(tries):
+                _, seconds, _ = timed(lambda: [product(a) for _ in range(4)])  # noqa: B023 (called at once)
+                best = max(best, 4 * 2 * a.shape[0] ** 3 / seconds)
+        return best
+
+
+def compiled(function: Callable, *args) -> tuple[Callable, float]:
+    """The compiled function of such arguments, and the seconds of tracing and compiling."""
+    start = time.perf_counter()
+    program = jax.jit(function).lower(*args).compile()
+    return program, time.perf_counter() - start
+
+
+def _summary(times: Sequence[tuple[float, float, float]], images: int, flops: int) -> Row:
+    """Medians over repetitions of (seconds, wall seconds, peak)."""
+    rate = [images / seconds for seconds, _, _ in times]
+    return {
+        "images_per_second": statistics.median(rate),
+        "images_per_second_wall": statistics.median(images / wall for _, wall, _ in times),
+        "fraction_of_peak": statistics.median(r * flops / peak for r, (_, _, peak) in zip(rate, times, strict=True)) if flops else None,
+        "peak_gflops": statistics.median(peak for *_, peak in times) / 1e9,
+        "gflops_per_image": flops / 1e9,
+        "repetitions": len(times),
+    }
+
+
+def _repeat(run: Callable, peak: Peak, repetitions: int) -> list[tuple[float, float, float]]:
+    """(seconds, wall seconds, peak) of every repetition after a first run that is dropped; the peak is measured before and after."""
+    timed(run)
+    times, before = [], peak()
+    for _ in range(repetitions):
+        _, seconds, wall = timed(run)
+        after = peak()
+        times.append((seconds, wall, (before + after) / 2))
+        before = after
+    return times
+
+
+# --- What is measured ---------------------------------------------------------------------------------------------------------------
+
+
+def sampling(model, method: str | None, batch: int, peak: Peak, repetitions: int, flops: int) -> Row:
+    """One row: `model.sample` of so many images by a method (None: the model has only one)."""
+    if method == "naive":
+        return _naive(model, batch, peak, repetitions)
+    label = jnp.zeros((batch,), jnp.int32) if getattr(model.config, "num_classes", 0) else None
+    chosen = {} if method is None else {"method": method}
+    key = jax.random.key(0)
+    if method == "fixed_point":
+        program, seconds = compiled(lambda model, key: model.sample_and_passes(key, batch, label), model, key)
+        row = _row(model, method, batch, seconds) | {"passes": int(program(model, key)[1]), "positions": _positions(model)}
+        return row | _summary(_repeat(lambda: program(model, key), peak, repetitions), batch, 0)
+    program, seconds = compiled(lambda model, key: model.sample(key, batch, label=label, **chosen), model, key)
+    row = _row(model, method or "sample", batch, seconds)
+    return row | _summary(_repeat(lambda: program(model, key), peak, repetitions), batch, flops)
+
+
+def _naive(model, batch: int, peak: Peak, repetitions: int) -> Row:
+    """The naive sampler: one full pass for every position; beyond NAIVE_SECONDS from NAIVE_PASSES passes, which all cost the same."""
+    height, width, channels = model.config.image_shape
+    image = jnp.zeros((batch, height, width, channels), jnp.uint8)
+    label = jnp.zeros((batch,), jnp.int32) if model.config.num_classes else None
+    # What one pass gives is the parameters of one pixel; which one is not known when it is compiled.
+    one, seconds = compiled(lambda model, image, r: model.logits(image, label)[:, r, r], model, image, jnp.int32(0))
+    timed(one, model, image, jnp.int32(0))
+    _, first, _ = timed(one, model, image, jnp.int32(0))
+    positions = _positions(model)
+    if positions * first * repetitions < NAIVE_SECONDS:
+        key = jax.random.key(0)
+        program, seconds = compiled(lambda model, key: model.sample(key, batch, label=label, method="naive"), model, key)
+        row = _row(model, "naive", batch, seconds) | {"extrapolated_from": None}
+        return row | _summary(_repeat(lambda: program(model, key), peak, repetitions), batch, 0)
+    times = _repeat(lambda: one(model, image, jnp.int32(0)), peak, NAIVE_PASSES)
+    row = _row(model, "naive", batch, seconds) | {"extrapolated_from": NAIVE_PASSES, "positions": positions}
+    return row | _summary([(cpu * positions, wall * positions, rate) for cpu, wall, rate in times], batch, 0)
+
+
+def train(model, batch: int, peak: Peak, repetitions: int, flops: int) -> Row:
+    """One row: the train step (Adam, average of the parameters) on images drawn uniformly."""
+    settings = training.OptimizerConfig()
+    mesh = sharding.make_mesh()
+    step = training.make_train_step(training.make_optimizer(settings, 1000), mesh)
+    state = training.init_state(jax.tree.map(jnp.copy, model), training.make_optimizer(settings, 1000), mesh)
+    images = np.random.default_rng(0).integers(0, model.config.levels, (batch, *model.config.image_shape), np.uint8)
+    data = {"image": images, "label": np.zeros(batch, np.int32)}
+    start = time.perf_counter()
+    program = step.lower(state, data, jax.random.key(0)).compile()
+    seconds = time.perf_counter() - start
+    held = [state]  # donated to every step
+
+    def run():
+        held[0], metrics = program(held[0], data, jax.random.key(0))
+        return metrics
+
+    return _row(model, "train", batch, seconds) | _summary(_repeat(run, peak, repetitions), batch, 3 * flops)
+
+
+def _row(model, method: str, batch: int, compile_seconds: float) -> Row:
+    return {"model": type(model).__name__, "method": method, "batch": batch, "compile_seconds": compile_seconds}
+
+
+def _positions(model) -> int:
+    """Full passes of the naive sampler: the positions, and channels where they are drawn one after the other."""
+    height, width, channels = model.config.image_shape
+    return height * width * (channels if getattr(model.head, "channelwise", False) else 1)
+
+
+def measure(model, batches: Sequence[int] = BATCHES, train_batch: int | None = 16, repetitions: int = REPETITIONS) -> Iterable[Row]:
+    """The rows of one model, each as soon as it is measured: cached at every batch, naive and fixed-point at one, training."""
+    peak, images = Peak(getattr(model.config, "dtype", "float32")), isinstance(model, AutoregressiveImages)
+    flops = flops_per_image(model)
+    for batch in batches:
+        yield sampling(model, "cached" if images else None, batch, peak, repetitions, flops)
+    for method in ("naive", "fixed_point") if images else ():
+        yield sampling(model, method, sorted(batches)[len(batches) // 2], peak, min(repetitions, 2), flops)
+    if train_batch is not None and getattr(model.config, "levels", 0):
+        yield train(model, train_batch, peak, repetitions, flops)
+
+
+# --- The report ---------------------------------------------------------------------------------------------------------------------
+
+
+def environment(command: str, cores: list[int] | None) -> dict:
+    """Where and when: device, versions, commit, date, command."""
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+    return {
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "device": _device(),
+        "devices": jax.device_count(),
+        "platform": jax.default_backend(),
+        "cores": None if cores is None else len(cores),
+        "second": "CPU time" if _cpu() else "wall clock",
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, `+` after it if files differ from it; None outside a git repository."""
+
+    def git(*words):
+        folder = str(Path(__file__).parent)
+        return subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _device() -> str:
+    if _cpu() and (info := Path("/proc/cpuinfo")).is_file():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        return names[0] if names else platform.machine()
+    return jax.devices()[0].device_kind
+
+
+HEADER = f"{'model':<16} {'method':<12} {'batch':>5} {'images/s':>9} {'(wall)':>9} {'of peak':>8} {'GFLOP/s':>8} {'compile':>8}"
+
+
+def line(row: Row) -> str:
+    """One row of the table; what was extrapolated says so."""
+    fraction = f"{row['fraction_of_peak']:.1%}" if row["fraction_of_peak"] is not None else "-"
+    notes = f"  extrapolated from {row['extrapolated_from']} of {row['positions']} passes" if row.get("extrapolated_from") else ""
+    notes += f"  {row['passes']} passes of {row['positions']}" if "passes" in row else ""
+    rates = f"{row['images_per_second']:>9.4g} {row['images_per_second_wall']:>9.4g} {fraction:>8} {row['peak_gflops']:>8.1f}"
+    return f"{row['model']:<16} {row['method']:<12} {row['batch']:>5} {rates} {row['compile_seconds']:>6.1f} s{notes}"
+
+
+# --- The command --------------------------------------------------------------------------------------------------------------------
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """The options of `jaxgen bench`."""
+    names = list(_comparisons())
+    parser.add_argument("run", metavar="RUN", nargs="?", help="run directory (default: a model of the comparison size, freshly drawn)")
+    parser.add_argument("--step", type=int, help="checkpoint (default: the best in validation, else the newest)")
+    parser.add_argument("--model", choices=names, default=names[0], help=f"without RUN: which comparison (default: {names[0]})")
+    parser.add_argument("--all", action="store_true", help="without RUN: every model that has a comparison size")
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES), help="images at once (default: 1 16 64)")
+    parser.add_argument("--train_batch", type=int, default=16, help="batch of the train step, 0 to leave it out (default: 16)")
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help=f"timed runs of each (default: {REPETITIONS})")
+    parser.add_argument("--cores", type=int, help="pin the process to so many cores (default: 1 on a CPU, all beside an accelerator)")
+    parser.add_argument("--out", help="the JSON file (default: bench.json in RUN, or here)")
+    parser.add_argument("--debug", action="store_true", help="a traceback with every error")
+    options = parser.parse_args(words)
+    for name in ("batches", "repetitions"):
+        if np.min(getattr(options, name)) < 1:
+            raise ConfigError(f"--{name}", "1 or more", getattr(options, name))
+    options.before = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    options.pinned = prepare_process(1 if options.cores is None else options.cores)  # jax has started no thread yet
+    options.command = " ".join(["jaxgen bench", *words])
+    return options
+
+
+def _comparisons() -> dict[str, Any]:
+    """Module name -> configuration of the comparison size."""
+    return {cls.__module__.rpartition(".")[2]: cls.comparison() for cls in MODELS if hasattr(cls, "comparison")}
+
+
+def run(options: argparse.Namespace, model) -> int:
+    """Measure the model (None: the comparison sizes), print the table and write the JSON file."""
+    if not _cpu() and options.cores is None and options.before:
+        _pin(options.before)
+        options.pinned = None
+    known = _comparisons()
+    chosen = known.values() if options.all else [known[options.model]]
+    report = environment(options.command, options.pinned) | {"models": [], "results": []}
+    cores = f"{report['cores']} core(s)" if report["cores"] else "not pinned"
+    print(f"{report['device']}, {cores}, jax {report['versions']['jax']}; images per second of {report['second']}")
+    print(HEADER, flush=True)
+    for one in [model] if model is not None else map(build, chosen):
+        report["models"].append(_described(one))
+        for row in measure(one, options.batches, options.train_batch or None, options.repetitions):
+            report["results"].append(row)
+            print(line(row), flush=True)
+    out = epath.Path(options.out or (epath.Path(options.run) / "bench.json" if options.run else "bench.json"))
+    out.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"written to {out}")
+    return 0
+
+
+def _described(model) -> dict:
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    return {"model": type(model).__name__, "parameters": parameters, "config": config.to_json(model.config)}
+
+
+def print_methods(model, batch: int = 16) -> None:
+    """Cached and naive sampling of so many images, and their ratio: three lines in the report of a run."""
+    peak = Peak(getattr(model.config, "dtype", "float32"))
+    flops, rates = flops_per_image(model), {}
+    print(HEADER)
+    for method in ("cached", "naive"):
+        row = sampling(model, method, batch, peak, 2, flops)
+        rates[method] = row["images_per_second"]
+        print(line(row), flush=True)
+    print(f"cached / naive  {rates['cached'] / rates['naive']:.4g}")
