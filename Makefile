@@ -49,7 +49,7 @@ lint: setup
 
 # Real SIGKILLs at random moments of a training, one of them inside a save; the suite does five.
 kill-test: setup
-	JAXGEN_KILLS=$(KILLS) $(BIN)/python -m pytest tests/test_kill.py
+	JAXGEN_KILLS=$(KILLS) $(BIN)/python -m pytest tests/test_interruption.py -k kill
 
 # Of a trained model: make bench RUN=runs/x
 bench: setup

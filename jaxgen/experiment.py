@@ -58,8 +58,8 @@ def train(experiment: Experiment, restart: bool = False) -> int:
     with checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart) as checkpoints:
         state = training.init_state(build(experiment.model, options.seed), optimizer, mesh)
         resumed, state = checkpoints.restore(state) or (0, state)
-        say(_beginning(experiment, resumed))
         with report.Reporter(experiment.workdir, resumed, writer=jax.process_index() == 0) as reporter, training.Interruption() as stop:
+            say(_beginning(experiment, resumed))
             run = _Run(experiment, checkpoints, reporter, validation_set, mesh)
             batches = training_set.batches(resumed, options.batch_size, options.seed)
             state = training.fit(

@@ -87,13 +87,13 @@ def check_same_run(where: epath.Path, old: Mapping[str, Any], config: Mapping[st
     """
     check_model(where, old, config)
     changes = differences(old["config"], config)
-    for name in HARMLESS:
-        if change := changes.pop(name, None):
-            print(f"jaxgen: {name} changed from {change}", file=sys.stderr)
+    harmless = {name: changes.pop(name) for name in HARMLESS if name in changes}
     changes |= {f"data fingerprint {name}": change for name, change in differences(old["fingerprint"], fingerprint).items()}
     if changes:
         got = ", ".join(f"{name} changed from {change}" for name, change in sorted(changes.items()))
         raise ConfigError("config", f"as in {where}", got, "undo it, choose another workdir, or start over with --restart")
+    for name, change in harmless.items():
+        print(f"jaxgen: {name} changed from {change}", file=sys.stderr)
 
 
 def check_model(where: epath.Path, old: Mapping[str, Any], config: Mapping[str, Any]) -> None:
