@@ -1,11 +1,13 @@
 """Exact sampling of autoregressive image models: cached, naive and fixed-point, with known pixels and temperature.
 
 Raster order: pixel (r, c) is drawn after all pixels above it and to its left; a model that conditions channel by channel also draws G after
-R and B after G. The noise of a pixel comes from `fold_in(key, r W + c)`, never from the method, so the three methods give the same image
-bit for bit (up to a tie within rounding):
+R and B after G. A model with another order gives it as an index array `order`, [N, 2] or, channel by channel, [N, 3]: (r, c[, k]) of every
+place. The noise of a pixel comes from `fold_in(key, r W + c)`, never from the method, so the three methods give the same image bit for
+bit (up to a tie within rounding):
 
   naive        one full pass for every pixel (and channel): the oracle
-  cached       `lax.scan` over rows of `lax.scan` over columns through the model's `init_cache / begin_row / step`
+  cached       `lax.scan` over rows of `lax.scan` over columns through the model's `init_cache / begin_row / step`; over the places of the
+               model's own order through `init_cache / step`
   fixed_point  x := F(x) with F one full pass and the draw, until nothing changes: at most N passes (Song et al. 2021, Jacobi iteration)
 """
 
@@ -21,6 +23,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 from jaxgen.errors import ConfigError
 
 METHODS = ("cached", "naive", "fixed_point")
+CACHE_BYTES = 2**24
+"""Attention reads all of the cache at every step: on a CPU, groups of images whose caches have this size are twice as fast as many."""
 
 
 def check_images(image, image_shape: tuple[int, int, int], levels: int, argument: str = "image") -> Array:
@@ -60,20 +64,35 @@ def check_label(label, num_classes: int, batch: int) -> Array | None:
 class AutoregressiveImages(nnx.Module):
     """What all autoregressive image models share: the likelihood, the loss and the sampler, from the model's own `logits` and `step`.
 
-    A model gives `config` (with `image_shape`, `levels`, `num_classes`), `head` (a distribution), `_logits(image, label, key=None)` (a key: dropout) and the cached
-    form `init_cache(n, label) / begin_row(cache, finished_row, r) / step(cache, previous_pixel, r, c)`; with C > 1 and a head that works
-    channel by channel also `step_channel(cache, pixel, k)`. Images are uint8 [B, H, W, C] in {0 .. levels-1}.
+    A model gives `config` (with `image_shape`, `levels`, `num_classes`), `head` (a distribution), `_logits(image, condition, key=None)` (a
+    key: dropout) and the cached form `init_cache(n, condition) / begin_row(cache, finished_row, r) / step(cache, previous_pixel, r, c)`;
+    with C > 1 and a head that works channel by channel also `step_channel(cache, pixel, k)`. A model with its own `order` has only
+    `init_cache(n, condition) / step(cache, previous, i)`: i counts places, `previous` holds what was drawn at the place before, [B, C] or,
+    channel by channel, [B, 1]. Images are uint8 [B, H, W, C] in {0 .. levels-1}.
     """
 
-    def logits(self, image: UInt8[Array, "B H W C"], label=None) -> Float[Array, "B H W ..."]:
+    order = None
+    conditions: tuple[str, ...] = ()
+    """Names of what the network is given beside the image and the label: arguments of the methods below and fields of a batch."""
+
+    def condition(self, batch: int, label=None, image=None, **given):
+        """All that the network is given, checked, as one pytree with the batch in front: here the label, int32 [B] or None.
+
+        A model with more overrides this; `image` is there where the true image is known, for what is computed from it.
+        """
+        for name, value in given.items():
+            raise ConfigError(name, f"nothing, since {type(self).__name__} has no such condition here", type(value).__name__)
+        return check_label(label, self.config.num_classes, batch)
+
+    def logits(self, image: UInt8[Array, "B H W C"], label=None, **given) -> Float[Array, "B H W ..."]:
         """Parameters of p(x_i | x_<i) for every position in one parallel pass: [B, H, W, C, P] (channel by channel), float32."""
         config = self.config
         image = check_images(image, config.image_shape, config.levels)
-        return self._logits(image, check_label(label, config.num_classes, image.shape[0]))
+        return self._logits(image, self.condition(image.shape[0], label, image, **given))
 
-    def log_prob(self, image: UInt8[Array, "B H W C"], label=None) -> Float[Array, " B"]:
+    def log_prob(self, image: UInt8[Array, "B H W C"], label=None, **given) -> Float[Array, " B"]:
         """Exact log p(image) in nats: the sum of the log-probabilities of all pixels and channels."""
-        return self._sum(self.logits(image, label), image)
+        return self._sum(self.logits(image, label, **given), image)
 
     def _sum(self, parameters, image) -> Float[Array, " B"]:
         terms = self.head.log_prob(parameters, jnp.asarray(image))
@@ -83,12 +102,13 @@ class AutoregressiveImages(nnx.Module):
         """-mean log2 p(image) per dimension, with dropout where the model has it; the metrics carry `bits_per_dim` and nats per image."""
         config = self.config
         image = check_images(batch["image"], config.image_shape, config.levels)
-        label = check_label(batch.get("label") if config.num_classes else None, config.num_classes, image.shape[0])
-        nats = -self._sum(self._logits(image, label, key), image).mean()
+        given = {name: batch[name] for name in self.conditions if name in batch}
+        condition = self.condition(image.shape[0], batch.get("label") if config.num_classes else None, image, **given)
+        nats = -self._sum(self._logits(image, condition, key), image).mean()
         bits_per_dim = nats / (np.prod(config.image_shape) * np.log(2))
         return bits_per_dim, {"bits_per_dim": bits_per_dim, "nats": nats}
 
-    def sample(self, key: PRNGKeyArray, n: int, label=None, known=None, temperature: float = 1.0, method: str = "cached"):
+    def sample(self, key: PRNGKeyArray, n: int, label=None, known=None, temperature: float = 1.0, method: str = "cached", **given):
         """n images, uint8 [n, H, W, C], drawn exactly from the model (at temperature 1).
 
         known=(image, mask): pixels where the boolean mask [n, H, W] is True are taken from the image; the others are drawn given those
@@ -102,18 +122,18 @@ class AutoregressiveImages(nnx.Module):
         if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
             raise ConfigError("temperature", "a positive number", temperature)
         known = check_known(known, n, config.image_shape, config.levels)
-        label = check_label(label, config.num_classes, n)
-        return _sample(self, key, n, label, known, jnp.asarray(temperature, jnp.float32), method)[0]
+        condition = self.condition(n, label, **given)
+        return _sample(self, key, n, condition, known, jnp.asarray(temperature, jnp.float32), method)[0]
 
-    def sample_and_passes(self, key: PRNGKeyArray, n: int, label=None) -> tuple[UInt8[Array, "n H W C"], Int[Array, ""]]:
+    def sample_and_passes(self, key: PRNGKeyArray, n: int, label=None, **given) -> tuple[UInt8[Array, "n H W C"], Int[Array, ""]]:
         """The images of `method="fixed_point"`, and the number of full passes that they took."""
         config = self.config
         known = check_known(None, n, config.image_shape, config.levels)
-        return _sample(self, key, n, check_label(label, config.num_classes, n), known, jnp.float32(1), "fixed_point")
+        return _sample(self, key, n, self.condition(n, label, **given), known, jnp.float32(1), "fixed_point")
 
 
 def check_known(known, n: int, image_shape: tuple[int, int, int], levels: int):
-    """(image, mask) as uint8 [n, H, W, C] and bool [n, H, W]; a single image or mask serves the whole batch; None means nothing is known."""
+    """(image, mask) as uint8 [n, H, W, C] and bool [n, H, W]; one image or mask serves the whole batch; None means nothing is known."""
     height, width, channels = image_shape
     if known is None:
         return jnp.zeros((n, *image_shape), jnp.uint8), jnp.zeros((n, height, width), bool)
@@ -155,15 +175,16 @@ class _Draw:
 
 
 @partial(jax.jit, static_argnames=("n", "method"))
-def _sample(model, key, n, label, known, temperature, method) -> tuple[UInt8[Array, "n H W C"], Int[Array, ""]]:
+def _sample(model, key, n, condition, known, temperature, method) -> tuple[UInt8[Array, "n H W C"], Int[Array, ""]]:
     """The image and the number of full passes that fixed-point iteration took (0 for the others)."""
     draw = _Draw(model.head, key, (n, *model.config.image_shape), temperature)
     if method == "fixed_point":
-        return fixed_point(model, draw, label, *known)
-    return {"cached": cached, "naive": naive}[method](model, draw, label, *known), jnp.int32(0)
+        return fixed_point(model, draw, condition, *known)
+    fast = cached if model.order is None else in_order
+    return {"cached": fast, "naive": naive}[method](model, draw, condition, *known), jnp.int32(0)
 
 
-def cached(model, draw: _Draw, label, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt8[Array, "n H W C"]:
+def cached(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt8[Array, "n H W C"]:
     """Row by row, pixel by pixel through the model's cache: every activation is computed once."""
     n, height, width, channels = draw.shape
 
@@ -183,7 +204,7 @@ def cached(model, draw: _Draw, label, image: UInt8[Array, "n H W C"], mask: Bool
         return (cache, values.swapaxes(0, 1)), values
 
     rows = (jnp.arange(height), image.transpose(1, 2, 0, 3), mask.transpose(1, 2, 0))
-    start = (model.init_cache(n, label), jnp.zeros((n, width, channels), jnp.uint8))
+    start = (model.init_cache(n, condition), jnp.zeros((n, width, channels), jnp.uint8))
     _, values = jax.lax.scan(row, start, rows)  # [H, W, n, C]
     return values.transpose(2, 0, 1, 3)
 
@@ -208,30 +229,70 @@ def _finish_pixel(model, draw, cache, parameters, noise, given, keep):
     return cache, value
 
 
-def naive(model, draw: _Draw, label, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt8[Array, "n H W C"]:
+def in_order(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt8[Array, "n H W C"]:
+    """Place by place in the model's own order, through its cache; groups of images one after the other where the caches are large."""
+    n, order = draw.shape[0], jnp.asarray(model.order)
+    r, c, *k = order.T
+
+    def group(rows):
+        """The images `rows` of the batch: [g, H, W, C]."""
+        given, keep = image[rows][:, r, c], mask[rows][:, r, c]  # [g, N, C] or, of one channel, [g, N, 1]
+        given = jnp.take_along_axis(given, k[0].reshape(1, -1, 1), axis=2) if k else given
+
+        def place(carry, inputs):
+            cache, previous = carry
+            i, (r, c, *k), given, keep = inputs
+            cache, parameters = model.step(cache, previous, i)
+            noise = draw.noise(r, c)[rows]
+            drawn = draw(parameters, noise[:, k[0]])[:, None] if k else draw(parameters, noise)
+            value = jnp.where(keep[:, None], given, drawn)
+            return (cache, value), value
+
+        inputs = jnp.arange(len(order)), order, given.swapaxes(0, 1), keep.T
+        start = model.init_cache(len(rows), jax.tree.map(lambda x: x[rows], condition)), jnp.zeros_like(inputs[2][0])
+        _, values = jax.lax.scan(place, start, inputs)
+        at = (slice(None), r, c, k[0]) if k else (slice(None), r, c)
+        return jnp.zeros_like(image[rows]).at[at].set(values[:, :, 0].T if k else values.swapaxes(0, 1))
+
+    size = _group_size(model, n, condition)
+    rows = jnp.minimum(jnp.arange(-(-n // size) * size), n - 1).reshape(-1, size)
+    return jax.lax.map(group, rows).reshape(-1, *image.shape[1:])[:n]
+
+
+def _group_size(model, n: int, condition) -> int:
+    """Images whose caches a CPU keeps near its cores; on accelerators all of them."""
+    if jax.default_backend() != "cpu":
+        return n
+    cache = jax.eval_shape(lambda: model.init_cache(n, condition))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)) / n
+    return min(n, max(2, int(CACHE_BYTES / size)))
+
+
+def naive(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt8[Array, "n H W C"]:
     """One full pass for every pixel and channel: slow, obviously right."""
     n, height, width, channels = draw.shape
-    steps = channels if model.head.channelwise else 1
+    order = model.order
+    if order is None:
+        order = np.argwhere(np.ones((height, width, channels) if model.head.channelwise else (height, width)))
 
-    def step(x, i):
-        position, k = i // steps, i % steps
-        r, c = position // width, position % width
-        drawn = draw(model._logits(x, label)[:, r, c], draw.noise(r, c))  # [n, C]
-        drawn = jnp.where(jnp.arange(channels) == k, drawn, x[:, r, c]) if model.head.channelwise else drawn
+    def step(x, place):
+        r, c, *k = place
+        drawn = draw(model._logits(x, condition)[:, r, c], draw.noise(r, c))  # [n, C]
+        drawn = jnp.where(jnp.arange(channels) == k[0], drawn, x[:, r, c]) if k else drawn
         return x.at[:, r, c].set(jnp.where(mask[:, r, c, None], image[:, r, c], drawn)), None
 
-    x, _ = jax.lax.scan(step, jnp.zeros_like(image), jnp.arange(height * width * steps))
+    x, _ = jax.lax.scan(step, jnp.zeros_like(image), jnp.asarray(order))
     return x
 
 
-def fixed_point(model, draw: _Draw, label, image, mask) -> tuple[UInt8[Array, "n H W C"], Int[Array, ""]]:
+def fixed_point(model, draw: _Draw, condition, image, mask) -> tuple[UInt8[Array, "n H W C"], Int[Array, ""]]:
     """Jacobi iteration of all positions at once; after t passes at least the first t positions are final, so it ends with the sample."""
     height = draw.shape[1]
     noise = jax.vmap(draw.row)(jnp.arange(height))  # [H, W, n, C, ...]
     noise = jnp.moveaxis(noise, 2, 0)
 
     def once(x):
-        return jnp.where(mask[..., None], image, draw(model._logits(x, label), noise))
+        return jnp.where(mask[..., None], image, draw(model._logits(x, condition), noise))
 
     def body(carry):
         x, _, passes = carry
