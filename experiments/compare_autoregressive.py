@@ -97,10 +97,9 @@ def write(rows: dict[str, list[dict]], minutes: float, started: str) -> None:
     ]
     for name, runs in sorted(rows.items(), key=lambda item: _mean(item[1], "test_bits_per_dim")):
         bits = [run["test_bits_per_dim"] for run in runs]
-        lines.append(
-            f"| {name} | {np.mean(bits):.3f} +- {_mean(runs, 'standard_error'):.3f} [{max(bits) - min(bits):.3f}] | {runs[0]['parameters']:,}"
-            f" | {_mean(runs, 'steps'):.0f} | {_mean(runs, 'training_images_per_second'):.0f} | {_mean(runs, 'sampling_images_per_second'):.0f} |"
-        )
+        score = f"{np.mean(bits):.3f} +- {_mean(runs, 'standard_error'):.3f} [{max(bits) - min(bits):.3f}]"
+        rates = [_mean(runs, column) for column in ("steps", "training_images_per_second", "sampling_images_per_second")]
+        lines.append(f"| {name} | {score} | {runs[0]['parameters']:,} | " + " | ".join(f"{rate:.0f}" for rate in rates) + " |")
     for name, result in rulers.items():
         value = evaluation.headline(result)[1]
         lines.append(f"| {name} ruler | {value:.3f} +- {result['standard_error']:.3f} | | | | |")

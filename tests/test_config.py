@@ -220,7 +220,8 @@ def test_help_lists_every_field_with_type_and_default(capsys):
         parse(RUN, ["--help"], description="What it does.")
     text = " ".join(capsys.readouterr().out.split())
     assert caught.value.code == 0 and "What it does." in text
-    for part in ("--model.width INT", "channels of the network (default: 8)", "--model.kind {add,concat}", "--other.depth INT", "--workdir STR"):
+    parts = ("--model.width INT", "channels of the network (default: 8)", "--model.kind {add,concat}", "--other.depth INT", "--workdir STR")
+    for part in parts:
         assert part in text
 
 
