@@ -1,0 +1,135 @@
+"""Weight-normalised convolutions against loops over taps, and the data-dependent initialisation of a PixelCNN++."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxgen.models import PixelCNNPP, PixelCNNPPConfig
+from jaxgen.weight_norm import Conv, Down, Up, WeightNorm
+
+
+def made(form: type, kernel: tuple[int, int], features=(3, 4)):
+    """A convolution with random kernel and bias, and the same as float64 arrays."""
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=(*kernel, *features)), rng.normal(size=features[1])
+    return form(jnp.asarray(weight, jnp.float32), jnp.asarray(bias, jnp.float32)), weight, bias
+
+
+def images(height: int, width: int, features: int = 3) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(2, height, width, features))
+
+
+def inside(x, r: int, c: int):
+    return 0 <= r < x.shape[1] and 0 <= c < x.shape[2]
+
+
+def convolution(x, weight, bias, stride: int) -> np.ndarray:
+    """The equation of weight_norm.py, tap by tap."""
+    rows, columns = weight.shape[:2]
+    height, width = (-(-n // stride) for n in x.shape[1:3])
+    y = np.tile(bias, (len(x), height, width, 1))
+    for r, c, i, j in np.ndindex(height, width, rows, columns):
+        row, column = stride * r - (rows - 1) + i, stride * c - columns // 2 + j
+        if inside(x, row, column):
+            y[:, r, c] += x[:, row, column] @ weight[i, j]
+    return y
+
+
+def transposed(x, weight, bias, size) -> np.ndarray:
+    """Every low pixel spreads to the pixels that the docstring of Up names."""
+    y = np.tile(bias, (len(x), *size, 1))
+    for r, c, i in np.ndindex(*x.shape[1:3], 2):
+        for j, column in [(1, 2 * c), (0, 2 * c + 1)] + ([(2, 2 * c - 1)] if weight.shape[1] == 3 else []):
+            if 2 * r + i < size[0] and 0 <= column < size[1]:
+                y[:, 2 * r + i, column] += x[:, r, c] @ weight[1 - i, j]
+    return y
+
+
+@pytest.mark.parametrize("form", [Conv, Down])
+@pytest.mark.parametrize("kernel", [(2, 3), (2, 2), (1, 3), (2, 1), (1, 1)], ids=str)
+@pytest.mark.parametrize("size", [(4, 6), (5, 3), (1, 1)], ids=str)
+def test_whole_images_rows_and_pixels_equal_the_equation(form, kernel, size):
+    layer, weight, bias = made(form, kernel)
+    x = images(*size)
+    expected = convolution(x, weight, bias, form.stride)
+    given = jnp.asarray(x, jnp.float32)
+    np.testing.assert_allclose(layer(given), expected, atol=2e-5)
+    if kernel[0] == 1:
+        return
+    rows = jnp.concatenate([jnp.zeros_like(given[:, :1]), given], axis=1).transpose(1, 2, 0, 3)  # [1 + H, W, B, D], zeros above
+    for r in range(expected.shape[1]):
+        above, this = rows[form.stride * r], rows[form.stride * r + 1]
+        np.testing.assert_allclose(layer.row(above, this), expected[:, r].swapaxes(0, 1), atol=2e-5)
+        if kernel[1] == 2:
+            for c in range(expected.shape[2]):
+                left = this[form.stride * c - 1] if c else jnp.zeros_like(this[0])
+                pixel = layer.base(above)[c] + layer.pixel(left, this[form.stride * c])
+                np.testing.assert_allclose(pixel, expected[:, r, c], atol=2e-5)
+
+
+@pytest.mark.parametrize("columns", [2, 3])
+@pytest.mark.parametrize("size", [(4, 6), (5, 3), (1, 2)], ids=str)
+def test_transposed_convolutions_equal_the_loops_and_are_cropped(columns, size):
+    layer, weight, bias = made(Up, (2, columns))
+    x = images(*(-(-n // 2) for n in size))
+    expected = transposed(x, weight, bias, size)
+    given = jnp.asarray(x, jnp.float32)
+    np.testing.assert_allclose(layer(given, size), expected, atol=2e-5)
+    for r in range(x.shape[1]):
+        rows = layer.row(given[:, r].swapaxes(0, 1), size[1])
+        kept = expected[:, 2 * r : 2 * r + 2]
+        np.testing.assert_allclose(rows[: kept.shape[1]], kept.transpose(1, 2, 0, 3), atol=2e-5)
+    if columns == 2:
+        np.testing.assert_allclose(layer.row(given[:, 0, 0][None], 2)[0, 1], expected[:, 0, 1], atol=2e-5)
+
+
+def test_the_norm_of_a_kernel_is_its_gain():
+    layer = WeightNorm(Conv, 5, 4, (2, 3), nnx.Rngs(0), scale=0.1)
+    np.testing.assert_allclose(jnp.sqrt(jnp.square(layer.layer().kernel).sum((0, 1, 2))), 0.1, rtol=1e-5)
+    scaled = nnx.clone(layer)
+    scaled.direction[...] = 7 * layer.direction[...]
+    np.testing.assert_allclose(scaled.layer().kernel, layer.layer().kernel, rtol=1e-5)
+
+
+def recorded(model, batch, monkeypatch) -> list:
+    """(scale, outputs before the label) of every weight-normalised layer in a pass over the batch."""
+    outputs, call = [], WeightNorm.__call__
+
+    def record(layer, x, *size, initialise=False):
+        y = call(layer, x, *size, initialise=initialise)
+        outputs.append((layer.scale, np.asarray(y)))
+        return y
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WeightNorm, "__call__", record)
+        model.logits(batch["image"], batch["label"])
+    return outputs
+
+
+def test_initialised_layers_have_mean_0_and_deviation_1_on_the_batch(monkeypatch):
+    config = PixelCNNPPConfig((7, 5, 3), levels=8, num_classes=3, width=6, resnets=1, resolutions=2, mixtures=2, dropout=0.5)
+    model = PixelCNNPP(config, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    batch = {"image": jnp.asarray(rng.integers(8, size=(16, 7, 5, 3)), jnp.uint8), "label": jnp.arange(16, dtype=jnp.int32) % 3}
+    started = model.initialise(batch)
+    before, after = (recorded(m, batch, monkeypatch) for m in (model, started))
+    layers = sum(isinstance(node, WeightNorm) for _, node in nnx.iter_graph(model))
+    assert len(after) == layers > 30 and sorted({scale for scale, _ in after}) == [0.1, 1.0]
+    for scale, y in after:
+        np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-3 * scale)
+        np.testing.assert_allclose(y.std((0, 1, 2)), scale, rtol=1e-3)
+    assert max(abs(y.mean((0, 1, 2))).max() for _, y in before) > 0.3, "there is something to do"
+    # Pure, deterministic, and directions and embeddings are as they were.
+    again = model.initialise(batch)
+    names = [name for (name, one), (_, two) in zip(leaves(started), leaves(again), strict=True) if not np.array_equal(one, two)]
+    changed = {name[-1] for (name, one), (_, two) in zip(leaves(model), leaves(started), strict=True) if not np.array_equal(one, two)}
+    assert names == [] and changed == {"gain", "bias"}
+    # A model that has been initialised stays as it is, up to rounding.
+    for (_, one), (_, two) in zip(leaves(started), leaves(started.initialise(batch)), strict=True):
+        np.testing.assert_allclose(two, one, atol=1e-4)
+
+
+def leaves(model) -> list:
+    """(path, array) of all parameters."""
+    return [(path, leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))]
