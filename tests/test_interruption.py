@@ -4,6 +4,7 @@ Processes that die are real ones, started by the `jaxgen` command; JAXGEN_KILLS 
 The oracle is metrics.jsonl of an undisturbed run: one row a step, the loss with all its bits, the validation of the averaged model.
 """
 
+import gc
 import json
 import os
 import re
@@ -22,59 +23,71 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen import checkpoint, cli, experiment, training
+from jaxgen import checkpoint, cli, data, experiment, training
 from jaxgen.checkpoint import Checkpointer
+from jaxgen.data import DataConfig
 from jaxgen.experiment import Experiment
 from jaxgen.models import GatedPixelCNNConfig
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = int(os.environ.get("JAXGEN_KILLS", "5"))
-STEPS, EVERY = 20 * (KILLS + 1), 10
+STEPS, EVERY = 10 * (KILLS + 2), 10
 MODEL = {"width": 6, "layers": 1, "head_width": 8}
+DATA = {"name": "", "levels": 17}
 TRAIN = {"batch_size": 32, "log_every": 1, "eval_every": EVERY}
 START = re.compile(r"(training to step|resumed from step (\d+) of|is finished at step) (\d+)?")
 
-# Kills itself between two files of a save: after the arrays, before ("start") or after ("end") the manifest that makes them a checkpoint.
+# The command without the report at its end, which measures speeds for seconds.
+TRAIN_ONLY = """
+import os, signal, sys, time
+from jaxgen import __main__, checkpoint, cli, manifest
+cli.finish = lambda experiment: None
+{}
+sys.exit(__main__.main())
+"""
+# Kills itself inside its second save: after the arrays, before or after the manifest that makes them a checkpoint.
 KILLED_INSIDE_A_SAVE = """
-import os, signal, sys
-from jaxgen import __main__, manifest
-write, moment, saves = manifest.write, sys.argv.pop(1), []
+write, saves = manifest.write, []
 def killer(*args, **options):
     saves.append(1)
-    if moment == "end":
-        write(*args, **options)
+    if len(saves) == 2 and not {after}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(*args, **options)
     if len(saves) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    if moment == "start":
-        write(*args, **options)
 manifest.write = killer
-sys.exit(__main__.main())
 """
 # Saves so slowly, with half of the files written, that a second Ctrl-C comes in time.
 SLOW_SAVE = """
-import sys, time
-from jaxgen import __main__, checkpoint
 save = checkpoint._orbax_save
 def slow(*args):
     save(*args)
     print("saving", flush=True)
     time.sleep(100)
 checkpoint._orbax_save = slow
-sys.exit(__main__.main())
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def images(tmp_path_factory):
+    """600 digits in a file: no child has to import scikit-learn."""
+    digits = data.load("digits", "train")
+    DATA["name"] = str(tmp_path_factory.mktemp("data") / "digits.npz")
+    np.savez(DATA["name"], image=np.asarray(digits.images)[:600])
+
+
 def words(workdir: Path, steps: int) -> list[str]:
-    model, train = ([f"--{part}.{name}={value}" for name, value in sizes.items()] for part, sizes in (("model", MODEL), ("train", TRAIN)))
-    return ["train", "gated_pixelcnn", *model, *train, f"--train.steps={steps}", f"--workdir={workdir}"]
+    parts = {"model": MODEL, "data": DATA, "train": TRAIN | {"steps": steps}}
+    fields = [f"--{part}.{name}={value}" for part, values in parts.items() for name, value in values.items()]
+    return ["train", "gated_pixelcnn", *fields, f"--workdir={workdir}"]
 
 
 class Child:
     """A training in a process of its own; its output is read as it comes."""
 
-    def __init__(self, workdir: Path, steps: int, *program: str):
-        command = [sys.executable, *(program or ("-m", "jaxgen")), *words(workdir, steps)]
+    def __init__(self, workdir: Path, steps: int, patch: str = ""):
+        command = [sys.executable, "-c", TRAIN_ONLY.format(patch), *words(workdir, steps)]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.lines: list[str] = []
         self._errors: list[str] = []
@@ -123,8 +136,8 @@ def start(tmp_path):
     """Starts children, and leaves none behind."""
     children = []
 
-    def start(steps: int, *program: str, workdir: Path = tmp_path / "run") -> Child:
-        children.append(Child(workdir, steps, *program))
+    def start(steps: int, patch: str = "") -> Child:
+        children.append(Child(tmp_path / "run", steps, patch))
         return children[-1]
 
     yield start
@@ -157,9 +170,13 @@ def same_model(one: Path, other: Path) -> bool:
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(*leaves, strict=True))
 
 
-def report_of(lines: list[str]) -> list[str]:
-    """The lines of the final evaluation."""
-    return [line for line in lines if re.search("bits_per_dim|nats|ruler", line) and "step" not in line]
+def evaluation(workdir: Path, capsys) -> str:
+    """What `jaxgen evaluate` prints."""
+    capsys.readouterr()
+    assert cli.command("evaluate", [str(workdir)]) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"test bits_per_dim +\d\.\d{4} \+- 0\.\d{4}  \(60 images\)", out) and not err
+    return out
 
 
 # --- Kills and signals, in processes of their own -----------------------------------------------------------------------------------
@@ -167,28 +184,28 @@ def report_of(lines: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """(folder, output) of a run that nobody touches."""
+    """A run that nobody touches."""
     folder = tmp_path_factory.mktemp("undisturbed")
     child = Child(folder, STEPS)
     assert child.end() == 0, child.errors
     assert complete(rows(folder), STEPS)
     assert child.errors == ""
-    return folder, child.lines
+    return folder
 
 
-def test_kill_at_random_moments(undisturbed, start, tmp_path):
+def test_kill_at_random_moments(undisturbed, start, tmp_path, capsys):
     """The last kills fall inside a save: half of the files are written, the manifest not yet, or the manifest and not the rename."""
     folder, random, killed = tmp_path / "run", np.random.default_rng(7), 0
     log = folder / "metrics.jsonl"
     for number in range(KILLS):
-        inside = {KILLS - 1: "start", KILLS - 2: "end"}.get(number) if number else None
-        child = start(STEPS, *(("-c", KILLED_INSIDE_A_SAVE, inside) if inside else ()))
+        inside = number >= KILLS - 2
+        child = start(STEPS, KILLED_INSIDE_A_SAVE.format(after=number == KILLS - 1) if inside else "")
         begin = START.search(child.wait_for(START.pattern))
         if killed:
             assert "from a run that is gone" in child.errors
             assert f"pid {killed} on host {socket.gethostname()}" in child.errors
         if not inside:
-            last = int(begin[2] or 0) + int(random.integers(0, 25))
+            last = int(begin[2] or 0) + int(random.integers(0, 12))
             while child.process.poll() is None and last and not re.search(rf'"step": {last}\b', log.read_text() if log.exists() else ""):
                 time.sleep(0.002)
             time.sleep(random.uniform(0, 0.1))
@@ -200,11 +217,11 @@ def test_kill_at_random_moments(undisturbed, start, tmp_path):
     child = start(STEPS)
     assert child.end() == 0, child.errors
     assert "resumed from step" in "".join(child.lines)
-    assert rows(folder) == rows(undisturbed[0])
-    assert (folder / "metrics.csv").read_text() == (undisturbed[0] / "metrics.csv").read_text()
-    assert same_model(folder, undisturbed[0])
-    assert report_of(child.lines) == report_of(undisturbed[1])
-    assert saved(folder) == saved(undisturbed[0])  # and no unfinished one
+    assert rows(folder) == rows(undisturbed)
+    assert (folder / "metrics.csv").read_text() == (undisturbed / "metrics.csv").read_text()
+    assert same_model(folder, undisturbed)
+    assert evaluation(folder, capsys) == evaluation(undisturbed, capsys)
+    assert saved(folder) == saved(undisturbed)  # and no unfinished one
 
 
 def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(undisturbed, start, tmp_path, capsys):
@@ -226,7 +243,7 @@ def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(undisturbed, start, tmp_pat
     assert child.send(signal.SIGINT).end() == 130, child.errors
     assert re.search(r"stopped by SIGINT after step \d+; saved", child.lines[-1])
 
-    child = start(STEPS, "-c", SLOW_SAVE)
+    child = start(STEPS, SLOW_SAVE)
     child.wait_for("resumed")
     child.send(signal.SIGINT).wait_for("saving")
     before = time.monotonic()
@@ -236,9 +253,9 @@ def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(undisturbed, start, tmp_pat
 
     child = start(STEPS)
     assert child.end() == 0, child.errors
-    assert rows(folder) == rows(undisturbed[0])
-    assert same_model(folder, undisturbed[0])
-    assert saved(folder) == saved(undisturbed[0])
+    assert rows(folder) == rows(undisturbed)
+    assert same_model(folder, undisturbed)
+    assert saved(folder) == saved(undisturbed)
 
 
 @pytest.mark.parametrize("when", ["import", "compile"])
@@ -263,6 +280,7 @@ def train(workdir: Path, restart: bool = False, learning_rate: float = 1e-3, **o
     """The exit code of a run of 30 steps, or as the options say; errors as the command line reports them."""
     run = Experiment(
         model=GatedPixelCNNConfig(**MODEL),
+        data=DataConfig(**DATA),
         optimizer=OptimizerConfig(learning_rate=learning_rate),
         train=TrainConfig(**({"steps": 30} | TRAIN | options)),
         workdir=str(workdir),
@@ -295,9 +313,9 @@ def damage(path: Path, how: str) -> None:
     elif how == "truncated":
         os.truncate(path, path.stat().st_size // 2)
     else:
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 16
-        path.write_bytes(data)
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 16
+        path.write_bytes(raw)
 
 
 @pytest.mark.parametrize("how", ["one bit flipped", "truncated", "deleted"])
@@ -400,3 +418,4 @@ def test_a_full_disk_does_not_stop_the_training(thirty, tmp_path, monkeypatch, c
     assert train(tmp_path) == 0
     assert rows(tmp_path) == rows(thirty)
     assert checkpoint.list_metrics(tmp_path).keys() == {20, 30}
+    gc.collect()
