@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Integer, PRNGKeyArray
+from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 
 def group_mask(features_in: int, features_out: int, groups: int, kind: str) -> np.ndarray:
@@ -58,6 +58,15 @@ def columns(x: Float[Array, "... D"], kernel: int, axis: int) -> Float[Array, ".
     """The `kernel` neighbours c-m .. c+m of every column side by side: [..., kernel D], zeros outside."""
     m = kernel // 2
     return jnp.concatenate([shift(x, m - j, axis) for j in range(kernel)], axis=-1)
+
+
+def box_filter(image: UInt8[Array, "B H W C"], shape: tuple[int, int, int]) -> UInt8[Array, "B h w C"]:
+    """The small image of that (h, w, C): the mean of every H/h x W/w box, rounded to the nearest level, halves up; exact integers."""
+    batch, height, width, channels = image.shape
+    down, across = height // shape[0], width // shape[1]
+    boxes = image.astype(jnp.int32).reshape(batch, shape[0], down, shape[1], across, channels)
+    total, size = boxes.sum((2, 4)), down * across
+    return ((2 * total + size) // (2 * size)).astype(jnp.uint8)
 
 
 def gate(x: Float[Array, "... E"]) -> Float[Array, "... D"]:

@@ -5,6 +5,7 @@ from flax import nnx
 from jaxgen.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalBiLSTMConfig
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
+from jaxgen.models.image_transformer import ImageTransformer, ImageTransformerConfig
 from jaxgen.models.pixelcnn import PixelCNN, PixelCNNConfig
 from jaxgen.models.pixelcnn_pp import PixelCNNPP, PixelCNNPPConfig
 from jaxgen.models.row_lstm import RowLSTM, RowLSTMConfig
@@ -16,6 +17,7 @@ MODELS = {
     RowLSTMConfig: RowLSTM,
     DiagonalBiLSTMConfig: DiagonalBiLSTM,
     PixelCNNPPConfig: PixelCNNPP,
+    ImageTransformerConfig: ImageTransformer,
     VAEConfig: VAE,
     GANConfig: GAN,
 }

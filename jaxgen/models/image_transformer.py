@@ -1,0 +1,278 @@
+"""Image Transformer: self-attention over the positions generated before, within local blocks or over all of them.
+
+    p(x) = prod_i p(x_i | x_<i)  in the generation order of block_attention.py
+
+Categorical head: a position is one channel of a pixel, the channel innermost; its value k has a row in the channel's table of V vectors.
+Mixture head (discretized logistics): a position is a pixel, its vector a linear map of its C channels. At place i of the order:
+
+    q_i  = vector(x_{i-1}) + row(r_i) + column(c_i) + channel(k_i) + label(y)        x shifted right by one, so that masks are inclusive
+    a    = LN(q + drop(attention(q, memory block)))
+    a    = LN(a + drop(attention(a, encoded small image)))                           super-resolution only
+    q'   = LN(a + drop(W1 relu(W2 a + b2) + b1))
+    parameters = W q' + b after the last layer
+
+Super-resolution: an encoder of such layers, without masks and without the second attention, reads the small image; every layer of the
+decoder reads the last layer of the encoder. Where no small image is given with a true image it is that image's `box_filter`, so the
+likelihood is that of the true image given its small one.
+
+Parmar, Vaswani, Uszkoreit, Kaiser, Shazeer, Ku, Tran 2018, "Image Transformer". Departures: learned vectors for row, column and channel,
+added, where the paper joins sines and cosines; attention has an output matrix W_o, as in the authors' code.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Integer, UInt8
+
+from jaxgen.block_attention import Attention, Blocks, Memory, make_blocks
+from jaxgen.distributions import pixel_head
+from jaxgen.errors import ConfigError
+from jaxgen.layers import add_bias, box_filter, dot, dropout, normal, scale_pixels, shift, zeros
+from jaxgen.logistic_mixture import DiscretizedLogisticMixture
+from jaxgen.sampling import AutoregressiveImages, check_images
+
+
+@dataclass(frozen=True)
+class ImageTransformerConfig:
+    """Sizes of an Image Transformer; `hidden` is the inner width of the feed-forward layers, `mixtures` is for the mixture head only.
+
+    block, memory: () and () for full causal attention; (l_q,) and (l_m,) for 1-D local attention, in positions; (h_q, w_q) and (h_m, w_m)
+    for 2-D local attention, in pixels. low_resolution: (h, w, C) of the small image, whose sizes divide H and W, for super-resolution.
+    """
+
+    image_shape: tuple[int, int, int] = (8, 8, 1)
+    levels: int = 17
+    num_classes: int = 0
+    head: Literal["categorical", "mixture"] = "categorical"
+    block: tuple[int, ...] = ()
+    memory: tuple[int, ...] = ()
+    layers: int = 12
+    width: int = 512
+    heads: int = 4
+    hidden: int = 2048
+    mixtures: int = 10
+    low_resolution: tuple[int, int, int] | None = None
+    encoder_layers: int = 4
+    dropout: float = 0.3
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        height, width, channels = self.image_shape
+        if min(height, width) < 1 or channels not in (1, 3):
+            raise ConfigError("image_shape", "(H, W, C) with C = 1 or 3", self.image_shape)
+        if not 2 <= self.levels <= 256:
+            raise ConfigError("levels", "2..256", self.levels)
+        least = {"num_classes": 0, "layers": 1, "width": 1, "heads": 1, "hidden": 1, "mixtures": 1, "encoder_layers": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise ConfigError(name, f"{low} or more", getattr(self, name))
+        if self.width % self.heads:
+            raise ConfigError("width", f"a multiple of the {self.heads} heads", self.width)
+        if len(self.block) > 2 or any(size < 1 for size in self.block):
+            raise ConfigError("block", "(), (l_q,) or (h_q, w_q), all positive", self.block)
+        if len(self.memory) != len(self.block) or any(size < 0 for size in self.memory):
+            raise ConfigError("memory", f"{len(self.block)} numbers of 0 or more, one for each of block", self.memory)
+        small = self.low_resolution
+        if small is not None and (min(small) < 1 or height % small[0] or width % small[1] or small[2] != channels):
+            raise ConfigError("low_resolution", f"(h, w, {channels}) with h and w divisors of {height} and {width}", small)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError("dropout", "a number in 0..1, 1 excluded", self.dropout)
+
+
+class Norm(nnx.Module):
+    """Layer normalisation: scale (x - mean) / deviation + bias over the features, computed in float32."""
+
+    def __init__(self, width: int):
+        self.scale, self.bias = nnx.Param(jnp.ones((width,), jnp.float32)), zeros((width,))
+
+    def __call__(self, x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
+        """Normalised in the dtype of x."""
+        centred = x.astype(jnp.float32)
+        centred = centred - centred.mean(-1, keepdims=True)
+        y = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+        one = (1,) * (x.ndim - 1)
+        return (y * self.scale[...].reshape(*one, -1) + self.bias[...].reshape(*one, -1)).astype(x.dtype)
+
+
+class Layer(nnx.Module):
+    """One layer; with `source` it has the second attention."""
+
+    def __init__(self, config: ImageTransformerConfig, source: bool, rngs: nnx.Rngs):
+        width, hidden = config.width, config.hidden
+        self.attention = Attention(width, config.heads, rngs)
+        self.source = Attention(width, config.heads, rngs) if source else None
+        self.inner, self.inner_bias = normal(rngs, (width, hidden), width / 2), zeros((hidden,))
+        self.outer, self.outer_bias = normal(rngs, (hidden, width), hidden), zeros((width,))
+        self.norms = nnx.List([Norm(width) for _ in range(3 if source else 2)])
+        self.dropout = config.dropout
+
+    def after(self, x: Float[Array, "B L D"], attended: Float[Array, "B L D"], encoded=None, key=None) -> Float[Array, "B L D"]:
+        """The layer's output from its input and the output of its self-attention."""
+
+        def add(i, x, y):
+            y = dropout(y, self.dropout, jax.random.fold_in(key, i)) if key is not None and self.dropout > 0 else y
+            return self.norms[i](x + y)
+
+        a = add(0, x, attended)
+        a = add(2, a, self.source.read(a, encoded)) if self.source is not None else a
+        inner = jax.nn.relu(add_bias(dot(a, self.inner[...]), self.inner_bias[...]))
+        return add(1, a, add_bias(dot(inner, self.outer[...]), self.outer_bias[...]))
+
+
+class Embedding(nnx.Module):
+    """Vectors of values and of positions (row, column, channel), all with variance 1/4."""
+
+    def __init__(self, config: ImageTransformerConfig, image_shape: tuple[int, int, int], channelwise: bool, rngs: nnx.Rngs):
+        height, width, channels = image_shape
+        self.levels, self.channelwise = config.levels, channelwise
+        tables = (channels * config.levels, 4) if channelwise else (channels, 4 * channels)
+        self.values = normal(rngs, (tables[0], config.width), tables[1])
+        self.rows, self.columns = (normal(rngs, (size, config.width), 4) for size in (height, width))
+        self.channels = normal(rngs, (channels, config.width), 4) if channelwise else None
+
+    def of_values(self, x: UInt8[Array, "B L C"], k: Int[Any, " L"], dtype) -> Float[Array, "B L D"]:
+        """Channel k of a pixel ([B, L, 1]) by its channel's table, or whole pixels."""
+        if self.channelwise:
+            return self.values[...][x[..., 0].astype(jnp.int32) + self.levels * jnp.asarray(k)[None]].astype(dtype)
+        return dot(scale_pixels(x, self.levels, dtype), self.values[...])
+
+    def of_places(self, order: Integer[Any, "L 3"], dtype) -> Float[Array, "L D"]:
+        """The sum of the vectors of row, column and channel."""
+        y = self.rows[...][order[:, 0]] + self.columns[...][order[:, 1]]
+        return (y + self.channels[...][order[:, 2]] if self.channelwise else y).astype(dtype)
+
+
+class Condition(NamedTuple):
+    """What the network is given beside the image."""
+
+    label: Any  # int32 [B], None for an unconditional model
+    low_resolution: Any  # uint8 [B, h, w, C], None without super-resolution
+
+
+class Cache(NamedTuple):
+    """What the sampler carries; one entry a layer in each tuple."""
+
+    memories: tuple[Memory, ...]
+    encoded: tuple  # keys and values of the small image, [B, heads, S, d] each; None without
+    label: Any  # [B, 1, D]: the label's vector, or None
+
+
+def in_sequence(image: UInt8[Array, "B H W C"], order: np.ndarray, channelwise: bool) -> UInt8[Array, "B N c"]:
+    """The values at every place of the order: one channel each, or whole pixels."""
+    r, c, k = order.T
+    return image[:, r, c, k][..., None] if channelwise else image[:, r, c]
+
+
+class ImageTransformer(AutoregressiveImages):
+    """The model of this file; see `AutoregressiveImages` for its methods. `low_resolution=` goes to each of them for super-resolution."""
+
+    conditions = ("low_resolution",)
+
+    def __init__(self, config: ImageTransformerConfig, *, rngs: nnx.Rngs):
+        self.config, channels = config, config.image_shape[2]
+        mixture = DiscretizedLogisticMixture(config.levels, channels, config.mixtures)
+        self.head = pixel_head(config.levels) if config.head == "categorical" else mixture
+        self.embedding = Embedding(config, config.image_shape, self.head.channelwise, rngs)
+        self.label = normal(rngs, (config.num_classes, config.width), 4) if config.num_classes else None
+        small = config.low_resolution
+        self.layers = nnx.List([Layer(config, small is not None, rngs) for _ in range(config.layers)])
+        self.small = Embedding(config, small, self.head.channelwise, rngs) if small else None
+        self.encoder = nnx.List([Layer(config, False, rngs) for _ in range(config.encoder_layers if small else 0)])
+        self.outputs = normal(rngs, (config.width, self.head.size), config.width)
+        self.outputs_bias = zeros((self.head.size,))
+
+    @property
+    def blocks(self) -> Blocks:
+        """The generation order and its blocks."""
+        height, width, channels = self.config.image_shape
+        return make_blocks(height, width, channels if self.head.channelwise else 1, self.config.block, self.config.memory)
+
+    @property
+    def order(self) -> Int[np.ndarray, "N A"]:
+        """(r, c, k) of every place, or (r, c) for the mixture head."""
+        return self.blocks.order[:, : 2 + self.head.channelwise]
+
+    def condition(self, batch: int, label=None, image=None, low_resolution=None, **given) -> Condition:
+        """The label and the small image, checked; the small image of a true image is its box filter unless another is given."""
+        label, shape = super().condition(batch, label, image, **given), self.config.low_resolution
+        if shape is None:
+            if low_resolution is not None:
+                raise ConfigError("low_resolution", "None (the config has low_resolution=None)", list(np.shape(low_resolution)))
+            return Condition(label, None)
+        if low_resolution is None and image is None:
+            raise ConfigError("low_resolution", f"uint8 [{batch}, {', '.join(map(str, shape))}]", "None")
+        small = box_filter(image, shape) if low_resolution is None else low_resolution
+        small = jnp.broadcast_to(jnp.asarray(small), (batch, *np.shape(small))) if np.ndim(small) == 3 else small
+        small = check_images(small, shape, self.config.levels, "low_resolution")
+        if small.shape[0] != batch:
+            raise ConfigError("low_resolution", f"{batch} images", small.shape[0])
+        return Condition(label, small)
+
+    def _logits(self, image: UInt8[Array, "B H W C"], condition: Condition, key=None) -> Float[Array, "B H W ..."]:
+        blocks, dtype = self.blocks, self.config.dtype
+        keys = [None if key is None else jax.random.fold_in(key, i) for i in range(len(self.layers) + 1)]
+        sequence = in_sequence(image, blocks.order, self.head.channelwise)
+        x = shift(self.embedding.of_values(sequence, blocks.order[:, 2], dtype), 1, axis=1)
+        x = x + self.embedding.of_places(blocks.order, dtype)[None]
+        x = x if self.label is None else x + self._label_vector(condition)
+        encoded = self._encode(condition, keys[-1])
+        for layer, source, layer_key in zip(self.layers, encoded, keys[:-1], strict=True):
+            x = layer.after(x, layer.attention(x, blocks), source, layer_key)
+        in_raster_order = np.lexsort(blocks.order.T[::-1])
+        parameters = self._parameters(x)[:, in_raster_order]
+        return parameters.reshape(*image.shape[: 3 + self.head.channelwise], -1)
+
+    def _label_vector(self, condition: Condition) -> Float[Array, "B 1 D"]:
+        return self.label[...][condition.label][:, None].astype(self.config.dtype)
+
+    def _parameters(self, x: Float[Array, "B L D"]) -> Float[Array, "B L P"]:
+        return add_bias(dot(x, self.outputs[...]).astype(jnp.float32), self.outputs_bias[...])
+
+    def _encode(self, condition: Condition, key=None) -> tuple:
+        """The keys and values that every layer reads of the small image; None without one."""
+        if self.small is None:
+            return (None,) * len(self.layers)
+        depth = self.config.image_shape[2] if self.head.channelwise else 1
+        order = make_blocks(*self.config.low_resolution[:2], depth, (), ()).order
+        sequence, dtype = in_sequence(condition.low_resolution, order, self.head.channelwise), self.config.dtype
+        x = self.small.of_values(sequence, order[:, 2], dtype) + self.small.of_places(order, dtype)[None]
+        for i, layer in enumerate(self.encoder):
+            x = layer.after(x, layer.attention.read(x, layer.attention.encode(x)), key=None if key is None else jax.random.fold_in(key, i))
+        return tuple(layer.source.encode(x) for layer in self.layers)
+
+    # The same network, one place of the generation order at a time.
+
+    def init_cache(self, n: int, condition: Condition) -> Cache:
+        """The cache of n images before anything is drawn."""
+        memories = tuple(layer.attention.init_memory(n, self.blocks, self.config.dtype) for layer in self.layers)
+        return Cache(memories, self._encode(condition), None if self.label is None else self._label_vector(condition))
+
+    def step(self, cache: Cache, previous: UInt8[Array, "B c"], i) -> tuple[Cache, Float[Array, "B P"]]:
+        """Parameters of place i, given what was drawn at place i-1 (ignored at place 0): one channel, or a whole pixel."""
+        blocks, dtype = self.blocks, self.config.dtype
+        order, slot = jnp.asarray(blocks.order), jnp.asarray(blocks.slot)[i]
+        x = self.embedding.of_values(previous[:, None], order[i - 1, 2][None], dtype) * (i > 0).astype(dtype)
+        x = x + self.embedding.of_places(order[i][None], dtype)[None]
+        x = x if cache.label is None else x + cache.label
+        memories = []
+        for layer, memory, source in zip(self.layers, self._begin_block(cache.memories, i), cache.encoded, strict=True):
+            memory, attended = layer.attention.step(x[:, 0], memory, slot, i)
+            x = layer.after(x, attended[:, None], source)
+            memories.append(memory)
+        return cache._replace(memories=tuple(memories)), self._parameters(x)[:, 0]
+
+    def _begin_block(self, memories: tuple[Memory, ...], i) -> tuple[Memory, ...]:
+        """At the first place of a block, the memories hold what was generated of its memory block."""
+        blocks = self.blocks
+        if len(blocks.query) == 1:
+            return memories
+        block = jnp.asarray(blocks.number)[i]
+        places, begins = jnp.asarray(blocks.memory)[block], i == jnp.asarray(blocks.query)[block, 0]
+        gather = lambda: tuple(memory.gather(places) for memory in memories)  # noqa: E731  (two short branches side by side)
+        keep = lambda: tuple((memory.keys, memory.values) for memory in memories)  # noqa: E731
+        gathered = jax.lax.cond(begins, gather, keep)
+        return tuple(memory._replace(keys=k, values=v) for memory, (k, v) in zip(memories, gathered, strict=True))
