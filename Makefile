@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 KILLS ?= 30
+# Half of the suite's time is XLA compiling on one core; a file stays with one worker, which compiles its programs once.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 # Installed once for each version of Python: another one starts the environment anew.
@@ -42,7 +44,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
