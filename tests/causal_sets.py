@@ -88,9 +88,10 @@ def diagonal_states(gates, before: int) -> np.ndarray:
 def diagonal_bilstm(config) -> np.ndarray:
     """diagonal_bilstm.py"""
     y = first_layer(config)
-    for _ in range(config.layers):
+    for layer in range(config.layers):
         gates = convolution(y, 1, "B", 0)
-        left, right = diagonal_states(gates, -1), diagonal_states(gates, 1)
+        pixel = inputs_of(config).any(2, keepdims=True) if layer == 0 else np.zeros_like(gates)
+        left, right = diagonal_states(gates, -1), diagonal_states(gates | pixel, 1)
         left[1:] |= right[:-1]  # the right-hand branch, one row down
         y |= convolution(left, 1, "B", 0)
     return as_outputs(config, y)
@@ -143,3 +144,49 @@ def pixelcnn_pp(config) -> np.ndarray:
     ul[:, 1:] |= taps(x, 2, 0, 0)[:, :-1]
     height, width, channels = config.image_shape
     return level(u, ul, 0)[1].reshape(height, width, 1, height, width, channels)
+
+
+def image_transformer_order(config) -> list:
+    """The places (r, c, k) of image_transformer.py in generation order; k = 0 where a place is a pixel."""
+    height, width, channels = config.image_shape
+    depth = channels if config.head == "categorical" else 1
+    places = [(r, c, k) for r in range(height) for c in range(width) for k in range(depth)]
+    return sorted(places, key=lambda place: (image_transformer_block(config, place), place))
+
+
+def image_transformer_block(config, place) -> tuple:
+    """Block row and block column of a place; for 1-D blocks the index along the raster order."""
+    r, c, k = place
+    depth = config.image_shape[2] if config.head == "categorical" else 1
+    if len(config.block) == 2:
+        return r // config.block[0], c // config.block[1]
+    return (((r * config.image_shape[1] + c) * depth + k) // config.block[0],) if config.block else ()
+
+
+def image_transformer_remembers(config, query, key) -> bool:
+    """Whether the memory block of the query's block holds the key."""
+    block = image_transformer_block(config, query)
+    if len(config.block) == 2:
+        (h, w), (above, beside) = config.block, config.memory
+        (r, c, _), top, left = key, block[0] * h, block[1] * w
+        return top - above <= r < top + h and left - beside <= c < left + w + beside
+    if not config.block:
+        return True
+    order = image_transformer_order(config)
+    return order.index(key) >= block[0] * config.block[0] - config.memory[0]
+
+
+def image_transformer(config) -> np.ndarray:
+    """image_transformer.py; bool [H, W, C or 1, H, W, C]."""
+    order, (height, width, channels) = image_transformer_order(config), config.image_shape
+    inputs = np.eye(height * width * channels, dtype=bool).reshape(height, width, channels, -1)
+    read = np.array([[j <= i and image_transformer_remembers(config, a, b) for j, b in enumerate(order)] for i, a in enumerate(order)])
+    x = np.zeros((len(order), inputs.shape[-1]), bool)
+    for i, (r, c, k) in enumerate(order[:-1]):  # shifted right by one
+        x[i + 1] = inputs[r, c, k] if config.head == "categorical" else inputs[r, c].any(0)
+    for _ in range(config.layers):
+        x = (read.astype(int) @ x) > 0
+    out = np.zeros((height, width, max(place[2] for place in order) + 1, x.shape[1]), bool)
+    for place, seen in zip(order, x, strict=True):
+        out[place] = seen
+    return out.reshape(*out.shape[:3], height, width, channels)

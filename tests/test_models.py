@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import causal_sets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,15 @@ from flax import nnx
 from scipy.stats import chisquare
 
 from jaxgen.errors import ConfigError
-from jaxgen.models import MODELS, GatedPixelCNNConfig
+from jaxgen.models import (
+    MODELS,
+    DiagonalBiLSTMConfig,
+    GatedPixelCNNConfig,
+    ImageTransformerConfig,
+    PixelCNNConfig,
+    PixelCNNPPConfig,
+    RowLSTMConfig,
+)
 from jaxgen.sampling import METHODS
 from jaxgen.sharding import make_mesh
 from jaxgen.training import OptimizerConfig, init_state, make_optimizer, make_train_step
@@ -69,6 +78,8 @@ class Entry:
     whole_past: dict | None  # sizes at which a 5x5 image has no blind spot; None for a model that has one
     edges: tuple[dict, ...] = ()
     full_sizes: tuple[tuple[dict, int], ...] = field(default=())  # (config, number of parameters)
+    learning_rate: float = 0.1  # of the one training step, and
+    noise: float = 0.3  # on every weight after it: large values make a deep network of ReLUs too sharp for these tests
 
     def make(self, image_shape, levels=4, num_classes=0, **sizes):
         """The config."""
@@ -86,6 +97,80 @@ def gated_pixelcnn_parameters(layers: int, width: int, input_kernel: int, head_w
     return first + layers * other - (width * width + width) + head  # the last layer has no residual
 
 
+def pixel_recurrent_parameters(layer: Callable[[int], int], image_shape, levels: int, layers: int, width: int, head_width: int) -> int:
+    """Weights and biases of PixelCNN, Row LSTM and Diagonal BiLSTM with a 7 x 7 first layer; `layer(h)` counts one layer."""
+    channels, outputs = image_shape[2], image_shape[2] * (1 if levels == 2 else levels)
+    taps = 24 * channels + (channels if channels > 1 else 0)  # the centre of mask A is there only between channels
+    head = 2 * width * head_width + head_width + head_width * outputs + outputs
+    pixels = channels * 4 * width if layer is diagonal_bilstm_layer else 0  # x itself, to the first right branch
+    return taps * 2 * width + 2 * width + layers * layer(width) + pixels + head
+
+
+def pixelcnn_layer(h: int) -> int:
+    return 2 * h * h + h + 5 * h * h + h + 2 * h * h + 2 * h
+
+
+def row_lstm_layer(h: int) -> int:
+    return 2 * 2 * h * 4 * h + 4 * h + 3 * h * 4 * h + 2 * h * h + 2 * h
+
+
+def diagonal_bilstm_layer(h: int) -> int:
+    return 2 * (2 * h * 4 * h + 4 * h + 2 * h * 4 * h) + 2 * h * h + 2 * h
+
+
+def pixel_recurrent_sizes(layer: Callable[[int], int], *sizes: tuple[int, int]) -> tuple[tuple[dict, int], ...]:
+    """CIFAR-10 and MNIST sizes, (layers, width) each, with their numbers of parameters."""
+    shapes = [((32, 32, 3), 256, 1026), ((28, 28, 1), 2, 32)]
+    fields = [
+        {"image_shape": shape, "levels": levels, "head_width": head, "layers": layers, "width": width}
+        for (shape, levels, head), (layers, width) in zip(shapes, sizes, strict=True)
+    ]
+    return tuple((sizes, pixel_recurrent_parameters(layer, **sizes)) for sizes in fields)
+
+
+def pixelcnn_pp_parameters(image_shape, levels: int, width: int, resnets: int = 5, resolutions: int = 3, mixtures: int = 10) -> int:
+    """Directions, gains and biases of an unconditional PixelCNN++."""
+
+    def conv(rows: int, columns: int, features_in: int, features_out: int) -> int:
+        return (rows * columns * features_in + 2) * features_out
+
+    two, channels = 2 * width, image_shape[2] + 1
+    ends = conv(2, 3, channels, width) + conv(1, 3, channels, width) + conv(2, 1, channels, width)
+    ends += conv(1, 1, width, mixtures * {1: 3, 3: 10}[image_shape[2]])
+    both = sum(conv(2, columns, two, width) + conv(2, columns, two, two) for columns in (3, 2))
+    down, up = both + conv(1, 1, two, width), both + conv(1, 1, two, width) + conv(1, 1, 2 * two, width)
+    between = 2 * (conv(2, 3, width, width) + conv(2, 2, width, width))
+    return ends + resolutions * resnets * (down + up) + (resolutions - 1) * (up + between)
+
+
+def image_transformer_parameters(image_shape, levels, head, layers, width, hidden, **_) -> int:
+    """Weights and biases of an unconditional Image Transformer: four square matrices, feed-forward and two norms a layer."""
+    layer = 4 * width * width + 2 * width * hidden + hidden + width + 4 * width
+    height, columns, channels = image_shape
+    places = height + columns + (channels if head == "categorical" else 0)
+    outputs = (1 if levels == 2 else levels) if head == "categorical" else {1: 30, 3: 100}[channels]
+    vectors = channels * levels if head == "categorical" else channels
+    return layers * layer + (places + vectors) * width + outputs * (width + 1)
+
+
+IMAGE_TRANSFORMER_SIZES = [
+    {
+        "image_shape": (32, 32, 3),
+        "levels": 256,
+        "head": "categorical",
+        "layers": 12,
+        "width": 512,
+        "heads": 4,
+        "hidden": 2048,
+        "block": (256,),
+    },
+    {"image_shape": (32, 32, 3), "levels": 256, "head": "mixture", "layers": 12, "width": 256, "heads": 8, "hidden": 512, "block": (8, 32)},
+    {"image_shape": (28, 28, 1), "levels": 2, "head": "categorical", "layers": 8, "width": 64, "heads": 2, "hidden": 256, "block": ()},
+]
+PIXELCNN_PP_SIZES = [
+    {"image_shape": (32, 32, 3), "levels": 256, "width": 192},
+    {"image_shape": (28, 28, 1), "levels": 2, "width": 64},
+]
 COMPARISON = {"image_shape": (28, 28, 1), "levels": 2, "layers": 10, "width": 128, "input_kernel": 7, "kernel": 3, "head_width": 32}
 
 TABLE = [
@@ -97,6 +182,53 @@ TABLE = [
         whole_past={"input_kernel": 7, "layers": 1},
         edges=({"input_kernel": 1, "kernel": 1}, {"input_kernel": 5, "layers": 0}, {"factorized": True, "kernel": 5, "input_kernel": 1}),
         full_sizes=tuple(({**COMPARISON, "factorized": f}, gated_pixelcnn_parameters(10, 128, 7, 32, 1, f)) for f in (True, False)),
+    ),
+    Entry(
+        "pixelcnn",
+        PixelCNNConfig,
+        {"layers": 2, "width": 24, "head_width": 48, "input_kernel": 3},
+        causal_sets.pixelcnn,
+        whole_past=None,
+        edges=({"input_kernel": 7, "layers": 1},),
+        full_sizes=pixel_recurrent_sizes(pixelcnn_layer, (15, 129), (15, 16)),
+        learning_rate=0.01,
+        noise=0.15,
+    ),
+    Entry(
+        "row_lstm",
+        RowLSTMConfig,
+        {"layers": 2, "width": 12, "head_width": 48, "input_kernel": 3, "kernel": 3},
+        causal_sets.row_lstm,
+        whole_past=None,
+        edges=({"kernel": 5, "layers": 1},),
+        full_sizes=pixel_recurrent_sizes(row_lstm_layer, (12, 129), (7, 16)),
+    ),
+    Entry(
+        "diagonal_bilstm",
+        DiagonalBiLSTMConfig,
+        {"layers": 1, "width": 12, "head_width": 48, "input_kernel": 3},
+        causal_sets.diagonal_bilstm,
+        whole_past={},
+        edges=({"layers": 2, "input_kernel": 5},),
+        full_sizes=pixel_recurrent_sizes(diagonal_bilstm_layer, (12, 129), (7, 16)),
+    ),
+    Entry(
+        "pixelcnn_pp",
+        PixelCNNPPConfig,
+        {"width": 6, "resnets": 1, "resolutions": 2, "mixtures": 2, "dropout": 0.0},
+        causal_sets.pixelcnn_pp,
+        whole_past={},
+        edges=({"resolutions": 1}, {"resolutions": 3}),
+        full_sizes=tuple((sizes, pixelcnn_pp_parameters(**sizes)) for sizes in PIXELCNN_PP_SIZES),
+    ),
+    Entry(
+        "image_transformer",
+        ImageTransformerConfig,
+        {"layers": 2, "width": 12, "heads": 2, "hidden": 16, "block": (7,), "memory": (5,), "mixtures": 2, "dropout": 0.0},
+        causal_sets.image_transformer,
+        whole_past={"layers": 1, "block": (), "memory": ()},
+        edges=({"head": "mixture"}, {"layers": 1, "block": (), "memory": ()}),
+        full_sizes=tuple(({**sizes, "memory": sizes["block"]}, image_transformer_parameters(**sizes)) for sizes in IMAGE_TRANSFORMER_SIZES),
     ),
 ]
 
@@ -113,10 +245,10 @@ def labels_of(n: int, config):
     return jnp.arange(n, dtype=jnp.int32) % config.num_classes if config.num_classes else None
 
 
-def trained(config, noise: float = 0.3):
+def trained(config, learning_rate: float, noise: float):
     """The model after a step of AdamW, with noise on every weight, masked ones included: nothing vanishes, nothing is special."""
     model = MODELS[type(config)](config, rngs=nnx.Rngs(0))
-    optimizer, mesh = make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.1), steps=1), make_mesh()
+    optimizer, mesh = make_optimizer(OptimizerConfig(learning_rate=learning_rate, weight_decay=0.1), steps=1), make_mesh()
     batch = {"image": images_of(1, 4, config), "label": labels_of(4, config)}
     if not config.num_classes:
         del batch["label"]
@@ -124,19 +256,21 @@ def trained(config, noise: float = 0.3):
     assert metrics["finite"] == 1
     graph, params, rest = nnx.split(state.model, nnx.Param, ...)
     leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    leaves = [p + noise * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    # One draw for all: every shape of its own would be compiled.
+    ends = np.cumsum([p.size for p in leaves])
+    drawn = np.split(np.asarray(noise * jax.random.normal(jax.random.key(3), (ends[-1],))), ends[:-1])
+    leaves = [p + more.reshape(p.shape) for p, more in zip(leaves, drawn, strict=True)]
     return nnx.merge(graph, jax.tree.unflatten(tree, leaves), rest)
 
 
 @lru_cache(maxsize=16)
-def _made(config):
-    return trained(config)
+def _made(config, learning_rate, noise):
+    return trained(config, learning_rate, noise)
 
 
 def make(entry: Entry, image_shape, **sizes):
     """A trained model; the arrays are shared between the tests, which do not change them."""
-    return _made(entry.make(image_shape, **sizes))
+    return _made(entry.make(image_shape, **sizes), entry.learning_rate, entry.noise)
 
 
 @jax.jit
@@ -155,7 +289,8 @@ def log_prob(model, image, label=None):
 def seen_inputs(model, image, label=None):
     """Bool [H, W, K, inputs]: which inputs change the parameters of which output, over a batch of random images.
 
-    Every image of the batch is changed at one input at a time. The same program computes both sides, so that equal means equal bits.
+    Every image of the batch is changed at one input at a time, and once at none: the same program computes both sides, so that equal means
+    equal bits.
     """
     config = model.config
     height, width, _ = config.image_shape
@@ -166,9 +301,10 @@ def seen_inputs(model, image, label=None):
     def changed(i):
         hot = (jnp.arange(image[0].size) == i).reshape(1, *image.shape[1:])
         other = jnp.uint8(config.levels - 1) - image
-        return (parameters(jnp.where(hot, other, image)) != parameters(image)).any((0, -1))
+        return parameters(jnp.where(hot, other, image))
 
-    return jnp.moveaxis(jax.lax.map(changed, jnp.arange(image[0].size)), 0, -1)
+    outputs = jax.lax.map(changed, jnp.arange(image[0].size + 1))
+    return jnp.moveaxis((outputs[:-1] != outputs[-1:]).any((1, -1)), 0, -1)
 
 
 def check_dependencies(entry: Entry, image_shape, label=None, **sizes):
@@ -239,10 +375,28 @@ def test_probabilities_sum_to_one_and_draws_follow_them(entry, image_shape):
     assert chisquare(observed[keep], expected[keep] * observed[keep].sum() / expected[keep].sum()).pvalue > 1e-4
 
 
+def place_by_place(model, image, condition):
+    """The same for a model with an order of its own."""
+    order, channels = model.order, image.shape[3]
+    values = jnp.stack([image[:, *place[:2]] if len(place) == 2 else image[:, *place][:, None] for place in order])  # [N, B, C or 1]
+
+    def step(carry, inputs):
+        cache, previous = carry
+        cache, parameters = model.step(cache, previous, inputs[0])
+        return (cache, inputs[1]), parameters
+
+    start = model.init_cache(image.shape[0], condition), jnp.full_like(values[0], channels)
+    _, parameters = jax.lax.scan(step, start, (jnp.arange(len(order)), values))
+    raster = np.lexsort(order.T[::-1])
+    return parameters.swapaxes(0, 1)[:, raster].reshape(*image.shape[: 1 + order.shape[1]], -1)
+
+
 @jax.jit
 def step_by_step(model, image, label=None):
     """The parameters of every position from the cached form, given the true pixels: [B, H, W, C, P], or [B, H, W, P]."""
     batch, height, width, channels = image.shape
+    if model.order is not None:
+        return place_by_place(model, image, model.condition(batch, label, image))
     rows = image.transpose(1, 2, 0, 3)  # [H, W, B, C]
 
     def pixel(carry, inputs):
@@ -359,8 +513,8 @@ def test_low_temperature_is_greedy(entry):
     model = make(entry, **CASES["grey"])
     one, two = (np.asarray(model.sample(jax.random.key(key), 4, temperature=1e-5)) for key in (0, 1))
     np.testing.assert_array_equal(one, two)
-    logits = np.asarray(full_pass(model, jnp.asarray(one)))
-    np.testing.assert_array_equal(one, logits[..., 0] > 0)
+    parameters, no_noise = full_pass(model, jnp.asarray(one)), 0 * model.head.noise(jax.random.key(0), one.shape)
+    np.testing.assert_array_equal(one, model.head.sample(parameters, no_noise))
 
 
 @every_model

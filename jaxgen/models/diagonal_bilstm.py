@@ -12,7 +12,9 @@ With h = width, x scaled to [-1, 1], zeros outside the image, s_l for the states
     logits         = conv1x1_B(relu(conv1x1_B(relu(y))))                                          2h -> head_width -> outputs
 
 States and cells outside the image are zero. The right branch sees the right of its own row, so it is shifted down by one row: together the
-branches see all of the raster past. A label adds the embedding of its class to the gates. The forget gates' biases begin at 1.
+branches see all of the raster past. (In the first layer the right branch also reads x[i,j], all channels: mask A hides a pixel from its own
+features, and the last pixel of a row has none to its right that would see it, so the row below would miss it.) A label adds the embedding
+of its class to the gates. The forget gates' biases begin at 1.
 
 The whole image: `skew` puts the pixels of a diagonal into one column, S[i, i+j] = X[i,j]; then K_0 and K_1 are a 2 x 1 convolution of the
 previous column, and one scan over W + H - 1 columns computes both branches (the right one on the image flipped left to right).
@@ -21,7 +23,8 @@ Sampling: `begin_row` computes K_1 s_l for all columns and the right branch of t
 computes the left branch of one pixel.
 
 van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.2, 3.3, 3.4 and table 1.
-Departures: the widths are multiples of C (the paper's 128 is not one of 3: use 129); Adam instead of RMSProp in the experiments.
+Departures: x[i,j] in the first right branch, without which the last column has a blind spot; the widths are multiples of C (the paper's
+128 is not one of 3: use 129); Adam instead of RMSProp in the experiments.
 """
 
 from dataclasses import dataclass
@@ -115,18 +118,22 @@ class DiagonalLayer(nnx.Module):
         states = jax.lax.scan(diagonal, (nothing, nothing.astype(jnp.float32)), steps)[1]
         return unskew(states.transpose(2, 0, 3, 1, 4))
 
-    def __call__(self, y: Float[Array, "B H W E"], label_bias) -> Float[Array, "B H W E"]:
-        """The whole image; `label_bias` [B, 8h] or [] is added to the gates."""
+    def __call__(self, y: Float[Array, "B H W E"], label_bias, to_right=None) -> Float[Array, "B H W E"]:
+        """The whole image; `label_bias` [B, 8h] or [] is added to the gates, `to_right` [B, H, W, 4h] to those of the right branch."""
         gates = add_label(self.input(y), label_bias).transpose(1, 2, 0, 3)
         left, right = jnp.split(gates, 2, axis=-1)
+        if to_right is not None:
+            right = right + to_right.transpose(1, 2, 0, 3)
         states = self.states(jnp.stack([left, right[:, ::-1]], axis=3))
         both = states[..., 0, :] + shift(states[:, ::-1, :, 1], 1, axis=0)
         return y + self.out(both.transpose(2, 0, 1, 3))
 
-    def right_row(self, y: Float[Array, "W B E"], above: Float[Array, "W B D"], bias: Float[Array, "..."]) -> Float[Array, "W B D"]:
+    def right_row(self, y: Float[Array, "W B E"], above: Float[Array, "W B D"], bias, to_right=None) -> Float[Array, "W B D"]:
         """The right branch's states of one finished row, given its inputs and the states of the row above; bias [4h] or [B, 4h]."""
         (beside, down), four = jnp.split(self.state[...][1].astype(y.dtype), 2), self.state.shape[2]
         gates = add_bias(dot(y, self.input.masked()[:, four:]) + dot(above, down), bias)
+        if to_right is not None:
+            gates = gates + to_right
 
         def pixel(carry, gates):
             state, cell = carry
@@ -180,6 +187,7 @@ class DiagonalBiLSTM(AutoregressiveImages):
         width, channels = config.width, config.image_shape[2]
         self.input = MaskedConv(channels, 2 * width, config.input_kernel, "A", channels, rngs)
         self.layers = nnx.List([DiagonalLayer(config, rngs) for _ in range(config.layers)])
+        self.pixels = normal(rngs, (channels, 4 * width), channels)
         self.output = OutputLayers(2 * width, config.head_width, self.head.size, channels, rngs)
         # One row a class: the biases of every layer's gates.
         self.embedding = normal(rngs, (config.num_classes, config.layers * 8 * width), 1.0) if config.num_classes else None
@@ -187,11 +195,16 @@ class DiagonalBiLSTM(AutoregressiveImages):
     def _label_biases(self, label) -> list:
         return label_biases(self.embedding, label, (8 * self.config.width,) * self.config.layers)
 
+    def _to_right(self, x) -> list:
+        """What the pixels themselves add to the right branch's gates, for every layer: the first one only."""
+        return [dot(x, self.pixels[...])] + [None] * (self.config.layers - 1)
+
     def _logits(self, image: UInt8[Array, "B H W C"], label, key=None) -> Float[Array, "B H W C P"]:
         del key  # no dropout
-        y = self.input(scale_pixels(image, self.config.levels, self.config.dtype))
-        for layer, bias in zip(self.layers, self._label_biases(label), strict=True):
-            y = layer(y, bias)
+        x = scale_pixels(image, self.config.levels, self.config.dtype)
+        y = self.input(x)
+        for layer, bias, to_right in zip(self.layers, self._label_biases(label), self._to_right(x), strict=True):
+            y = layer(y, bias, to_right)
         return self.output(y)
 
     # The same network, one row and one pixel at a time.
@@ -222,12 +235,12 @@ class DiagonalBiLSTM(AutoregressiveImages):
         """Prepare row r once row r-1 is finished: its right branch and what its left one contributes; nothing is above row 0."""
         x = scale_pixels(finished_row.swapaxes(0, 1), self.config.levels, self.config.dtype)
         above, right, from_right = [], [], []
-        for i, (layer, packed, bias) in enumerate(zip(self.layers, cache.packed, cache.bias, strict=True)):
+        for i, (layer, packed, bias, to_right) in enumerate(zip(self.layers, cache.packed, cache.bias, self._to_right(x), strict=True)):
             of_left, of_right = jnp.split(bias, 2, axis=-1)
             above.append(add_bias(dot(cache.left[:, i], packed.down), of_left))
-            state = layer.right_row(cache.inputs[:, i], cache.right[:, i], of_right) * (r > 0).astype(x.dtype)
-            right.append(state)
-            from_right.append(layer.out(state))
+            state = layer.right_row(cache.inputs[:, i], cache.right[:, i], of_right, to_right)
+            right.append(state * (r > 0).astype(x.dtype))
+            from_right.append(layer.out(right[-1]))
         window = self.input.begin_row(cache.window, x, r, self.input.bias[...])
         above, right, from_right = (jnp.stack(rows, axis=1) for rows in (above, right, from_right))
         cell, waiting = jnp.zeros_like(cache.cell), jnp.zeros_like(cache.waiting)
