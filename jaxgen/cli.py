@@ -6,7 +6,6 @@ jaxgen evaluate | sample | complete | bench | show  RUN
 """
 
 import argparse
-import dataclasses
 import difflib
 import inspect
 import json
@@ -114,12 +113,13 @@ class _Parser(argparse.ArgumentParser):
     """argparse whose errors are ours: one line, exit code 2, the nearest option."""
 
     def error(self, message: str):
+        message = re.sub(r"(?<=choose from ).*", lambda choices: choices[0].replace("'", ""), message)  # later versions of Python have no quotes
         kinds = (
-            (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", lambda name, got, known: (name, f"one of {known}", got)),
-            (r"argument (\S+): invalid (.*) value: (.*)", lambda name, kind, got: (name, f"a value of type {kind}", got)),
+            (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", lambda name, got, all: (name, f"one of {all}", got)),
+            (r"argument (\S+): invalid (.*) value: (.*)", lambda name, kind, got: (name, f"one {kind}", got)),
             (r"argument (\S+): expected one argument", lambda name: (name, "a value", "nothing")),
             (r"the following arguments are required: (\S+)", lambda name: (name, "a run directory", "nothing")),
-            (r"unrecognized arguments: (--[^\s=]+).*", lambda name: (name, "a known option", "an unknown one", self._nearest(name))),
+            (r"unrecognized arguments: (--[^\s=]+).*", self._unknown),
             (r"unrecognized arguments: (.*)", lambda words: (self.prog, "one run directory and options", repr(words))),
         )
         for pattern, facts in kinds:
@@ -127,10 +127,10 @@ class _Parser(argparse.ArgumentParser):
                 raise ConfigError(*facts(*found.groups()))
         raise ConfigError(self.prog, "the options that --help lists", message)
 
-    def _nearest(self, name: str) -> str:
+    def _unknown(self, name: str) -> tuple[str, str, str, str]:
         names = [option for action in self._actions for option in action.option_strings]
         close = difflib.get_close_matches(name, names, n=1)
-        return f"did you mean {close[0]}?" if close else "see --help"
+        return name, "a known option", "an unknown one", f"did you mean {close[0]}?" if close else "see --help"
 
 
 def _positive(text: str) -> int:
@@ -139,7 +139,7 @@ def _positive(text: str) -> int:
     return value
 
 
-_positive.__name__ = "positive int"  # argparse says "invalid positive int value: '0'"
+_positive.__name__ = "positive integer"  # argparse says "invalid positive integer value: '0'"
 
 
 def _parse(name: str, words: Sequence[str]) -> argparse.Namespace:
@@ -182,7 +182,7 @@ def train_command(words: list[str]) -> int:
         raise ConfigError("MODEL", "one of " + ", ".join(names), name, f"did you mean {close[0]}?" if close else "")
     experiment = Experiment(names[name](), workdir=f"runs/{name}")
     if not {"-h", "--help", "--dry-run"} & set(words):
-        experiment = _sized_by_data(experiment, words)
+        words = _sizes_of_data(experiment, words) + words
     about = f"Train {name}; the image shape and the levels come from the data unless given."
     return run(experiment, words, f"jaxgen train {name}", about, ("--dry-run", "--restart", "--debug"))
 
@@ -192,13 +192,13 @@ def module_name(model: type) -> str:
     return model.__module__.rpartition(".")[2]
 
 
-def _sized_by_data(experiment: Experiment, words: list[str]) -> Experiment:
-    """The default model with the image shape and the levels of the data set that the command line names."""
-    wanted = {name for name in ("image_shape", "levels") if not any(word.partition("=")[0] == f"--model.{name}" for word in words)}
+def _sizes_of_data(experiment: Experiment, words: list[str]) -> list[str]:
+    """--model.image_shape and --model.levels of the data set that the command line names, where they are not given."""
+    given = {word.partition("=")[0] for word in words}
     data_words = [word for option in _options(words) if option[0].startswith("--data.") for word in option]
     dataset = config.parse(experiment, data_words).data.load("train")
-    sizes = {name: getattr(dataset, name) for name in wanted}
-    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **sizes))
+    sizes = {"--model.image_shape": ",".join(map(str, dataset.image_shape)), "--model.levels": dataset.levels}
+    return [f"{name}={value}" for name, value in sizes.items() if name not in given]
 
 
 def _options(words: list[str]) -> list[list[str]]:
@@ -236,7 +236,7 @@ def sample(options: argparse.Namespace) -> int:
         seconds.append(time.perf_counter() - start)
     out = options.out or epath.Path(options.run) / "samples.png"
     write_grid(out, samples, model)
-    print(f"{options.n} samples, {options.n / seconds[1]:.4g} images/s ({max(seconds[0] - seconds[1], 0):.1f} s to compile): {out}")
+    print(f"{options.n} samples, {options.n / seconds[1]:.1f} images/s ({max(seconds[0] - seconds[1], 0):.1f} s to compile): {out}")
     return 0
 
 
@@ -256,9 +256,9 @@ def complete(options: argparse.Namespace) -> int:
 def _sampler_options(model, options: argparse.Namespace, **defaults) -> dict:
     """The options of the sampler that differ from their defaults; an error where the model's sampler has no such option."""
     given = {name: getattr(options, name) for name, default in defaults.items() if getattr(options, name) != default}
-    for name, value in given.items():
+    for name in given:
         if not has(model, name):
-            raise ConfigError(f"--{name}", f"nothing, since {type(model).__name__} has no {name}", value)
+            raise ConfigError(f"--{name}", "a model whose sampler takes it", type(model).__name__)
     return given
 
 
@@ -273,7 +273,7 @@ def show(options: argparse.Namespace) -> int:
     print(json.dumps(config.to_json(experiment), indent=2))
     print(f"parameters  {sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))):,}")
     for step, metrics in checkpoint.list_metrics(options.run).items():
-        print(f"step {step:>8}  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if value is not None))
+        print(f"step {step:>8}  " + "  ".join(f"{name} {value:.6g}" for name, value in metrics.items() if value is not None))
     return 0
 
 

@@ -1,0 +1,336 @@
+"""The command line: what goes wrong is one line that a newcomer can act on, and what goes right is what the library computes."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxgen
+from jaxgen import benchmark, cli, config, data, evaluation, experiment, training
+from jaxgen.__main__ import main
+from jaxgen.experiment import Experiment
+from jaxgen.models import MODELS, GANConfig, GatedPixelCNNConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+GATED = ["train", "gated_pixelcnn", "--model.width=6", "--model.layers=1", "--model.head_width=8"]
+SHORT = ["--train.steps=4", "--train.eval_every=2", "--train.batch_size=16"]
+
+
+def run(capsys, words) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `jaxgen WORDS`, in this process."""
+    capsys.readouterr()
+    try:
+        code = main([str(word) for word in words])
+    except SystemExit as end:  # --help
+        code = end.code
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Data files and three small runs: a class-conditional Gated PixelCNN, a VAE and a GAN, all by `jaxgen train`."""
+    folder, random = tmp_path_factory.mktemp("cli"), np.random.default_rng(0)
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        pixels = random.integers(0, 2, (80, 6, 5), np.uint8)
+        np.savez("my.npz", image=pixels, label=np.arange(80) % 3)
+        grey = random.integers(0, 17, (100, 8, 8), np.uint8)
+        bad = {"ok": grey, "narrow": grey[:, :, :7], "flat": grey.reshape(100, 64), "colour": np.stack([grey] * 3, -1)}
+        bad |= {"few": grey[:20], "empty": grey[:0]}
+        bad |= {"floats": grey / 17, "high": grey.astype(int) + 300 - grey[0, 0, 0], "negative": grey.astype(int) - 1}
+        bad["hole"] = np.where(np.arange(64).reshape(8, 8) == 17, np.nan, grey)
+        for name, image in bad.items():
+            np.savez(f"{name}.npz", image=image)
+        np.savez("noimage.npz", pixels=grey)
+        np.savez("objects.npz", image=np.array([{}, {}], object))
+        Path("text.npz").write_text("not an archive")
+        Path("file").write_text("in the way")
+        players = ["--optimizer.players", "generator", "1e-3", "discriminator", "2e-3"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(benchmark, "print_methods", lambda model: None)
+            assert main([*GATED, "--data.name=my.npz", "--model.num_classes=3", *SHORT, "--workdir=gated"]) == 0
+            assert main(["train", "vae", "--model.hidden=16", "--model.latent=2", *SHORT, "--workdir=vae"]) == 0
+            assert main(["train", "gan", "--data.name=ring", "--model.hidden=16", *players, *SHORT, "--workdir=gan"]) == 0
+    finally:
+        os.chdir(here)
+    return folder
+
+
+@pytest.fixture
+def there(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return folder
+
+
+# --- What goes wrong -----------------------------------------------------------------------------------------------------------------
+
+CONFIGS = {cli.module_name(model): config_class for config_class, model in MODELS.items()}
+MODEL_NAMES = ", ".join(CONFIGS)
+UNKNOWN = "wanted a known option, got an unknown one"
+OTHER_MODEL = "checkpoint is VAEConfig, config is GatedPixelCNNConfig: choose another workdir, or start over with --restart"
+PLAYERS = "wanted a learning rate for every submodule with parameters, got ['generator']; add 'discriminator'"
+NUMBERS = "store whole numbers 0 .. levels-1 as uint8; nothing is rounded here"
+TRAIN_ERRORS = [
+    # data
+    ("--data.name=narrow.npz --model.image_shape=8,8,1", 3, "narrow.npz/train: wanted images of shape [8, 8, 1] as the model, got ..."),
+    ("--data.name=flat.npz", 3, "flat.npz:image: wanted shape [N, H, W] or [N, H, W, C] with C of 1 to 4, got [100, 64]"),
+    ("--data.name=floats.npz", 3, f"floats.npz:image: wanted dtype uint8, got float64; {NUMBERS}"),
+    ("--data.name=hole.npz", 3, f"hole.npz:image[0, 2, 1, 0]: wanted uint8, got nan (float64); {NUMBERS}"),
+    ("--data.name=high.npz", 3, "high.npz:image[0, 0, 0, 0]: wanted a value in 0..255 (8 bits), got 300"),
+    ("--data.name=negative.npz", 3, "negative.npz:image[0, ..., 0]: wanted a value in 0..255 (8 bits), got -1"),
+    ("--data.name=ok.npz --data.levels=16", 3, "ok.npz:image[0, ..., 0]: wanted a value in 0..15 (16 levels), got 16"),
+    ("--data.name=empty.npz", 3, "empty.npz:image: wanted at least one image, got 0 (the set is empty)"),
+    ("--data.name=few.npz", 3, "few.npz/train: wanted at least one batch of 64 images, got 16; batch_size=16 or less"),
+    ("--data.name=noimage.npz", 3, "noimage.npz: wanted an array named 'image', got pixels"),
+    ("--data.name=text.npz", 3, "text.npz: wanted a readable file, written by numpy.savez, got one that begins with b'not an'"),
+    ("--data.name=objects.npz", 3, "objects.npz: wanted a readable file, got ValueError: Object arrays cannot be loaded ..."),
+    ("--data.name=absent.npz", 3, "absent.npz: wanted an existing file or folder, got nothing there"),
+    ("--data.name=mnsit", 3, "mnsit: wanted digits, a TFDS set or an existing path, got ...; did you mean mnist?"),
+    ("--data.name=my.npz --model.num_classes=4", 3, "my.npz/train: wanted 4 classes as the model, got 3"),
+    ("--data.name=ok.npz --model.num_classes=4", 3, "ok.npz/train: wanted 4 classes as the model, got no labels"),
+    ("--data.name=colour.npz --model.width=8", 2, "width: wanted a positive multiple of the 3 channels, got 8"),
+    ("--data.name=ring", 2, "--model.image_shape: wanted a tuple of 3: int, int, int, got '2'; see --help"),
+    ("--data.name=", 2, "data.name: wanted digits, a TFDS name or a path, got nothing"),
+    # fields
+    ("--model.widht=8", 2, f"--model.widht: {UNKNOWN}; did you mean --model.width?"),
+    ("--optimizer.lerning_rate=1", 2, f"--optimizer.lerning_rate: {UNKNOWN}; did you mean --optimizer.learning_rate?"),
+    ("--restrat", 2, f"--restrat: {UNKNOWN}; see --help"),
+    ("--model.width=wide", 2, "--model.width: wanted int, got 'wide'; see --help"),
+    ("--model.width=8.5", 2, "--model.width: wanted int, got '8.5'; see --help"),
+    ("--model.width=__import__('os').getcwd()", 2, "--model.width: wanted int, got \"__import__('os').getcwd()\"; see --help"),
+    ("--model.width", 2, "--model.width: wanted int, got nothing; see --help"),
+    ("--model.image_shape 8 8", 2, "--model.image_shape: wanted a tuple of 3: int, int, int, got '8 8'; see --help"),
+    ("--optimizer.schedule=cosin", 2, "--optimizer.schedule: wanted 'constant' or 'cosine', got 'cosin'; see --help"),
+    ("--model.levels=1", 2, "levels: wanted 2..256, got 1"),
+    ("--optimizer.learning_rate=-1", 2, "optimizer.learning_rate: wanted a number in 0..1e+09, got -1.0"),
+    ("--optimizer.learning_rate=nan", 2, "optimizer.learning_rate: wanted a number in 0..1e+09, got nan"),
+    ("--train.batch_size=0", 2, "train.batch_size: wanted a positive integer, got 0"),
+    ("--train.fsdp=3", 2, "train.fsdp: wanted a divisor of the 1 devices, got 3; choose from [1]"),
+    # where to
+    ("--workdir=file", 2, "workdir: wanted a folder that can be written, got .../file (Not a directory)"),
+    ("--workdir=file/deeper", 2, "workdir: wanted a folder that can be written, got .../file/deeper (Not a directory)"),
+    ("--workdir=", 2, "workdir: wanted a folder, got nothing"),
+    ("--workdir=gs:/bucket", 2, "workdir: wanted a folder, or one that starts with gs:// or s3:// or az://, got gs:/bucket"),
+    ("--workdir=vae", 4, f"model: wanted a checkpoint of GatedPixelCNNConfig in .../vae, got VAEConfig; {OTHER_MODEL}"),
+]  # fmt: skip
+ERRORS = [
+    ("trian", 2, "command: wanted one of train, evaluate, sample, complete, bench, show, got 'trian'; did you mean train?"),
+    ("train", 2, f"MODEL: wanted one of {MODEL_NAMES}, got nothing"),
+    ("train gated_pixelcn", 2, f"MODEL: wanted one of {MODEL_NAMES}, got gated_pixelcn; did you mean gated_pixelcnn?"),
+    ("train --model.width 8", 2, f"MODEL: wanted one of {MODEL_NAMES}, got --model.width"),
+    ("train gan --data.name ring --optimizer.players generator 1", 2, f"optimizer.players: {PLAYERS}"),
+    ("evaluate", 2, "RUN: wanted a run directory, got nothing"),
+    ("evaluate nowhere", 4, "path: wanted a run directory with checkpoints, got nowhere; available steps: none; train first"),
+    ("show file", 4, "path: wanted a run directory with checkpoints, got file; available steps: none; train first"),
+    ("evaluate vae --step 3", 4, "step: wanted one of [2, 4], got 3"),
+    ("evaluate vae --stp 3", 2, f"--stp: {UNKNOWN}; did you mean --step?"),
+    ("evaluate vae --step three", 2, "--step: wanted one positive integer, got 'three'"),
+    ("evaluate vae --step", 2, "--step: wanted a value, got nothing"),
+    ("evaluate vae gan", 2, "jaxgen evaluate: wanted one run directory and options, got 'gan'"),
+    ("evaluate vae --split tset", 2, "--split: wanted one of train, validation, test, got 'tset'"),
+    ("sample vae --n 0", 2, "--n: wanted one positive integer, got '0'"),
+    ("sample vae --label 3", 2, "label: wanted none, since the model is not class-conditional, got 3"),
+    ("sample gated --label 3", 2, "label: wanted values in 0..2, got 3"),
+    ("sample gated --temperature -1", 2, "temperature: wanted a positive number, got -1.0"),
+    ("sample vae --temperature 0.5", 2, "--temperature: wanted a model whose sampler takes it, got VAE"),
+    ("sample gan --method naive", 2, "--method: wanted a model whose sampler takes it, got GAN"),
+    ("sample vae --n 2 --out file/a.png", 2, "--out: wanted a file that can be written, got file/a.png (...)"),
+    ("complete gan", 2, "RUN: wanted a model that can complete images, got GAN"),
+]  # fmt: skip
+
+
+def check_line(err: str, wanted: str) -> None:
+    """One line; `...` in `wanted` stands for anything."""
+    assert err.endswith("\n") and err.count("\n") == 1
+    assert re.fullmatch(re.escape(f"jaxgen: {wanted}").replace(re.escape("..."), ".*"), err[:-1]), err
+
+
+@pytest.mark.parametrize(("words", "code", "wanted"), TRAIN_ERRORS, ids=[words for words, *_ in TRAIN_ERRORS])
+def test_a_wrong_training_is_one_line(there, capsys, monkeypatch, words, code, wanted):
+    monkeypatch.setattr(training, "fit", None)  # whatever is wrong is found before the first step
+    files = set(there.rglob("*"))
+    got, out, err = run(capsys, [*GATED, "--workdir=never", *words.split(" ")])
+    check_line(err, wanted)
+    assert (got, out) == (code, "")
+    assert {path.name for path in set(there.rglob("*")) - files} <= {"never", "checkpoints", "lock"}
+
+
+@pytest.mark.parametrize(("words", "code", "wanted"), ERRORS, ids=[words for words, *_ in ERRORS])
+def test_a_wrong_command_is_one_line(there, capsys, words, code, wanted):
+    got, out, err = run(capsys, words.split(" "))
+    check_line(err, wanted)
+    assert (got, out) == (code, "")
+
+
+def test_only_debug_shows_a_traceback(there, capsys, monkeypatch):
+    code, _, err = run(capsys, ["evaluate", "nowhere", "--debug"])
+    assert code == 4 and "Traceback" in err and err.splitlines()[-1].startswith("jaxgen: path: wanted")
+
+    def bug(*_, **__):
+        raise KeyError("two\nlines")
+
+    monkeypatch.setattr(cli, "print_evaluation", bug)
+    code, _, err = run(capsys, ["evaluate", "vae"])
+    assert (code, err) == (1, "jaxgen: internal error: KeyError: 'two\\nlines'; --debug shows where\n")
+
+
+def test_another_set_in_the_same_folder_is_refused(there, capsys):
+    code, _, err = run(capsys, [*GATED, "--data.name=my.npz", *SHORT, "--workdir=gated"])
+    assert code == 2 and err.count("\n") == 1
+    assert "model.num_classes changed from 3 to 0" in err and "--restart" in err
+
+
+def test_devices_and_a_missing_library_in_processes_of_their_own(tmp_path):
+    """Eight virtual devices: the batch must divide; a dry run shows how parameters are split. A TFDS set without TensorFlow is one line."""
+    words = [
+        ["train", "vae", "--train.batch_size=12"],
+        ["train", "vae", "--train.fsdp=8", "--dry-run"],
+        ["train", "vae", "--data.name=mnist", f"--data.data_dir={tmp_path}"],
+    ]
+    program = f"import sys\nfrom jaxgen.__main__ import main\nsys.exit([main(words) for words in {words}] != [2, 0, 3])"
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    if find_spec("tensorflow"):
+        pytest.skip("TensorFlow is installed, and TFDS would start a download")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    batch, tensorflow = done.stderr.splitlines()
+    assert batch == "jaxgen: train.batch_size: wanted a multiple of the 8 devices, got 12; try 8 or 16"
+    assert re.match(r"jaxgen: mnist \(not yet prepared in .*\): wanted TensorFlow, .*, got not installed; pip install", tensorflow)
+    assert "{'data': 1, 'fsdp': 8} of 8 cpu device(s)" in done.stdout and "P('fsdp'" in done.stdout
+    assert done.returncode == 0
+
+
+# --- What goes right -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_help_lists_every_field_with_type_and_default(capsys, name):
+    code, out, err = run(capsys, ["train", name, "--help"])
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", out).split())
+    assert (code, err) == (0, "")
+    assert text.startswith(f"usage: jaxgen train {name} ") and all(flag in text for flag in ("--dry-run", "--restart", "--debug"))
+    fields = config.to_json(Experiment(CONFIGS[name](), workdir=f"runs/{name}"))
+    assert f"--workdir STR (default: runs/{name})" in text
+    for part in ("model", "data", "optimizer", "train"):
+        for field, value in fields[part].items():
+            default = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            assert field == "class" or re.search(rf"--{part}\.{field} [^()]+\(default: {re.escape(default)}\)", text), field
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample", "complete", "bench", "show", "train"])
+def test_every_command_has_help(capsys, command):
+    code, out, err = run(capsys, [command, "--help"])
+    assert (code, err) == (0, "") and out.startswith(f"usage: jaxgen {command} ")
+
+
+def test_a_dry_run_computes_nothing_and_reads_nothing(there, capsys):
+    """Parameters for 7.4 TB, and data that does not exist."""
+    files = set(there.rglob("*"))
+    words = ["train", "vae", "--model.hidden", "1000000", "900000", "--data.name=absent.npz", "--workdir=never", "--dry-run"]
+    code, out, err = run(capsys, words)
+    inner = 64 * 10**6 + 10**6 + 9 * 10**11 + 9 * 10**5 + 32 * 9 * 10**5 + 32
+    outer = 16 * 9 * 10**5 + 9 * 10**5 + 9 * 10**11 + 10**6 + 10**6 * 64 * 17 + 64 * 17
+    assert (code, err) == (0, "")
+    assert re.search(r"parameters +([\d,]+)", out)[1] == f"{inner + outer:,}"
+    assert ".features.layers[1].kernel.value" in out and "[1000000, 900000]" in out
+    assert re.search(r"state per device +([\d,.]+) MiB", out)[1] == f"{((inner + outer) * 16 + 12) / 2**20:,.1f}"
+    assert set(there.rglob("*")) == files
+
+
+def test_shape_and_levels_come_from_the_data(there):
+    model = jaxgen.load("gated").config
+    assert model == GatedPixelCNNConfig(image_shape=(6, 5, 1), levels=2, num_classes=3, layers=1, width=6, head_width=8)
+    assert jaxgen.load("gan").config == GANConfig(image_shape=(2,), levels=0, hidden=16)
+
+
+def test_evaluate_prints_what_the_evaluator_says(there, capsys):
+    code, out, err = run(capsys, ["evaluate", "gated", "--batch_size", "3"])
+    result = evaluation.evaluate(jaxgen.load("gated"), data.load("my.npz", "test"))
+    assert (code, err) == (0, "")
+    first = f"test bits_per_dim {result['bits_per_dim']:.4f} +- {result['standard_error']:.4f} (8 images)"
+    assert " ".join(out.splitlines()[0].split()) == first
+    assert re.search(r"uniform ruler +1.0000 \+- 0.0000", out) and "gaussian ruler" in out
+    code, out, _ = run(capsys, ["evaluate", "vae", "--split=validation", "--bound=importance", "--samples=3"])
+    assert re.match(r"validation bits_per_dim_bound +\d\.\d{4} \+- 0.\d{4}  \(144 images\)", out)
+    assert re.search("importance_samples +3", out)
+    code, out, _ = run(capsys, ["evaluate", "gan"])
+    assert out.startswith("test frechet_points ") and re.search("modes_covered +[0-8]\n", out) and "ruler" not in out
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_sample_draws_a_grid(there, tmp_path, capsys, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(cli, "write_grid", lambda path, images, model, mask=None: drawn.update({Path(path).stem: images}))
+
+    def sample(name, *words):
+        code, out, err = run(capsys, ["sample", "gated", "--n=6", f"--out={tmp_path / name}.png", *words])
+        assert (code, err) == (0, "") and re.match(r"6 samples, [\d.]+ images/s \([\d.]+ s to compile\): ", out)
+        return drawn[name]
+
+    first = sample("first")
+    model = jaxgen.load("gated")
+    assert first.tobytes() == np.asarray(model.sample(jax.random.key(0), 6, label=np.arange(6, dtype=np.int32) % 3)).tobytes()
+    assert first.shape == (6, 6, 5, 1) and first.dtype == np.uint8
+    assert sample("again").tobytes() == sample("naive", "--method=naive").tobytes() == first.tobytes()
+    assert sample("other", "--seed=1").tobytes() != first.tobytes()
+    ones = np.asarray(model.sample(jax.random.key(0), 6, label=np.ones(6, np.int32)))
+    assert sample("one", "--label=1").tobytes() == ones.tobytes()
+    assert sample("sharp", "--temperature=0.01").tobytes() != first.tobytes()
+
+
+def test_complete_keeps_what_is_given(there, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(experiment, "write_grid", lambda path, images, model, mask=None: drawn.append((images, mask)))
+    test = data.load("my.npz", "test").images
+    for keep in experiment.KEEP:
+        code, out, err = run(capsys, ["complete", "gated", "--n=8", f"--keep={keep}"])
+        assert (code, err) == (0, "") and f"{keep} given" in out
+        images, mask = drawn[-1]
+        given = np.repeat(test[:2], experiment.COMPLETIONS_EACH, axis=0)
+        assert (images[:, mask] == given[:, mask]).all()
+        assert (images[:, ~mask] != given[:, ~mask]).any()
+
+
+def test_pictures_and_show(there, capsys):
+    assert {f"gated/{name}.png" for name in ("samples", "completions", "curve")} <= {str(path) for path in Path("gated").glob("*.png")}
+    assert pixels("gan/samples.png").ndim == 3 and not Path("gan/completions.png").exists()
+    code, out, err = run(capsys, ["show", "gated"])
+    shown, end = json.JSONDecoder().raw_decode(out)
+    assert (code, err) == (0, "")
+    assert config.from_json([Experiment, *MODELS], shown).model == jaxgen.load("gated").config
+    count = sum(leaf.size for leaf in jax.tree.leaves(jaxgen.load("gated")))
+    assert f"parameters  {count:,}" in out[end:]
+    assert re.findall(r"step +(\d+)  bits_per_dim \d\.\d+", out[end:]) == ["2", "4"]
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (5, 4, 3), (7, 9, 1)])
+def test_known_halves(shape):
+    height, width, _ = shape
+    masks = {keep: experiment.known_mask(shape, keep) for keep in experiment.KEEP}
+    assert masks["top"][: height // 2].all() and not masks["top"][height // 2 :].any()
+    assert masks["left"][:, : width // 2].all() and not masks["left"][:, width // 2 :].any()
+    assert (masks["bottom"] == ~masks["top"]).all() and (masks["right"] == ~masks["left"]).all()
+    outside = masks["outside"]
+    assert (outside == outside[::-1]).all() and (outside == outside[:, ::-1]).all()
+    assert outside[0].all() and outside[:, 0].all() and not outside[height // 2, width // 2]
+
+
+@pytest.mark.parametrize("file", ["training", "checkpoint", "cli", "experiment", "evaluation", "report", "benchmark"])
+def test_no_branch_on_the_family_of_a_model(file):
+    """Neither a class, nor its configuration, nor its file is named in code; what a model can do is read from its methods."""
+    names = {name for config_class, model in MODELS.items() for name in (config_class.__name__, model.__name__, cli.module_name(model))}
+    tree = ast.parse((ROOT / "jaxgen" / f"{file}.py").read_text())
+    named = {getattr(node, field, None) for node in ast.walk(tree) for field in ("id", "attr", "value", "name")}
+    assert not names & {name for name in named if isinstance(name, str)}
