@@ -113,7 +113,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse whose errors are ours: one line, exit code 2, the nearest option."""
 
     def error(self, message: str):
-        message = re.sub(r"(?<=choose from ).*", lambda choices: choices[0].replace("'", ""), message)  # later versions of Python have no quotes
+        message = re.sub(r"(?<=choose from ).*", lambda choices: choices[0].replace("'", ""), message)  # Python 3.14 has no quotes
         kinds = (
             (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", lambda name, got, all: (name, f"one of {all}", got)),
             (r"argument (\S+): invalid (.*) value: (.*)", lambda name, kind, got: (name, f"one {kind}", got)),
