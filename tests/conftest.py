@@ -15,6 +15,8 @@ STRICT = {
 }
 DEFAULTS = {
     "JAX_PLATFORMS": "cpu",
+    # The programs of the tests are tiny and run once: without XLA's optimizer the suite takes half the time. 0 tests what users run.
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     # Compiling is most of the time of the suite; at the default threshold of one second almost nothing would be kept.
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
