@@ -146,6 +146,21 @@ def pixelcnn_pp(config) -> np.ndarray:
     return level(u, ul, 0)[1].reshape(height, width, 1, height, width, channels)
 
 
+def pixelsnail(config) -> np.ndarray:
+    """pixelsnail.py: whole pixels; bool [H, W, 1, H, W, C]."""
+    height, width, channels = config.image_shape
+    x = inputs_of(config).any(2, keepdims=True)
+    h = np.zeros_like(x)
+    h[1:] = taps(x, 1, 1, 1)[:-1]
+    h[:, 1:] |= taps(x, 2, 0, 0)[:, :-1]
+    for _ in range(config.blocks):
+        for _ in range(config.resnets):
+            h = h | taps(taps(h, 2, 1, 0), 2, 1, 0)
+        seen = np.logical_or.accumulate((h | x).reshape(height * width, -1))  # by the keys up to a position, its own included
+        h = h | np.concatenate([np.zeros_like(seen[:1]), seen[:-1]]).reshape(h.shape)
+    return h.reshape(height, width, 1, height, width, channels)
+
+
 def image_transformer_order(config) -> list:
     """The places (r, c, k) of image_transformer.py in generation order; k = 0 where a place is a pixel."""
     height, width, channels = config.image_shape

@@ -25,6 +25,7 @@ from jaxgen.models import (
     ImageTransformerConfig,
     PixelCNNConfig,
     PixelCNNPPConfig,
+    PixelSNAILConfig,
     RowLSTMConfig,
 )
 from jaxgen.sampling import METHODS
@@ -153,6 +154,29 @@ def image_transformer_parameters(image_shape, levels, head, layers, width, hidde
     return layers * layer + (places + vectors) * width + outputs * (width + 1)
 
 
+def pixelsnail_parameters(
+    image_shape, levels: int, blocks: int, width: int, resnets: int, key: int, value: int, light: bool = False
+) -> int:
+    """Directions, gains and biases of a PixelSNAIL, counted layer by layer from its equations; 10 mixtures, or one logit for two levels."""
+    channels, f = image_shape[2], 1 if light else 2
+    outputs = 100 if channels == 3 else {2: 1}.get(levels, levels)
+
+    def conv(taps, features_in, features_out):
+        return taps * features_in * features_out + 2 * features_out
+
+    def resnet(taps, features):
+        return conv(taps, f * features, features) + conv(taps, f * features, 2 * features)
+
+    content, asking = width + channels + 2, width + 2
+    attention = conv(1, content, key + value) + conv(1, asking, key) + (0 if light else resnet(1, content) + resnet(1, asking))
+    block = resnets * resnet(4, width) + attention + resnet(1, width) + conv(1, f * value, width)
+    return conv(3, channels + 1, width) + conv(2, channels + 1, width) + blocks * block + conv(1, width, outputs)
+
+
+PIXELSNAIL_SIZES = [
+    {"image_shape": (32, 32, 3), "levels": 256, "blocks": 12, "width": 256, "resnets": 4, "key": 16, "value": 128},
+    {"image_shape": (28, 28, 1), "levels": 2, "blocks": 8, "width": 64, "resnets": 2, "key": 4, "value": 32, "light": True},
+]
 IMAGE_TRANSFORMER_SIZES = [
     {
         "image_shape": (32, 32, 3),
@@ -224,11 +248,22 @@ TABLE = [
     Entry(
         "image_transformer",
         ImageTransformerConfig,
-        {"layers": 2, "width": 12, "heads": 2, "hidden": 16, "block": (7,), "memory": (5,), "mixtures": 2, "dropout": 0.0},
+        {"layers": 1, "width": 12, "heads": 2, "hidden": 16, "block": (10,), "memory": (12,), "mixtures": 2, "dropout": 0.0},
         causal_sets.image_transformer,
-        whole_past={"layers": 1, "block": (), "memory": ()},
-        edges=({"head": "mixture"}, {"layers": 1, "block": (), "memory": ()}),
+        whole_past={"block": (), "memory": ()},
+        edges=({"head": "mixture", "layers": 2, "block": (7,), "memory": (5,)}, {"block": (), "memory": ()}),
         full_sizes=tuple(({**sizes, "memory": sizes["block"]}, image_transformer_parameters(**sizes)) for sizes in IMAGE_TRANSFORMER_SIZES),
+        learning_rate=0.03,
+        noise=0.2,
+    ),
+    Entry(
+        "pixelsnail",
+        PixelSNAILConfig,
+        {"blocks": 1, "width": 8, "resnets": 1, "key": 2, "value": 4, "mixtures": 2, "dropout": 0.0},
+        causal_sets.pixelsnail,
+        whole_past={},
+        edges=({"blocks": 2, "light": True}, {"resnets": 2}),
+        full_sizes=tuple((sizes, pixelsnail_parameters(**sizes)) for sizes in PIXELSNAIL_SIZES),
     ),
 ]
 

@@ -8,6 +8,7 @@ from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
 from jaxgen.models.image_transformer import ImageTransformer, ImageTransformerConfig
 from jaxgen.models.pixelcnn import PixelCNN, PixelCNNConfig
 from jaxgen.models.pixelcnn_pp import PixelCNNPP, PixelCNNPPConfig
+from jaxgen.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from jaxgen.models.row_lstm import RowLSTM, RowLSTMConfig
 from jaxgen.models.vae import VAE, VAEConfig
 
@@ -17,6 +18,7 @@ MODELS = {
     RowLSTMConfig: RowLSTM,
     DiagonalBiLSTMConfig: DiagonalBiLSTM,
     PixelCNNPPConfig: PixelCNNPP,
+    PixelSNAILConfig: PixelSNAIL,
     ImageTransformerConfig: ImageTransformer,
     VAEConfig: VAE,
     GANConfig: GAN,

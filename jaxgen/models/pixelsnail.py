@@ -1,0 +1,273 @@
+"""PixelSNAIL: gated residual convolutions and causal attention over all previous pixels, turn about, at full resolution.
+
+    p(x) = prod_i p(x_i | x_<i),  x_i a pixel with all its channels; its parameters see no channel of it
+
+x on [-1, 1], with a channel of ones in the convolutions of the input; pos = ((r - H/2) / H, (c - W/2) / W):
+
+    h       = down_shift(conv_1x3 x) + right_shift(conv_2x1 x)                      as in PixelCNN++
+    block:  r = resnets(h)                                                          2 x 2 kernels: rows above and the pixels to the left
+            K, V = nin(resnet([x, r, pos])),  Q = nin(resnet([r, pos]))             1 x 1
+            o_p  = sum_{q<p} softmax_q(Q_p . K_q / sqrt d) V_q,  o_0 = 0            strict: K_p and V_p see x_p, Q_p does not
+            h    = resnet(r, o)                                                     1 x 1, o its shortcut
+    parameters = nin(elu h)
+
+The resnets are those of gated_resnet.py, weight-normalised, with the label's embedding in the 2 x 2 ones. Output: a mixture of discretized
+logistics for the whole pixel; one channel of few levels needs no such approximation and gets a Bernoulli variable or a softmax.
+
+Sampling: `begin_row` runs, for all columns at once, what the 2 x 2 convolutions owe to the row above; `step` the rest of one pixel. It
+writes the key and the value of the pixel before, which is known by then, and attends to the positions before this one.
+
+Chen, Mishra, Rohaninejad, Abbeel 2017, "PixelSNAIL: An Improved Autoregressive Generative Model", and the authors' code. Departure: with
+`light=True` elu takes the place of cat_elu and one product gives K, V and Q (about half the products; the size of the speed comparison).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, UInt8
+
+from jaxgen.distributions import pixel_head
+from jaxgen.errors import ConfigError
+from jaxgen.gated_resnet import Pass, Resnet, WeightNormImages
+from jaxgen.layers import add_bias, at, dot, put, shift
+from jaxgen.logistic_mixture import DiscretizedLogisticMixture
+from jaxgen.weight_norm import Conv, WeightNorm, packed
+
+SOFTMAX_LEVELS = 32
+"""One channel of at most so many levels has an exact discrete head; more levels or channels have the mixture."""
+
+PREFIXES = 4
+"""Attention is computed over so many lengths of the past, 64 positions or more apart: five eighths of the products that attending to all
+positions and masking has."""
+
+
+@dataclass(frozen=True)
+class PixelSNAILConfig:
+    """Sizes of a PixelSNAIL: `blocks` of `resnets` and attention; `key` and `value` are the sizes of the single attention head.
+
+    `mixtures` counts the logistics where the head is a mixture: C = 3, or more than 32 levels.
+    """
+
+    image_shape: tuple[int, int, int] = (8, 8, 1)
+    levels: int = 17
+    num_classes: int = 0
+    blocks: int = 12
+    width: int = 256
+    resnets: int = 4
+    key: int = 16
+    value: int = 128
+    mixtures: int = 10
+    light: bool = False
+    dropout: float = 0.5
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        height, width, channels = self.image_shape
+        if min(height, width) < 1 or channels not in (1, 3):
+            raise ConfigError("image_shape", "(H, W, C) with C = 1 or 3", self.image_shape)
+        if not 2 <= self.levels <= 256:
+            raise ConfigError("levels", "2..256", self.levels)
+        if self.num_classes < 0:
+            raise ConfigError("num_classes", "0 (unconditional) or more", self.num_classes)
+        for name in ("blocks", "width", "resnets", "key", "value", "mixtures"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, "1 or more", getattr(self, name))
+        if not 0 <= self.dropout < 1:
+            raise ConfigError("dropout", "a number in 0..1, 1 excluded", self.dropout)
+
+    @classmethod
+    def comparison(cls) -> "PixelSNAILConfig":
+        """The size of speed comparisons: 28 x 28 binary images, 8 light blocks of width 64, 2 residual blocks each."""
+        sizes = {"blocks": 8, "width": 64, "resnets": 2, "key": 4, "value": 32}
+        return cls(image_shape=(28, 28, 1), levels=2, light=True, dropout=0.0, **sizes)
+
+
+def attend(
+    query: Float[Array, "B M d"], key: Float[Array, "B N d"], value: Float[Array, "B N E"], visible: Bool[Array, "M N"]
+) -> Float[Array, "B M E"]:
+    """sum_n softmax_n(Q_m . K_n / sqrt d) V_n over the visible n; 0, and no NaN in its gradient either, where nothing is visible."""
+    scores = jnp.einsum("bmd,bnd->bmn", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    scores = jnp.where(visible[None], scores, -1e30)
+    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    weights = jnp.where(visible[None], jnp.exp(scores - top), 0.0)
+    total = weights.sum(-1, keepdims=True)
+    mixed = jnp.einsum("bmn,bne->bme", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return (mixed / jnp.where(total > 0, total, 1.0)).astype(value.dtype)
+
+
+def prefix(n: int) -> int:
+    """The length of one of the parts into which n positions are split for attention."""
+    return max(-(-n // PREFIXES), 64)
+
+
+def causal_attention(query: Float[Array, "B N d"], key: Float[Array, "B N d"], value: Float[Array, "B N E"]) -> Float[Array, "B N E"]:
+    """Every position attends to those strictly before it, part by part: the queries of a part need no keys after it."""
+    n, outputs = query.shape[1], []
+    for start in range(0, n, prefix(n)):
+        stop = min(start + prefix(n), n)
+        visible = jnp.arange(stop)[None] < jnp.arange(start, stop)[:, None]
+        outputs.append(attend(query[:, start:stop], key[:, :stop], value[:, :stop], visible))
+    return jnp.concatenate(outputs, axis=1)
+
+
+def attend_before(p, query: Float[Array, "B d"], key: Float[Array, "B N d"], value: Float[Array, "B N E"]) -> Float[Array, "B E"]:
+    """Position p attends to those strictly before it, in the shortest part of the cache that holds them."""
+    n = key.shape[1]
+
+    def part(stop):
+        visible = jnp.arange(stop)[None] < p
+        return lambda query, key, value: attend(query[:, None], key[:, :stop], value[:, :stop], visible)[:, 0]
+
+    stops = [min(start + prefix(n), n) for start in range(0, n, prefix(n))]
+    return jax.lax.switch(jnp.maximum(p - 1, 0) // prefix(n), [part(stop) for stop in stops], query, key, value)
+
+
+class Block(nnx.Module):
+    """Residual blocks, attention, and the residual block that joins them."""
+
+    def __init__(self, config: PixelSNAILConfig, index: int, rngs: nnx.Rngs):
+        width, first = config.width, index * (config.resnets + 3)
+        content, asking = width + config.image_shape[2] + 2, width + 2
+        common = {"dropout": config.dropout, "plain": config.light}
+        self.resnets = nnx.List(
+            [Resnet(width, (2, 2), rngs, classes=config.num_classes, index=first + i, **common) for i in range(config.resnets)]
+        )
+        indices = [first + config.resnets + i for i in range(3)]
+        self.content = None if config.light else Resnet(content, (1, 1), rngs, index=indices[0], **common)
+        self.asking = None if config.light else Resnet(asking, (1, 1), rngs, index=indices[1], **common)
+        self.key_value = WeightNorm(Conv, content, config.key + config.value, (1, 1), rngs)
+        self.query = WeightNorm(Conv, asking, config.key, (1, 1), rngs)
+        self.join = Resnet(width, (1, 1), rngs, auxiliary=config.value, index=indices[2], **common)
+        self.key = config.key
+
+    def keys_values(self, x: Float[Array, "*shape C"], r: Float[Array, "*shape D"], pos: Float[Array, "*shape 2"], run: Pass) -> tuple:
+        """K and V of positions whose pixels x are known."""
+        y = jnp.concatenate([x, r, pos], axis=-1)
+        y = run.conv(self.key_value, y if self.content is None else self.content(y, [], run))
+        return y[..., : self.key], y[..., self.key :]
+
+    def queries(self, r: Float[Array, "*shape D"], pos: Float[Array, "*shape 2"], run: Pass) -> Float[Array, "*shape d"]:
+        """Q of positions whose pixels are not known."""
+        y = jnp.concatenate([r, pos], axis=-1)
+        return run.conv(self.query, y if self.asking is None else self.asking(y, [], run))
+
+    def __call__(self, x: Float[Array, "B H W C"], h: Float[Array, "B H W D"], pos: Float[Array, "B H W 2"], run: Pass):
+        """Whole images: h' [B, H, W, D]."""
+        for resnet in self.resnets:
+            h = resnet(h, [], run)
+        attended = [*self.keys_values(x, h, pos, run), self.queries(h, pos, run)]
+        key, value, query = (y.reshape(y.shape[0], -1, y.shape[-1]) for y in attended)
+        return self.join(h, [causal_attention(query, key, value).reshape(*h.shape[:3], -1)], run)
+
+
+class BlockCache(NamedTuple):
+    """What the sampler keeps of a block with R residual blocks: W columns, B images, N = H W, D = width."""
+
+    inputs: Float[Array, "W S B D"]  # of both convolutions, S = 2R: left of the pixel in this row, from there on in the row above
+    base: Float[Array, "W R B 3D"]  # what the residual blocks do not owe to this row
+    features: Float[Array, "B D"]  # r of the last pixel
+    key: Float[Array, "B N d"]
+    value: Float[Array, "B N E"]
+
+
+class Cache(NamedTuple):
+    """What the sampler carries."""
+
+    network: Any  # the model's modules with their convolutions packed
+    label: Any  # int32 [B] or None
+    last: UInt8[Array, "B C"]  # the last pixel of the row above
+    base: Float[Array, "W B D"]  # what h at the first block does not owe to this row
+    blocks: tuple[BlockCache, ...]
+
+
+class PixelSNAIL(WeightNormImages):
+    """The model of this file; see `AutoregressiveImages` and `WeightNormImages` for its methods.
+
+    Parameters are [B, H, W, P], one set for a whole pixel, with the mixture, and [B, H, W, 1, P] with a discrete head.
+    """
+
+    def __init__(self, config: PixelSNAILConfig, *, rngs: nnx.Rngs):
+        width, channels = config.width, config.image_shape[2]
+        few = channels == 1 and config.levels <= SOFTMAX_LEVELS
+        head = pixel_head(config.levels) if few else DiscretizedLogisticMixture(config.levels, channels, config.mixtures)
+        self.config, self.head = config, head
+        self.above, self.left = (WeightNorm(Conv, channels + 1, width, size, rngs) for size in ((1, 3), (2, 1)))
+        self.blocks = nnx.List([Block(config, i, rngs) for i in range(config.blocks)])
+        self.outputs = WeightNorm(Conv, width, head.size, (1, 1), rngs)
+
+    def _position(self, r, c, dtype) -> Float[Array, "... 2"]:
+        """Row and column, each in [-1/2, 1/2)."""
+        height, width, _ = self.config.image_shape
+        scaled = [(i.astype(jnp.float32) - n / 2) / n for i, n in ((r, height), (c, width))]
+        return jnp.stack(scaled, axis=-1).astype(dtype)
+
+    def _network(self, x: Float[Array, "B H W D"], run: Pass) -> Float[Array, "B H W ..."]:
+        batch, height, width, _ = x.shape
+        pos = self._position(*jnp.mgrid[:height, :width], x.dtype)
+        pos = jnp.broadcast_to(pos[None], (batch, *pos.shape))
+        h = shift(run.conv(self.above, x), 1, axis=1) + shift(run.conv(self.left, x), 1, axis=2)
+        for block in self.blocks:
+            h = block(x[..., :-1], h, pos, run)
+        parameters = run.conv(self.outputs, jax.nn.elu(h)).astype(jnp.float32)
+        return parameters[..., None, :] if self.head.channelwise else parameters
+
+    # The same network, one row and one pixel at a time.
+
+    def init_cache(self, n: int, label=None) -> Cache:
+        """The cache of n images before anything is drawn: zeros, like the padding."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        height, columns, channels = config.image_shape
+
+        def block():
+            inputs, base = (columns, 2 * config.resnets, n, config.width), (columns, config.resnets, n, 3 * config.width)
+            shapes = inputs, base, (n, config.width), (n, height * columns, config.key), (n, height * columns, config.value)
+            return BlockCache(*(jnp.zeros(shape, dtype) for shape in shapes))
+
+        base, last = jnp.zeros((columns, n, config.width), dtype), jnp.zeros((n, channels), jnp.uint8)
+        return Cache(packed(self, dtype), label, last, base, tuple(block() for _ in range(config.blocks)))
+
+    def begin_row(self, cache: Cache, finished_row: UInt8[Array, "B W C"], r) -> Cache:
+        """Prepare row r once row r-1 is finished: its share in all 2 x 2 convolutions, for all columns at once; nothing is above row 0."""
+        network, not_first = cache.network, (r > 0).astype(cache.base.dtype)
+        x = self._pixels(finished_row.swapaxes(0, 1), cache.base.dtype) * not_first
+        above = add_bias(network.above.tap(x, 0), network.above.bias) * not_first
+        base = above + shift(network.left.base(x), 1, axis=0)
+        blocks = []
+        for block, state in zip(network.blocks, cache.blocks, strict=True):
+            pairs = [(state.inputs[:, 2 * i], state.inputs[:, 2 * i + 1]) for i in range(len(block.resnets))]
+            bases = [resnet.base(pair, None, cache.label) for resnet, pair in zip(block.resnets, pairs, strict=True)]
+            blocks.append(state._replace(base=jnp.stack(bases, axis=1)))
+        return cache._replace(last=finished_row[:, -1], base=base, blocks=tuple(blocks))
+
+    def step(self, cache: Cache, previous_pixel: UInt8[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
+        """Parameters of pixel (r, c), given the pixel to its left (ignored in column 0, where the row above ends with the last pixel)."""
+        network, dtype, width = cache.network, cache.base.dtype, self.config.image_shape[1]
+        left = self._pixels(previous_pixel, dtype) * (c > 0).astype(dtype)
+        x = self._pixels(jnp.where(c > 0, previous_pixel, cache.last), dtype)[:, :-1]
+        p = r * width + c
+        before = jnp.maximum(p - 1, 0)
+        positions = [jnp.broadcast_to(self._position(i // width, i % width, dtype)[None], (x.shape[0], 2)) for i in (before, p)]
+        h, blocks = at(cache.base, c) + dot(left, network.left.kernel[1, 0]), []
+        for block, state in zip(network.blocks, cache.blocks, strict=True):
+            state, h = step_of_block(block, state, x, h, positions, p, c)
+            blocks.append(state)
+        parameters = network.outputs(jax.nn.elu(h)).astype(jnp.float32)
+        return cache._replace(blocks=tuple(blocks)), parameters
+
+
+def step_of_block(block: Block, state: BlockCache, x, h: Float[Array, "B D"], positions, p, c) -> tuple[BlockCache, Array]:
+    """One pixel of a block: x the pixel before, positions that pixel's and this one's, p this one's index."""
+    inputs, run, before = [], Pass(), jnp.maximum(p - 1, 0)
+    base, left = at(state.base, c), at(state.inputs, jnp.maximum(c - 1, 0)) * (c > 0).astype(h.dtype)
+    for i, resnet in enumerate(block.resnets):
+        h, both = resnet.pixel(base[i], left[2 * i : 2 * i + 2], h, None)
+        inputs += both
+    # At p = 0 this writes what is not a pixel; p = 1 writes over it before anything is read.
+    key, value = block.keys_values(x, state.features, positions[0], run)
+    keys, values = (jax.lax.dynamic_update_index_in_dim(all_, one, before, 1) for all_, one in ((state.key, key), (state.value, value)))
+    attended = attend_before(p, block.queries(h, positions[1], run), keys, values)
+    state = BlockCache(put(state.inputs, jnp.stack(inputs), c), state.base, h, keys, values)
+    return state, block.join(h, [attended], run)
