@@ -56,8 +56,12 @@ def train(experiment: Experiment, restart: bool = False) -> int:
     mesh = sharding.make_mesh(options.fsdp)
     optimizer = training.make_optimizer(experiment.optimizer, options.steps)
     with checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart) as checkpoints:
-        state = training.init_state(build(experiment.model, options.seed), optimizer, mesh)
+        model = build(experiment.model, options.seed)
+        state = training.init_state(model, optimizer, mesh)
         resumed, state = checkpoints.restore(state) or (0, state)
+        if not resumed and hasattr(model, "initialise"):  # data-dependent, on the first global batch, never again
+            first = training_set.batch(0, options.batch_size, options.seed, process=(0, 1))
+            state = training.init_state(model.initialise(first), optimizer, mesh)
         with report.Reporter(experiment.workdir, resumed, writer=jax.process_index() == 0) as reporter, training.Interruption() as stop:
             say(_beginning(experiment, resumed))
             run = _Run(experiment, checkpoints, reporter, validation_set, mesh)
