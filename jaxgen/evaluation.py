@@ -84,7 +84,7 @@ def _mesh_of(model) -> Mesh | None:
 def log_probs(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, samples: int = 1, mesh: Mesh | None = None) -> np.ndarray:
     """log p of every image of the set, or its bound, in nats: float64 [N]."""
     if isinstance(model, nnx.Module):
-        model = model if mesh is None else jax.device_put(model, sharding.state_sharding(mesh, model))
+        model = model if mesh is None else sharding.place_state(mesh, model)
         score = _compiled(kind, samples, _everywhere(mesh))
     else:  # a closed-form model computes in float64 on the host
         score, mesh = _score_on_host(kind, samples), None
@@ -248,6 +248,8 @@ def sample_metrics(model, dataset, key: PRNGKeyArray, batch_size: int = 64, mesh
     biased upwards by about 1/n, so n is in the result.
     """
     real = np.concatenate([_features(batch, dataset.levels)[rows] for batch, rows in _batches(dataset, batch_size, None)])
+    if isinstance(model, nnx.Module) and mesh is not None:
+        model = sharding.place_state(mesh, model)
     fake = _draw(model, len(real), key, batch_size, mesh)
     name = "frechet_points" if fake.ndim == 2 else "frechet_pixels"
     features = _features({"image": fake}, dataset.levels)

@@ -59,6 +59,13 @@ def state_sharding(mesh: Mesh, tree):
     return jax.tree_util.tree_map_with_path(rule, tree)
 
 
+def place_state(mesh: Mesh, tree):
+    """A state, or a model that was loaded on one device, on the mesh by the table of rules; every process must call it."""
+    if jax.process_count() > 1:  # what lives on one device cannot be sent to another host: each process has the same, and gives its part
+        tree = jax.tree.map(lambda leaf: np.asarray(leaf) if getattr(leaf, "is_fully_addressable", False) else leaf, tree)
+    return jax.device_put(tree, state_sharding(mesh, tree))
+
+
 def on_one_device(mesh: Mesh, tree):
     """The whole of a tree that is spread over the mesh, on this process's first device; every process must call it."""
     whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)

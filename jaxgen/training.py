@@ -130,8 +130,7 @@ def new_state(model, optimizer: optax.GradientTransformation) -> TrainState:
 
 def init_state(model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step, placed on the mesh."""
-    state = new_state(model, optimizer)
-    return jax.device_put(state, sharding.state_sharding(mesh, state))
+    return sharding.place_state(mesh, new_state(model, optimizer))
 
 
 def ema_model(state: TrainState):

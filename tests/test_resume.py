@@ -1,0 +1,148 @@
+"""A run that is started again: after damage, with other settings, finished, on a full disk. All in this process."""
+
+import gc
+import os
+import re
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_runs import complete, rows, same_model, saved, train, write_images
+
+from jaxgen import checkpoint, training
+from jaxgen.checkpoint import Checkpointer
+
+
+@pytest.fixture(scope="module")
+def thirty(tmp_path_factory):
+    """A run of 30 steps with checkpoints 20 and 30."""
+    folder = tmp_path_factory.mktemp("thirty")
+    write_images(tmp_path_factory.mktemp("data"))
+    assert train(folder) == 0
+    assert saved(folder) == [20, 30]
+    assert complete(rows(folder), 30)
+    return folder
+
+
+@pytest.fixture
+def copy(thirty, tmp_path):
+    return Path(shutil.copytree(thirty, tmp_path / "copy"))
+
+
+def array_files(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_size)
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "deleted":
+        path.unlink()
+    elif how == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 16
+        path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("how", ["one bit flipped", "truncated", "deleted"])
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(copy, thirty, how, capsys):
+    victim = array_files(copy / "checkpoints" / "30" / "arrays")[0]
+    damage(victim, how)
+    assert train(copy) == 0
+    out, err = capsys.readouterr()
+    assert str(victim.relative_to(copy / "checkpoints" / "30")) in err and "checkpoints/30" in err
+    assert "resumed from step 20 of 30" in out
+    assert rows(copy) == rows(thirty)
+    assert same_model(copy, thirty)
+
+
+def test_where_every_checkpoint_is_damaged_only_restart_starts_over(copy, thirty, capsys):
+    for step in (20, 30):
+        damage(array_files(copy / "checkpoints" / str(step))[0], "truncated")
+    before = (copy / "metrics.jsonl").read_text()
+    assert train(copy) == 4
+    assert "--restart" in capsys.readouterr().err.splitlines()[-1]
+    assert (copy / "metrics.jsonl").read_text() == before
+    assert train(copy, restart=True) == 0
+    assert rows(copy) == rows(thirty)
+    assert same_model(copy, thirty)
+
+
+def test_more_steps_go_on(thirty, tmp_path, capsys):
+    assert train(tmp_path, steps=20) == 0
+    assert train(tmp_path, steps=30) == 0
+    out, err = capsys.readouterr()
+    assert "resumed from step 20 of 30" in out
+    assert err == "jaxgen: train.steps changed from 20 to 30\n"
+    assert rows(tmp_path) == rows(thirty)
+    assert same_model(tmp_path, thirty)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_says_so_and_changes_nothing(copy, monkeypatch, capsys):
+    def never(*_):
+        raise AssertionError("a step")
+
+    monkeypatch.setattr(training, "make_train_step", lambda *_: never)
+    train(copy)  # the copy has another workdir in its config.json
+    before = contents(copy)
+    assert train(copy) == 0
+    assert "is finished at step 30" in capsys.readouterr().out
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [({"seed": 1}, "train.seed"), ({"batch_size": 16}, "train.batch_size"), ({"ema_decay": 0.5}, "train.ema_decay")]
+)
+def test_another_run_is_refused_with_what_changed(copy, change, name, capsys):
+    before = contents(copy)
+    assert train(copy, steps=40, **change) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and f"{name} changed from" in line
+    assert contents(copy) == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_a_lower_rate_goes_on(copy, thirty, tmp_path, capsys):
+    """The exit code is 5, the last good checkpoint stays, and no row is written of a step that failed."""
+    assert train(copy, steps=60, learning_rate=1e9) == 5
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"step 3\d: wanted a finite loss and gradient, got loss .*(nan|inf)", line)
+    assert "a lower --optimizer.learning_rate" in line
+    assert saved(copy) == [20, 30]
+    assert same_model(copy, thirty)
+    assert all(row["step"] < 40 for row in rows(copy))
+    assert train(copy, steps=40) == 0
+    straight = Path(shutil.copytree(thirty, tmp_path / "straight"))
+    assert train(straight, steps=40) == 0
+    assert rows(copy) == rows(straight)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore's futures of the files that did not fit
+def test_a_full_disk_does_not_stop_the_training(thirty, tmp_path, monkeypatch, capsys):
+    """No file may grow beyond 500 bytes while step 10 or the last one is saved; the last one has to be there, so it fails the run."""
+    save, full = Checkpointer.save, [10, 30]
+
+    def limited(self, step, state, metrics=None):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            if step in full:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+            save(self, step, state, metrics)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(Checkpointer, "save", limited)
+    assert train(tmp_path) == 4
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith("jaxgen: warning: step 10:") and warning.endswith("training goes on")
+    assert error.startswith("jaxgen: step 30:")
+    assert saved(tmp_path) == [20]
+    full.clear()
+    assert train(tmp_path) == 0
+    assert rows(tmp_path) == rows(thirty)
+    assert checkpoint.list_metrics(tmp_path).keys() == {20, 30}
+    gc.collect()
