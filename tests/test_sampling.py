@@ -9,8 +9,11 @@ import pytest
 from scipy.special import expit
 from scipy.stats import chisquare
 
+from jaxgen import sampling
 from jaxgen.distributions import Categorical, pixel_head
 from jaxgen.errors import ConfigError
+from jaxgen.models import build
+from jaxgen.models.gated_pixelcnn import GatedPixelCNNConfig
 from jaxgen.sampling import METHODS, AutoregressiveImages, _sample
 
 
@@ -113,6 +116,19 @@ def test_categorical_pixels_take_all_levels():
     assert set(np.unique(images[0])) == set(range(5))
     for image in images[1:]:
         np.testing.assert_array_equal(image, images[0])
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, n):
+    config = GatedPixelCNNConfig(image_shape=(3, 4, 1), levels=3, num_classes=2, layers=1, width=8, head_width=4)
+    model, label, mask = build(config), np.arange(n) % 2, np.random.default_rng(0).random((n, 3, 4)) < 0.3
+    known = (np.random.default_rng(1).integers(0, 3, (n, 3, 4, 1)).astype(np.uint8), mask)
+    together = np.asarray(model.sample(jax.random.key(1), n, label, known))
+    monkeypatch.setattr(sampling, "CACHE_BYTES", 1)
+    sampling._sample.clear_cache()
+    assert sampling._group_size(model, n, model.condition(n, label)) == min(n, 2)
+    np.testing.assert_array_equal(model.sample(jax.random.key(1), n, label, known), together)
+    sampling._sample.clear_cache()
 
 
 BAD_SAMPLES = {
