@@ -153,12 +153,15 @@ def compiled(function: Callable, *args) -> tuple[Callable, float]:
 
 
 def _summary(times: Sequence[tuple[float, float, float]], images: int, flops: int) -> Row:
-    """Medians over repetitions of (seconds, wall seconds, peak)."""
+    """Medians (and the best) over repetitions of (seconds, wall seconds, peak)."""
     rate = [images / seconds for seconds, _, _ in times]
+    fraction = [r * flops / peak for r, (_, _, peak) in zip(rate, times, strict=True)]
     return {
         "images_per_second": statistics.median(rate),
+        "images_per_second_best": max(rate),
         "images_per_second_wall": statistics.median(images / wall for _, wall, _ in times),
-        "fraction_of_peak": statistics.median(r * flops / peak for r, (_, _, peak) in zip(rate, times, strict=True)) if flops else None,
+        "fraction_of_peak": statistics.median(fraction) if flops else None,
+        "fraction_of_peak_best": max(fraction) if flops else None,
         "peak_gflops": statistics.median(peak for *_, peak in times) / 1e9,
         "gflops_per_image": flops / 1e9,
         "repetitions": len(times),
