@@ -7,7 +7,6 @@ jaxgen evaluate | sample | complete | bench | show  RUN
 
 import argparse
 import difflib
-import inspect
 import json
 import os
 import re
@@ -57,12 +56,12 @@ FLAGS = {
 def main(experiment: Experiment, laptop: Experiment | None = None, argv: Sequence[str] | None = None) -> None:
     """The body of an experiment script: train (or resume), evaluate, sample, plot; then exit with the documented code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    module = inspect.getmodule(inspect.stack()[1].frame)
+    script = sys.modules["__main__"]
     if "--laptop" in argv and laptop is not None:
         experiment = laptop
-    prog = f"python -m {module.__spec__.name if module.__spec__ else module.__name__}"
+    prog = f"python -m {script.__spec__.name}" if script.__spec__ else None
     flags = [flag for flag in FLAGS if laptop is not None or flag != "--laptop"]
-    sys.exit(guarded(lambda rest: run(experiment, rest, prog, module.__doc__, flags), argv))
+    sys.exit(guarded(lambda rest: run(experiment, rest, prog, script.__doc__, flags), argv))
 
 
 def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
@@ -85,7 +84,7 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
         return error.exit_code if known else 1
 
 
-def run(experiment: Experiment, argv: Sequence[str], prog: str, description: str | None, flags: Sequence[str]) -> int:
+def run(experiment: Experiment, argv: Sequence[str], prog: str | None, description: str | None, flags: Sequence[str]) -> int:
     """Parse the overrides, train to the end and write the final report; returns the exit code."""
     about = "\n".join([description or "", "Flags:", *(f"  {flag:<10} {FLAGS[flag]}" for flag in flags)])
     experiment = config.parse(experiment, [word for word in argv if word not in flags], about, prog)

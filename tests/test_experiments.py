@@ -1,0 +1,113 @@
+"""Every experiment script: its configuration is data, its model has the size that is written here, its laptop mode runs.
+
+The suite runs the laptop modes that compile in seconds; JAXGEN_EXPERIMENTS=all runs every one (four minutes on one core).
+"""
+
+import importlib
+import json
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxgen import cli, config, experiment
+from jaxgen.experiment import Experiment
+from jaxgen.models import MODELS
+
+ROOT = Path(__file__).resolve().parent.parent
+# Parameters at full size and in laptop mode. A new script gets its line here.
+PARAMETERS = {
+    "diagonal_bilstm_cifar10": (7_880_634, 50_832),
+    "diagonal_bilstm_mnist": (64_001, 5_233),
+    "gan_digits": (75_394, 75_394),
+    "gan_ring": (34_179, 34_179),
+    "gated_pixelcnn_cifar10": (119_412_864, 72_072),
+    "gated_pixelcnn_digits": (219_425, 13_921),
+    "gated_pixelcnn_mnist": (3_706_817, 19_825),
+    "pixelcnn_cifar10": (3_328_353, 43_344),
+    "pixelcnn_mnist": (37_409, 3_121),
+    "pixelcnn_pp_cifar10": (77_244_104, 146_244),
+    "pixelcnn_pp_mnist": (8_602_694, 145_046),
+    "pixelsnail_cifar10": (91_371_816, 14_624),
+    "pixelsnail_mnist": (2_266_434, 4_766),
+    "row_lstm_cifar10": (7_074_126, 49_440),
+    "row_lstm_mnist": (56_321, 4_625),
+    "vae_digits": (100_081, 100_081),
+    "vae_mnist": (688_464, 688_464),
+}
+NO_SINGLE_RUN = {"compare_autoregressive"}  # scripts of another form
+NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
+SCRIPTS = [name for name in NAMES if name not in NO_SINGLE_RUN]
+LAPTOPS = ["gan_digits", "gan_ring", "gated_pixelcnn_digits", "vae_digits", "vae_mnist"]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def script(name: str):
+    return importlib.import_module(f"experiments.{name}")
+
+
+def test_every_script_is_here():
+    assert sorted(PARAMETERS) == SCRIPTS
+    for name in NAMES:
+        assert f"python -m experiments.{name}" in script(name).__doc__
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_configurations_are_data(name):
+    full, laptop = script(name).config, script(name).laptop
+    for one in (full, laptop):
+        assert config.from_json([Experiment, *MODELS], json.loads(json.dumps(config.to_json(one)))) == one
+    assert (full.workdir, laptop.workdir) == (f"runs/{name}", f"runs/{name}_laptop")
+    assert (full.data, full.model.image_shape, full.model.levels) == (laptop.data, laptop.model.image_shape, laptop.model.levels)
+    assert laptop.train.steps < full.train.steps
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_dry_run_builds_the_model_without_computing(name, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    for words, parameters in zip((["--dry-run"], ["--dry-run", "--laptop"]), PARAMETERS[name], strict=True):
+        with pytest.raises(SystemExit) as end:
+            cli.main(script(name).config, script(name).laptop, words)
+        out, err = capsys.readouterr()
+        assert (end.value.code, err) == (0, "")
+        assert f"parameters            {parameters:,}\n" in out
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", SCRIPTS if os.environ.get("JAXGEN_EXPERIMENTS") == "all" else LAPTOPS)
+def test_laptop_mode_runs(name, monkeypatch, tmp_path, capsys):
+    """Two steps, the validation and the report, on digits and the ring as they are, else on noise of the right shape."""
+    laptop = script(name).laptop
+    words = ["--laptop", "--train.steps=2", "--train.eval_every=2", "--train.batch_size=8", f"--workdir={tmp_path / 'run'}"]
+    if laptop.data.name not in ("digits", "ring"):
+        shape, random = laptop.model.image_shape, np.random.default_rng(0)
+        for split, size in (("train", 8), ("valid", 2), ("test", 2)):
+            np.savez(tmp_path / f"{split}.npz", image=random.integers(0, laptop.model.levels, (size, *shape), np.uint8))
+        words.append(f"--data.name={tmp_path}")
+    monkeypatch.setattr(experiment, "GRID", 2)
+    monkeypatch.setattr(experiment.benchmark, "print_methods", lambda model: None)
+    with pytest.raises(SystemExit) as end:
+        cli.main(script(name).config, laptop, words)
+    out, err = capsys.readouterr()
+    assert (end.value.code, err) == (0, "")
+    assert re.search(r"^test \w+ +\d", out, re.MULTILINE) and (tmp_path / "run" / "samples.png").exists()
+    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [2, 2]
+
+
+def test_the_module_is_what_the_command_runs(monkeypatch, capsys):
+    """`python -m experiments.vae_digits --help` names itself and shows its docstring."""
+    monkeypatch.delitem(sys.modules, "experiments.vae_digits", raising=False)
+    monkeypatch.setattr(sys, "argv", ["vae_digits", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("experiments.vae_digits", run_name="__main__", alter_sys=True)
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    assert out.startswith("usage: python -m experiments.vae_digits ") and "--laptop" in out and "auto-encoder" in out
