@@ -90,7 +90,7 @@ def finish(processes: list[subprocess.Popen]) -> None:
 
 def check_same(out: Path, fsdp: int, one_device: dict) -> None:
     """The other side's parameters are ours to 1e-6, and it did split what it should."""
-    with np.load(out / f"{fsdp}.npz") as other:
+    with np.load(out / f"{fsdp}.npz", allow_pickle=False) as other:
         assert set(other) == set(one_device)
         assert (other["split"] > 0) == (fsdp > 1), "arrays are split exactly with fsdp > 1"
         np.testing.assert_allclose(other["losses"], one_device["losses"], rtol=1e-5)
