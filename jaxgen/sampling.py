@@ -262,12 +262,16 @@ def in_order(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask
         at = (slice(None), r, c, k[0]) if k else (slice(None), r, c)
         return jnp.zeros_like(image[rows]).at[at].set(values[:, :, 0].T if k else values.swapaxes(0, 1))
 
-    return _in_groups(group, model, draw, condition)
+    return _in_groups(group, model, draw, condition, least=2)
 
 
-def _in_groups(group, model, draw: _Draw, condition) -> UInt8[Array, "n H W C"]:
-    """`group(rows)` for groups of images one after the other where the caches are large, else once for all; the last row fills up."""
+def _in_groups(group, model, draw: _Draw, condition, least: int = 1) -> UInt8[Array, "n H W C"]:
+    """`group(rows)` for groups of images one after the other where the caches are large, else once for all; the last row fills up.
+
+    least: on a CPU attention to the cache of one image alone takes four times as long as that of two.
+    """
     n, size = draw.shape[0], _group_size(model, draw.shape[0], condition)
+    size = size if jax.default_backend() != "cpu" else max(size, least)
     if size == n:
         return group(jnp.arange(n))
     rows = jnp.minimum(jnp.arange(-(-n // size) * size), n - 1).reshape(-1, size)
@@ -275,7 +279,7 @@ def _in_groups(group, model, draw: _Draw, condition) -> UInt8[Array, "n H W C"]:
 
 
 def _group_size(model, n: int, condition) -> int:
-    """Images whose caches a CPU keeps near its cores, at least two (one alone runs at a fourth of the speed); on accelerators all."""
+    """Images whose caches a CPU keeps near its cores, two at the least; on accelerators all."""
     if jax.default_backend() != "cpu":
         return n
     cache = jax.eval_shape(lambda: model.init_cache(n, condition))
