@@ -16,7 +16,7 @@ from PIL import Image
 
 import jaxgen
 from jaxgen import benchmark, cli, config, data, evaluation, experiment, training
-from jaxgen.__main__ import main
+from jaxgen.__main__ import COMMANDS, main
 from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS, GANConfig, GatedPixelCNNConfig
 
@@ -124,7 +124,7 @@ TRAIN_ERRORS = [
     ("--workdir=vae", 4, f"model: wanted a checkpoint of GatedPixelCNNConfig in .../vae, got VAEConfig; {OTHER_MODEL}"),
 ]  # fmt: skip
 ERRORS = [
-    ("trian", 2, "command: wanted one of train, evaluate, sample, complete, bench, show, got 'trian'; did you mean train?"),
+    ("trian", 2, f"command: wanted one of {', '.join(COMMANDS)}, got 'trian'; did you mean train?"),
     ("train", 2, f"MODEL: wanted one of {MODEL_NAMES}, got nothing"),
     ("train gated_pixelcn", 2, f"MODEL: wanted one of {MODEL_NAMES}, got gated_pixelcn; did you mean gated_pixelcnn?"),
     ("train --model.width 8", 2, f"MODEL: wanted one of {MODEL_NAMES}, got --model.width"),
@@ -226,7 +226,7 @@ def test_help_lists_every_field_with_type_and_default(capsys, name):
             assert field == "class" or re.search(rf"--{part}\.{field} [^()]+\(default: {re.escape(default)}\)", text), field
 
 
-@pytest.mark.parametrize("command", ["evaluate", "sample", "complete", "bench", "show", "train"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(capsys, command):
     code, out, err = run(capsys, [command, "--help"])
     assert (code, err) == (0, "") and out.startswith(f"usage: jaxgen {command} ")
