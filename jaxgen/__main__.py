@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "bits/dim of the test set with its standard error: jaxgen evaluate RUN",
     "sample": "draw new images into a PNG grid: jaxgen sample RUN --n 64",
     "complete": "complete images of the test set: jaxgen complete RUN --keep top",
+    "upscale": "large images for the small ones of the test set: jaxgen upscale RUN",
     "bench": "sampling throughput, naive, cached and fixed-point: jaxgen bench RUN",
     "show": "configuration, parameters and checkpoints: jaxgen show RUN",
 }

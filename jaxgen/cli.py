@@ -33,7 +33,9 @@ from jaxgen.experiment import (
     has,
     load_data,
     print_evaluation,
+    small_shape,
     train,
+    upscale_images,
     write_grid,
 )
 from jaxgen.images import SPLITS
@@ -42,6 +44,8 @@ from jaxgen.sampling import METHODS
 
 __all__ = ["Experiment", "command", "main"]
 
+PICTURES = {"sample": "samples.png", "complete": "completions.png", "upscale": "upscaled.png"}
+"""The commands that draw images, and the file in RUN that they write."""
 FLAGS = {
     "--laptop": "the small configuration of the script, for a CPU",
     "--dry-run": "print parameters, shapes, memory and sharding; compute nothing, read no data",
@@ -149,18 +153,18 @@ def _parse(name: str, words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN", help="run directory, local or gs://")
     parser.add_argument("--step", type=_positive, help="checkpoint (default: the best in validation, else the newest)")
     parser.add_argument("--debug", action="store_true", help="a traceback with every error")
-    if name in ("evaluate", "complete"):
+    if name in ("evaluate", "complete", "upscale"):
         parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
     if name == "evaluate":
         parser.add_argument("--batch_size", type=_positive, help="default: as in training; the result does not depend on it")
         parser.add_argument("--samples", type=_positive, default=1, help="draws per image of a bound; k of the importance-weighted bound")
         parser.add_argument("--bound", choices=("elbo", "importance"), default="elbo", help="which lower bound (default: elbo)")
-    if name in ("sample", "complete"):
+    if name in PICTURES:
         parser.add_argument("--n", type=_positive, default=GRID, help=f"images (default: {GRID})")
         parser.add_argument("--label", type=int, help="class, for class-conditional models (default: each in turn, or the image's own)")
         parser.add_argument("--temperature", type=float, default=1.0, help="below 1 sharpens (default: 1)")
         parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same images (default: 0)")
-        parser.add_argument("--out", help=f"the PNG file (default: {'samples' if name == 'sample' else 'completions'}.png in RUN)")
+        parser.add_argument("--out", help=f"the PNG file (default: {PICTURES[name]} in RUN)")
     if name == "sample":
         parser.add_argument("--method", choices=METHODS, help="autoregressive models: all methods give the same images (default: cached)")
     if name == "complete":
@@ -233,7 +237,7 @@ def sample(options: argparse.Namespace) -> int:
         start = time.perf_counter()
         samples = draw(model, jax.random.key(options.seed), options.n, options.label, **extra)
         seconds.append(time.perf_counter() - start)
-    out = options.out or epath.Path(options.run) / "samples.png"
+    out = options.out or epath.Path(options.run) / PICTURES["sample"]
     write_grid(out, samples, model)
     print(f"{options.n} samples, {options.n / seconds[1]:.1f} images/s ({max(seconds[0] - seconds[1], 0):.1f} s to compile): {out}")
     return 0
@@ -245,10 +249,23 @@ def complete(options: argparse.Namespace) -> int:
     if not has(model, "known"):
         raise ConfigError("RUN", "a model that can complete images", type(model).__name__)
     extra = _sampler_options(model, options, temperature=1.0)
-    out = options.out or epath.Path(options.run) / "completions.png"
+    out = options.out or epath.Path(options.run) / PICTURES["complete"]
     dataset = load_data(experiment, options.split)
     complete_images(model, dataset, options.keep, options.n, out, jax.random.key(options.seed), options.label, **extra)
     print(f"{options.n} completions, {options.keep} given (marked orange): {out}")
+    return 0
+
+
+def upscale(options: argparse.Namespace) -> int:
+    """Images of a split drawn from their small ones, which are shown enlarged and marked."""
+    experiment, model = _open(options)
+    if small_shape(model) is None:
+        raise ConfigError("RUN", "a model that upscales images (low_resolution is set)", type(model).__name__)
+    extra = _sampler_options(model, options, temperature=1.0)
+    out = options.out or epath.Path(options.run) / PICTURES["upscale"]
+    dataset = load_data(experiment, options.split)
+    upscale_images(model, dataset, options.n, out, jax.random.key(options.seed), options.label, **extra)
+    print(f"{options.n} pictures, every fourth a small image (marked orange) and then draws from it: {out}")
     return 0
 
 
@@ -276,4 +293,4 @@ def show(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"evaluate": evaluate, "sample": sample, "complete": complete, "bench": bench, "show": show}
+COMMANDS = {"evaluate": evaluate, "sample": sample, "complete": complete, "upscale": upscale, "bench": bench, "show": show}

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
@@ -18,6 +19,7 @@ from flax import nnx
 from jaxgen import benchmark, checkpoint, config, evaluation, report, sharding, training
 from jaxgen.data import DataConfig, Dataset
 from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.layers import box_filter
 from jaxgen.models import build
 from jaxgen.training import OptimizerConfig, TrainConfig
 
@@ -122,7 +124,7 @@ class _Run:
         self.reporter.scalars(step, {f"validation_{name}": value for name, value in numbers.items()})
         model = sharding.on_one_device(self.mesh, model)
         if jax.process_index() == 0:
-            self.reporter.images(step, "samples", draw(model, key, GRID), model.config.levels)
+            self.reporter.images(step, "samples", draw_for(model, self.validation_set, key, GRID), model.config.levels)
         self.reporter.curve()
         self.save(step, state, numbers, last=step == options.steps)
 
@@ -163,6 +165,26 @@ def draw(model, key, n: int, label: int | np.ndarray | None = None, **options) -
     return np.asarray(model.sample(key, n, **options))
 
 
+def draw_for(model, dataset: Dataset, key, n: int, label: int | np.ndarray | None = None, **options) -> np.ndarray:
+    """n samples; of a model that upscales, for the small images of the set's first images and their labels, four of each."""
+    shape = small_shape(model)
+    if shape is not None:
+        batch = first_images(dataset, n)
+        label = batch["label"] if label is None and model.config.num_classes else label
+        options["low_resolution"] = box_filter(jnp.asarray(batch["image"]), shape)
+    return draw(model, key, n, label, **options)
+
+
+def small_shape(model) -> tuple[int, int, int] | None:
+    """(h, w, C) of the small images that a model upscales; None for all other models."""
+    return getattr(model.config, "low_resolution", None)
+
+
+def first_images(dataset: Dataset, n: int) -> dict:
+    """The batch of the set's first images, COMPLETIONS_EACH times each, n together."""
+    return dataset.source.read(np.arange(n) // COMPLETIONS_EACH % len(dataset))
+
+
 def dry_run(experiment: Experiment) -> int:
     """Print shapes, parameter count, memory and sharding of a run; nothing is computed and no data is read."""
     mesh = sharding.make_mesh(experiment.train.fsdp)
@@ -197,11 +219,11 @@ def finish(experiment: Experiment) -> None:
     if jax.process_index() > 0:
         return
     pictures = [folder / "samples.png"]
-    write_grid(pictures[0], draw(model, jax.random.key(experiment.train.seed), GRID), model)
+    write_grid(pictures[0], draw_for(model, test, jax.random.key(experiment.train.seed), GRID), model)
     if has(model, "known"):
         pictures.append(folder / "completions.png")
         complete_images(model, test, "top", GRID, pictures[-1], jax.random.key(experiment.train.seed))
-    if has(model, "method"):
+    if has(model, "method") and small_shape(model) is None:
         benchmark.print_methods(model)
     say("pictures  " + "  ".join(map(str, [*pictures, folder / "curve.png"])))
 
@@ -211,6 +233,8 @@ def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size
     result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=sharding.make_mesh())
     name, value = evaluation.headline(result)
     say(_line(f"{dataset.split} {name}", value, result))
+    if (shape := small_shape(model)) is not None:
+        say(f"  of each image given its small one, {' x '.join(map(str, shape))}")
     if "nats" in result:
         say(f"{'  nats per image':<27} {result['nats']:.3f}")
     if "nats" in result and np.prod(dataset.image_shape) <= RULER_DIMENSIONS:
@@ -234,12 +258,21 @@ def has(model, argument: str) -> bool:
 def complete_images(model, dataset: Dataset, keep: str, n: int, path, key, label: int | None = None, **options) -> None:
     """Completions of the set's first images, four of each, as a grid with the given pixels marked."""
     mask = known_mask(model.config.image_shape, keep)
-    rows = np.arange(n) // COMPLETIONS_EACH % len(dataset)
-    batch = dataset.source.read(rows)
+    batch = first_images(dataset, n)
     if label is None and model.config.num_classes:
         label = batch["label"]
-    images = draw(model, key, n, label, known=(batch["image"], mask), **options)
+    images = draw_for(model, dataset, key, n, label, known=(batch["image"], mask), **options)
     write_grid(path, images, model, mask)
+
+
+def upscale_images(model, dataset: Dataset, n: int, path, key, label: int | None = None, **options) -> None:
+    """The set's first images from their small ones, as a grid: the small image, enlarged and marked as given, and then three draws."""
+    images = np.array(draw_for(model, dataset, key, n, label, **options))
+    small = np.asarray(box_filter(jnp.asarray(first_images(dataset, n)["image"]), small_shape(model)))
+    enlarged = small.repeat(images.shape[1] // small.shape[1], axis=1).repeat(images.shape[2] // small.shape[2], axis=2)
+    given = np.arange(n) % COMPLETIONS_EACH == 0
+    images[given] = enlarged[given]
+    write_grid(path, images, model, np.broadcast_to(given[:, None, None], images.shape[:3]))
 
 
 def known_mask(image_shape: tuple[int, ...], keep: str) -> np.ndarray:

@@ -14,9 +14,10 @@ import pytest
 from scipy.stats import chisquare
 from test_models import all_images, full_pass, images_of, log_prob, seen_inputs, step_by_step, trained
 
-from jaxgen import sampling
+from jaxgen import cli, data, experiment, sampling
 from jaxgen.block_attention import make_blocks
 from jaxgen.errors import ConfigError
+from jaxgen.experiment import Experiment
 from jaxgen.layers import box_filter
 from jaxgen.models import ImageTransformerConfig, build
 from jaxgen.sampling import METHODS
@@ -188,6 +189,30 @@ def test_the_small_image_says_something_about_the_large_one():
     image = batch["image"]
     true, wrong = (-state.model.log_prob(image, low_resolution=small).mean() / np.log(2) for small in (None, image[::-1, :1, :1]))
     assert float(true) < 1 and float(wrong) > 2
+
+
+def test_jaxgen_upscale_shows_every_small_image_and_draws_from_it(monkeypatch, tmp_path):
+    """2 x 2 to 8 x 8 on digits, through the command."""
+    model, dataset, written = make((8, 8, 1), levels=17, low_resolution=(2, 2, 1), layers=1), data.load("digits", "test"), []
+    saved = Experiment(model.config, workdir=str(tmp_path))
+    monkeypatch.setattr(cli, "_open", lambda options: (saved, model))
+    monkeypatch.setattr(experiment, "write_grid", lambda *arguments: written.append(arguments))
+    assert cli.command("upscale", [str(tmp_path), "--n=8"]) == 0
+    ((path, images, _, mask),) = written
+    assert str(path) == str(tmp_path / "upscaled.png") and images.shape == (8, 8, 8, 1)
+    true = jnp.asarray(dataset.source.read(np.arange(8) // 4)["image"])
+    small = np.asarray(box_filter(true, (2, 2, 1)))
+    np.testing.assert_array_equal(images[::4], np.kron(small[::4, :, :, 0], np.ones((1, 4, 4), np.uint8))[..., None])
+    np.testing.assert_array_equal(mask, np.broadcast_to((np.arange(8) % 4 == 0)[:, None, None], (8, 8, 8)))
+    drawn = np.asarray(model.sample(jax.random.key(0), 8, low_resolution=small))
+    np.testing.assert_array_equal(images[~mask[:, 0, 0]], drawn[~mask[:, 0, 0]])
+
+
+def test_jaxgen_upscale_refuses_other_models(monkeypatch, capsys):
+    model = make()
+    monkeypatch.setattr(cli, "_open", lambda options: (Experiment(model.config), model))
+    assert cli.command("upscale", ["run"]) == 2
+    assert capsys.readouterr().err.startswith("jaxgen: RUN: wanted a model that upscales images")
 
 
 BAD_SMALL = {
