@@ -85,14 +85,13 @@ class Resnet(nnx.Module):
         gates = gates if self.embedding is None else add_bias(gates, self.condition(label, x.dtype))
         return gated(x, gates), [x, c]
 
-    def base(self, above, u: Float[Array, "W B D"] | None, label) -> Float[Array, "W B E"]:
-        """What a row of ul does not owe to its own pixels: the sums of both convolutions side by side, E = 3D; u a shortcut or None."""
-        c, gates = self.first.base(self.f(above[0])), self.second.base(self.f(above[1]))
-        if u is not None:
-            u = self.f(u)
-            c = add_bias(c + dot(u, self.nin.kernel[0, 0, : u.shape[-1]]), self.nin.bias)
+    def base(self, above, u: Float[Array, "W B D"], label) -> Float[Array, "W B E"]:
+        """What a row of ul does not owe to its own pixels: the sums of both convolutions side by side, E = 3D."""
+        u = self.f(u)
+        c = self.first.base(self.f(above[0])) + dot(u, self.nin.kernel[0, 0, : u.shape[-1]])
+        gates = self.second.base(self.f(above[1]))
         gates = gates if self.embedding is None else add_bias(gates, self.condition(label, gates.dtype))
-        return jnp.concatenate([c, gates], axis=-1)
+        return jnp.concatenate([add_bias(c, self.nin.bias), gates], axis=-1)
 
     def pixel(self, base, left, x: Float[Array, "B D"], skip) -> tuple[Array, list]:
         """A pixel of ul, from `base` and the inputs of its left neighbour; the skip's features come after those of u in `nin`."""
@@ -102,6 +101,40 @@ class Resnet(nnx.Module):
             skip = self.f(skip)
             c = c + dot(skip, self.nin.kernel[0, 0, -skip.shape[-1] :])
         return gated(x, base[:, width:] + self.second.pixel(self.f(left[1]), self.f(c))), [x, c]
+
+
+class PushingResnet(NamedTuple):
+    """A packed resnet without shortcuts, rows above and left, for the sampler: a pixel computes at once what its right neighbour owes it.
+
+    Its state is the pair (base, waiting) of sums for both convolutions side by side, from the row above and from the left: [B, 3D].
+    """
+
+    first: Float[Array, "F E"]  # this pixel | the next one, E = 2D
+    second: Float[Array, "F G"]  # G = 4D
+    resnet: Any
+
+    @classmethod
+    def of(cls, resnet: Resnet) -> "PushingResnet":
+        """The resnet with the two taps of its own row side by side."""
+        pairs = [jnp.concatenate([conv.kernel[-1, 1], conv.kernel[-1, 0]], axis=-1) for conv in (resnet.first, resnet.second)]
+        return cls(*pairs, resnet)
+
+    def base(self, above: Float[Array, "W B I"], label) -> Float[Array, "W B E"]:
+        """What a row owes to the row above, E = 3D, from the inputs of both convolutions there, activated."""
+        first, second = jnp.split(above, 2, axis=-1)
+        gates = self.resnet.second.base(second)
+        gates = gates if self.resnet.embedding is None else add_bias(gates, self.resnet.condition(label, gates.dtype))
+        return jnp.concatenate([self.resnet.first.base(first), gates], axis=-1)
+
+    def pixel(self, known: Float[Array, "B E"], x: Float[Array, "B D"]) -> tuple[Array, Array, Array]:
+        """A pixel from base + waiting: the output, what waits for the next pixel, and the activated inputs for the row below."""
+        width = x.shape[-1]
+        first = self.resnet.f(x)
+        c = dot(first, self.first)
+        second = self.resnet.f(known[:, :width] + c[:, :width])
+        gates = dot(second, self.second)
+        y = gated(x, known[:, width:] + gates[:, : 2 * width])
+        return y, jnp.concatenate([c[:, width:], gates[:, 2 * width :]], axis=-1), jnp.concatenate([first, second], axis=-1)
 
 
 class WeightNormImages(AutoregressiveImages):

@@ -244,10 +244,10 @@ TABLE = [
     Entry(
         "pixelsnail",
         PixelSNAILConfig,
-        {"blocks": 1, "width": 8, "resnets": 1, "key": 2, "value": 4, "mixtures": 2, "dropout": 0.0},
+        {"blocks": 1, "width": 8, "resnets": 1, "key": 2, "value": 4, "mixtures": 2, "light": True, "dropout": 0.0},
         causal_sets.pixelsnail,
         whole_past={},
-        edges=({"blocks": 2, "light": True}, {"resnets": 2}),
+        edges=({"blocks": 2}, {"resnets": 2, "light": False}),
         full_sizes=tuple((sizes, pixelsnail_parameters(**sizes)) for sizes in PIXELSNAIL_SIZES),
     ),
 ]

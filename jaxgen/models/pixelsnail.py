@@ -31,7 +31,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.gated_resnet import Pass, Resnet, WeightNormImages
+from jaxgen.gated_resnet import Pass, PushingResnet, Resnet, WeightNormImages
 from jaxgen.layers import add_bias, at, dot, put, shift
 from jaxgen.logistic_mixture import DiscretizedLogisticMixture
 from jaxgen.weight_norm import Conv, WeightNorm, packed
@@ -86,10 +86,10 @@ class PixelSNAILConfig:
 
 
 def attend(
-    query: Float[Array, "B M d"], key: Float[Array, "B N d"], value: Float[Array, "B N E"], visible: Bool[Array, "M N"]
+    query: Float[Array, "B M d"], key: Float[Array, "B d N"], value: Float[Array, "B N E"], visible: Bool[Array, "M N"]
 ) -> Float[Array, "B M E"]:
     """sum_n softmax_n(Q_m . K_n / sqrt d) V_n over the visible n; 0, and no NaN in its gradient either, where nothing is visible."""
-    scores = jnp.einsum("bmd,bnd->bmn", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    scores = jnp.einsum("bmd,bdn->bmn", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     scores = jnp.where(visible[None], scores, -1e30)
     top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.where(visible[None], jnp.exp(scores - top), 0.0)
@@ -105,24 +105,29 @@ def prefix(n: int) -> int:
 
 def causal_attention(query: Float[Array, "B N d"], key: Float[Array, "B N d"], value: Float[Array, "B N E"]) -> Float[Array, "B N E"]:
     """Every position attends to those strictly before it, part by part: the queries of a part need no keys after it."""
-    n, outputs = query.shape[1], []
+    n, outputs, key = query.shape[1], [], key.swapaxes(1, 2)
     for start in range(0, n, prefix(n)):
         stop = min(start + prefix(n), n)
         visible = jnp.arange(stop)[None] < jnp.arange(start, stop)[:, None]
-        outputs.append(attend(query[:, start:stop], key[:, :stop], value[:, :stop], visible))
+        outputs.append(attend(query[:, start:stop], key[:, :, :stop], value[:, :stop], visible))
     return jnp.concatenate(outputs, axis=1)
 
 
-def attend_before(p, query: Float[Array, "B d"], key: Float[Array, "B N d"], value: Float[Array, "B N E"]) -> Float[Array, "B E"]:
-    """Position p attends to those strictly before it, in the shortest part of the cache that holds them."""
-    n = key.shape[1]
+def attend_before(p, query: Float[Array, "B d"], key: Float[Array, "B d N"], value: Float[Array, "B N E"]) -> Float[Array, "B E"]:
+    """Position p attends to those strictly before it.
+
+    One image uses the shortest part of its cache that holds them; of several images a part would be copied at every step, which costs more
+    than it saves (measured on a CPU), and all of the cache is read.
+    """
+    n = key.shape[2]
+    size = prefix(n) if query.shape[0] == 1 else n
 
     def part(stop):
         visible = jnp.arange(stop)[None] < p
-        return lambda query, key, value: attend(query[:, None], key[:, :stop], value[:, :stop], visible)[:, 0]
+        return lambda query, key, value: attend(query[:, None], key[:, :, :stop], value[:, :stop], visible)[:, 0]
 
-    stops = [min(start + prefix(n), n) for start in range(0, n, prefix(n))]
-    return jax.lax.switch(jnp.maximum(p - 1, 0) // prefix(n), [part(stop) for stop in stops], query, key, value)
+    stops = [min(start + size, n) for start in range(0, n, size)]
+    return jax.lax.switch(jnp.maximum(p - 1, 0) // size, [part(stop) for stop in stops], query, key, value)
 
 
 class Block(nnx.Module):
@@ -164,12 +169,13 @@ class Block(nnx.Module):
 
 
 class BlockCache(NamedTuple):
-    """What the sampler keeps of a block with R residual blocks: W columns, B images, N = H W, D = width."""
+    """What the sampler keeps of a block with R residual blocks: W columns, B images, N = H W, D = width, F = 2D or, light, D."""
 
-    inputs: Float[Array, "W S B D"]  # of both convolutions, S = 2R: left of the pixel in this row, from there on in the row above
-    base: Float[Array, "W R B 3D"]  # what the residual blocks do not owe to this row
+    inputs: Float[Array, "W R B 2F"]  # of both convolutions, activated: left of the pixel in this row, from there on in the row above
+    base: Float[Array, "W R B 3D"]  # what the residual blocks owe to the row above
+    waiting: Float[Array, "R B 3D"]  # what they owe to the left neighbour
     features: Float[Array, "B D"]  # r of the last pixel
-    key: Float[Array, "B N d"]
+    key: Float[Array, "B d N"]
     value: Float[Array, "B N E"]
 
 
@@ -177,6 +183,7 @@ class Cache(NamedTuple):
     """What the sampler carries."""
 
     network: Any  # the model's modules with their convolutions packed
+    resnets: tuple  # of each block, PushingResnets
     label: Any  # int32 [B] or None
     last: UInt8[Array, "B C"]  # the last pixel of the row above
     base: Float[Array, "W B D"]  # what h at the first block does not owe to this row
@@ -222,12 +229,15 @@ class PixelSNAIL(WeightNormImages):
         height, columns, channels = config.image_shape
 
         def block():
-            inputs, base = (columns, 2 * config.resnets, n, config.width), (columns, config.resnets, n, 3 * config.width)
-            shapes = inputs, base, (n, config.width), (n, height * columns, config.key), (n, height * columns, config.value)
-            return BlockCache(*(jnp.zeros(shape, dtype) for shape in shapes))
+            resnets, factor = (columns, config.resnets, n), 2 if config.light else 4
+            shapes = (*resnets, factor * config.width), (*resnets, 3 * config.width), (*resnets[1:], 3 * config.width), (n, config.width)
+            pasts = (n, config.key, height * columns), (n, height * columns, config.value)
+            return BlockCache(*(jnp.zeros(shape, dtype) for shape in (*shapes, *pasts)))
 
+        network = packed(self, dtype)
+        resnets = tuple(tuple(PushingResnet.of(resnet) for resnet in block.resnets) for block in network.blocks)
         base, last = jnp.zeros((columns, n, config.width), dtype), jnp.zeros((n, channels), jnp.uint8)
-        return Cache(packed(self, dtype), label, last, base, tuple(block() for _ in range(config.blocks)))
+        return Cache(network, resnets, label, last, base, tuple(block() for _ in range(config.blocks)))
 
     def begin_row(self, cache: Cache, finished_row: UInt8[Array, "B W C"], r) -> Cache:
         """Prepare row r once row r-1 is finished: its share in all 2 x 2 convolutions, for all columns at once; nothing is above row 0."""
@@ -236,10 +246,9 @@ class PixelSNAIL(WeightNormImages):
         above = add_bias(network.above.tap(x, 0), network.above.bias) * not_first
         base = above + shift(network.left.base(x), 1, axis=0)
         blocks = []
-        for block, state in zip(network.blocks, cache.blocks, strict=True):
-            pairs = [(state.inputs[:, 2 * i], state.inputs[:, 2 * i + 1]) for i in range(len(block.resnets))]
-            bases = [resnet.base(pair, None, cache.label) for resnet, pair in zip(block.resnets, pairs, strict=True)]
-            blocks.append(state._replace(base=jnp.stack(bases, axis=1)))
+        for resnets, state in zip(cache.resnets, cache.blocks, strict=True):
+            base_of = [resnet.base(state.inputs[:, i], cache.label) for i, resnet in enumerate(resnets)]
+            blocks.append(state._replace(base=jnp.stack(base_of, axis=1), waiting=jnp.zeros_like(state.waiting)))
         return cache._replace(last=finished_row[:, -1], base=base, blocks=tuple(blocks))
 
     def step(self, cache: Cache, previous_pixel: UInt8[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
@@ -251,23 +260,25 @@ class PixelSNAIL(WeightNormImages):
         before = jnp.maximum(p - 1, 0)
         positions = [jnp.broadcast_to(self._position(i // width, i % width, dtype)[None], (x.shape[0], 2)) for i in (before, p)]
         h, blocks = at(cache.base, c) + dot(left, network.left.kernel[1, 0]), []
-        for block, state in zip(network.blocks, cache.blocks, strict=True):
-            state, h = step_of_block(block, state, x, h, positions, p, c)
+        for block, resnets, state in zip(network.blocks, cache.resnets, cache.blocks, strict=True):
+            state, h = step_of_block(block, resnets, state, x, h, positions, p, c)
             blocks.append(state)
         parameters = network.outputs(jax.nn.elu(h)).astype(jnp.float32)
         return cache._replace(blocks=tuple(blocks)), parameters
 
 
-def step_of_block(block: Block, state: BlockCache, x, h: Float[Array, "B D"], positions, p, c) -> tuple[BlockCache, Array]:
+def step_of_block(block: Block, resnets, state: BlockCache, x, h: Float[Array, "B D"], positions, p, c) -> tuple[BlockCache, Array]:
     """One pixel of a block: x the pixel before, positions that pixel's and this one's, p this one's index."""
-    inputs, run, before = [], Pass(), jnp.maximum(p - 1, 0)
-    base, left = at(state.base, c), at(state.inputs, jnp.maximum(c - 1, 0)) * (c > 0).astype(h.dtype)
-    for i, resnet in enumerate(block.resnets):
-        h, both = resnet.pixel(base[i], left[2 * i : 2 * i + 2], h, None)
-        inputs += both
+    run, before, waiting, inputs = Pass(), jnp.maximum(p - 1, 0), [], []
+    known = at(state.base, c) + state.waiting
+    for i, resnet in enumerate(resnets):
+        h, pushed, activated = resnet.pixel(known[i], h)
+        waiting.append(pushed)
+        inputs.append(activated)
     # At p = 0 this writes what is not a pixel; p = 1 writes over it before anything is read.
     key, value = block.keys_values(x, state.features, positions[0], run)
-    keys, values = (jax.lax.dynamic_update_index_in_dim(all_, one, before, 1) for all_, one in ((state.key, key), (state.value, value)))
-    attended = attend_before(p, block.queries(h, positions[1], run), keys, values)
-    state = BlockCache(put(state.inputs, jnp.stack(inputs), c), state.base, h, keys, values)
+    key = jax.lax.dynamic_update_index_in_dim(state.key, key, before, 2)
+    value = jax.lax.dynamic_update_index_in_dim(state.value, value, before, 1)
+    attended = attend_before(p, block.queries(h, positions[1], run), key, value)
+    state = BlockCache(put(state.inputs, jnp.stack(inputs), c), state.base, jnp.stack(waiting), h, key, value)
     return state, block.join(h, [attended], run)
