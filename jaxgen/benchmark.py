@@ -75,7 +75,7 @@ def flops_per_image(model) -> int:
     """FLOPs of the products of the cached sampler for one image: the model's own number, or those of the traced program."""
     if hasattr(model, "flops_per_image"):
         return model.flops_per_image()
-    return product_flops(lambda model, key: model.sample(key, 1), model, jax.random.key(0))
+    return product_flops(lambda model, key: model.sample(key, 1, **conditions(model, 1)), model, jax.random.key(0))
 
 
 def product_flops(function: Callable, *args) -> int:
@@ -187,14 +187,13 @@ def sampling(model, method: str | None, batch: int, peak: Peak, repetitions: int
     """One row: `model.sample` of so many images by a method (None: the model has only one)."""
     if method == "naive":
         return _naive(model, batch, peak, repetitions)
-    label = jnp.zeros((batch,), jnp.int32) if getattr(model.config, "num_classes", 0) else None
-    chosen = {} if method is None else {"method": method}
+    given, chosen = conditions(model, batch), {} if method is None else {"method": method}
     key = jax.random.key(0)
     if method == "fixed_point":
-        program, seconds = compiled(lambda model, key: model.sample_and_passes(key, batch, label), model, key)
+        program, seconds = compiled(lambda model, key: model.sample_and_passes(key, batch, **given), model, key)
         row = _row(model, method, batch, seconds) | {"passes": int(program(model, key)[1]), "positions": _positions(model)}
         return row | _summary(_repeat(lambda: program(model, key), peak, repetitions), batch, 0)
-    program, seconds = compiled(lambda model, key: model.sample(key, batch, label=label, **chosen), model, key)
+    program, seconds = compiled(lambda model, key: model.sample(key, batch, **given, **chosen), model, key)
     row = _row(model, method or "sample", batch, seconds)
     return row | _summary(_repeat(lambda: program(model, key), peak, repetitions), batch, flops)
 
@@ -203,15 +202,15 @@ def _naive(model, batch: int, peak: Peak, repetitions: int) -> Row:
     """The naive sampler: one full pass for every position; beyond NAIVE_SECONDS from NAIVE_PASSES passes, which all cost the same."""
     height, width, channels = model.config.image_shape
     image = jnp.zeros((batch, height, width, channels), jnp.uint8)
-    label = jnp.zeros((batch,), jnp.int32) if model.config.num_classes else None
+    given = conditions(model, batch)
     # What one pass gives is the parameters of one pixel; which one is not known when it is compiled.
-    one, seconds = compiled(lambda model, image, r: model.logits(image, label)[:, r, r], model, image, jnp.int32(0))
+    one, seconds = compiled(lambda model, image, r: model.logits(image, **given)[:, r, r], model, image, jnp.int32(0))
     timed(one, model, image, jnp.int32(0))
     _, first, _ = timed(one, model, image, jnp.int32(0))
     positions = _positions(model)
     if positions * first * repetitions < NAIVE_SECONDS:
         key = jax.random.key(0)
-        program, seconds = compiled(lambda model, key: model.sample(key, batch, label=label, method="naive"), model, key)
+        program, seconds = compiled(lambda model, key: model.sample(key, batch, **given, method="naive"), model, key)
         row = _row(model, "naive", batch, seconds) | {"extrapolated_from": None}
         return row | _summary(_repeat(lambda: program(model, key), peak, repetitions), batch, 0)
     times = _repeat(lambda: one(model, image, jnp.int32(0)), peak, NAIVE_PASSES)
@@ -219,14 +218,14 @@ def _naive(model, batch: int, peak: Peak, repetitions: int) -> Row:
     return row | _summary([(cpu * positions, wall * positions, rate) for cpu, wall, rate in times], batch, 0)
 
 
-def train(model, batch: int, peak: Peak, repetitions: int, flops: int) -> Row:
-    """One row: the train step (Adam, average of the parameters) on images drawn uniformly."""
+def train(model, batch: int, parts: int, peak: Peak, repetitions: int, flops: int) -> Row:
+    """One row: the train step (Adam, average of the parameters) on images drawn uniformly, gradients added up over parts of the batch."""
     settings = training.OptimizerConfig()
     mesh = sharding.make_mesh()
-    step = training.make_train_step(training.make_optimizer(settings, 1000), mesh)
+    step = training.make_train_step(training.make_optimizer(settings, 1000), mesh, accumulate=parts)
     state = training.init_state(jax.tree.map(jnp.copy, model), training.make_optimizer(settings, 1000), mesh)
     images = np.random.default_rng(0).integers(0, model.config.levels, (batch, *model.config.image_shape), np.uint8)
-    data = {"image": images, "label": np.zeros(batch, np.int32)}
+    data = {"image": images} | conditions(model, batch)
     start = time.perf_counter()
     program = step.lower(state, data, jax.random.key(0)).compile()
     seconds = time.perf_counter() - start
@@ -236,7 +235,19 @@ def train(model, batch: int, peak: Peak, repetitions: int, flops: int) -> Row:
         held[0], metrics = program(held[0], data, jax.random.key(0))
         return metrics
 
-    return _row(model, "train", batch, seconds) | _summary(_repeat(run, peak, repetitions), batch, 3 * flops)
+    row = _row(model, "train", batch, seconds) | {"accumulate": parts}
+    return row | _summary(_repeat(run, peak, repetitions), batch, 3 * flops)
+
+
+def conditions(model, batch: int) -> dict[str, np.ndarray]:
+    """What a model is given beside the image, all zeros: its arguments and the fields of its batches."""
+    config = model.config
+    given = {"label": np.zeros(batch, np.int32)} if getattr(config, "num_classes", 0) else {}
+    if size := getattr(config, "vector_size", 0):
+        given["vector"] = np.zeros((batch, size), np.float32)
+    if shape := getattr(config, "low_resolution", None):
+        given["low_resolution"] = np.zeros((batch, *shape), np.uint8)
+    return given
 
 
 def _row(model, method: str, batch: int, compile_seconds: float) -> Row:
@@ -250,7 +261,10 @@ def _positions(model) -> int:
 
 
 def measure(model, batches: Sequence[int] = BATCHES, train_batch: int | None = 16, repetitions: int = REPETITIONS) -> Iterable[Row]:
-    """The rows of one model, each as soon as it is measured: cached at every batch, naive and fixed-point at one, training."""
+    """The rows of one model, each as soon as it is measured: cached at every batch, naive and fixed-point at one, training.
+
+    Training on a CPU: a whole batch at once, and image by image.
+    """
     peak, images = Peak(getattr(model.config, "dtype", "float32")), isinstance(model, AutoregressiveImages)
     flops = flops_per_image(model)
     for batch in batches:
@@ -258,7 +272,9 @@ def measure(model, batches: Sequence[int] = BATCHES, train_batch: int | None = 1
     for method in ("naive", "fixed_point") if images else ():
         yield sampling(model, method, sorted(batches)[len(batches) // 2], peak, min(repetitions, 2), flops)
     if train_batch is not None and getattr(model.config, "levels", 0):
-        yield train(model, train_batch, peak, repetitions, flops)
+        # On a CPU one image after the other is the faster way, where its activations fit the caches and those of a batch do not.
+        for parts in sorted({1, train_batch if _cpu() else 1}):
+            yield train(model, train_batch, parts, peak, repetitions, flops)
 
 
 # --- The report ---------------------------------------------------------------------------------------------------------------------
@@ -308,6 +324,7 @@ def line(row: Row) -> str:
     fraction = f"{row['fraction_of_peak']:.1%}" if row["fraction_of_peak"] is not None else "-"
     notes = f"  extrapolated from {row['extrapolated_from']} of {row['positions']} passes" if row.get("extrapolated_from") else ""
     notes += f"  {row['passes']} passes of {row['positions']}" if "passes" in row else ""
+    notes += f"  in {row['accumulate']} parts" if row.get("accumulate", 1) > 1 else ""
     rates = f"{row['images_per_second']:>9.4g} {row['images_per_second_wall']:>9.4g} {fraction:>8} {row['peak_gflops']:>8.1f}"
     return f"{row['model']:<16} {row['method']:<12} {row['batch']:>5} {rates} {row['compile_seconds']:>6.1f} s{notes}"
 

@@ -14,12 +14,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
+import numpy as np
 from etils import epath
 from flax import nnx
 
-from jaxgen import benchmark, checkpoint, config, sharding
+from jaxgen import benchmark, checkpoint, config, figures, sharding
 from jaxgen.errors import ConfigError, JaxgenError
 from jaxgen.experiment import (
     GRID,
@@ -28,6 +30,7 @@ from jaxgen.experiment import (
     Experiment,
     complete_images,
     draw,
+    draw_for,
     dry_run,
     finish,
     has,
@@ -36,11 +39,12 @@ from jaxgen.experiment import (
     small_shape,
     train,
     upscale_images,
+    vector_size,
     write_grid,
 )
 from jaxgen.images import SPLITS
 from jaxgen.models import MODELS
-from jaxgen.sampling import METHODS
+from jaxgen.sampling import METHODS, interpolate
 
 __all__ = ["Experiment", "command", "main"]
 
@@ -93,7 +97,7 @@ def run(experiment: Experiment, argv: Sequence[str], prog: str | None, descripti
     about = "\n".join([description or "", "Flags:", *(f"  {flag:<10} {FLAGS[flag]}" for flag in flags)])
     experiment = config.parse(experiment, [word for word in argv if word not in flags], about, prog)
     sharding.start_distributed()
-    sharding.check_batch_size(experiment.train.batch_size)
+    sharding.check_batch_size(experiment.train.batch_size, parts=experiment.train.accumulate)
     if "--dry-run" in argv:
         return dry_run(experiment)
     code = train(experiment, restart="--restart" in argv)
@@ -166,6 +170,7 @@ def _parse(name: str, words: Sequence[str]) -> argparse.Namespace:
         parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same images (default: 0)")
         parser.add_argument("--out", help=f"the PNG file (default: {PICTURES[name]} in RUN)")
     if name == "sample":
+        parser.add_argument("--to", type=int, help="with --label: every row of the grid goes from that class to this one, mixing the two")
         parser.add_argument("--method", choices=METHODS, help="autoregressive models: all methods give the same images (default: cached)")
     if name == "complete":
         parser.add_argument("--keep", choices=KEEP, default="top", help="the pixels that are given (default: top)")
@@ -229,18 +234,28 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def sample(options: argparse.Namespace) -> int:
-    """A PNG grid of samples, and images per second."""
-    _, model = _open(options)
+    """A PNG grid of samples, and images per second; a model that is given vectors draws for those of the test images."""
+    experiment, model = _open(options)
     extra = _sampler_options(model, options, temperature=1.0, method=None)
+    label = options.label if options.to is None else _between(model, options)
+    drawn = partial(draw_for, model, load_data(experiment, "test")) if vector_size(model) else partial(draw, model)
     seconds = []
     for _ in range(2):  # the first call compiles
         start = time.perf_counter()
-        samples = draw(model, jax.random.key(options.seed), options.n, options.label, **extra)
+        samples = drawn(jax.random.key(options.seed), options.n, label, **extra)
         seconds.append(time.perf_counter() - start)
     out = options.out or epath.Path(options.run) / PICTURES["sample"]
     write_grid(out, samples, model)
     print(f"{options.n} samples, {options.n / seconds[1]:.1f} images/s ({max(seconds[0] - seconds[1], 0):.1f} s to compile): {out}")
     return 0
+
+
+def _between(model, options: argparse.Namespace):
+    """Weights of the classes [n, num_classes] from --label to --to, once for each row of the grid."""
+    classes, columns = getattr(model.config, "num_classes", 0), figures.columns_of(options.n)
+    if not classes or options.label is None:
+        raise ConfigError("--to", "--label, and a class-conditional model", "no label" if classes else type(model).__name__)
+    return np.asarray(interpolate(options.label, options.to, max(columns, 2), classes))[np.arange(options.n) % columns]
 
 
 def complete(options: argparse.Namespace) -> int:

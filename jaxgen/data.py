@@ -101,9 +101,16 @@ class Dataset:
     split: str
 
     @staticmethod
-    def from_arrays(image: np.ndarray, label: np.ndarray | None = None, *, levels: int | None = None, name: str = "arrays") -> "Dataset":
-        """A data set of your own arrays, [N, H, W] or [N, H, W, C] of integers and [N] labels, checked like a file."""
-        return Dataset(array_source(image, label, f"{name}:image", levels), name, "train")
+    def from_arrays(
+        image: np.ndarray,
+        label: np.ndarray | None = None,
+        *,
+        vector: np.ndarray | None = None,
+        levels: int | None = None,
+        name: str = "arrays",
+    ) -> "Dataset":
+        """A data set of your own arrays, checked like a file: integers [N, H, W] or [N, H, W, C], labels [N], vectors [N, D] of floats."""
+        return Dataset(array_source(image, label, f"{name}:image", levels, vector), name, "train")
 
     @property
     def images(self) -> Any:
@@ -130,13 +137,19 @@ class Dataset:
         """Labels are in {0 .. num_classes-1}; 0: no labels."""
         return self.source.num_classes
 
+    @property
+    def vector_size(self) -> int:
+        """D of the vectors [N, D] that come with the images; 0: none."""
+        return 0 if self.source.vectors is None else self.source.vectors.shape[1]
+
     def __len__(self) -> int:
         return len(self.source.images)
 
     def batch(self, step: int, batch_size: int, seed: int, process: tuple[int, int] | None = None) -> Batch:
-        """This process's rows of the global batch of `step`: {"image": uint8 [B / P, H, W, C], "label": int32 [B / P] if there are labels}.
+        """This process's rows of the global batch of `step`: {"image": uint8 [B / P, H, W, C]}.
 
-        `process` = (index, count), by default jax's own. Raises DataError if the set is smaller than a batch, ConfigError if B does
+        And "label", int32 [B / P], and "vector", float32 [B / P, D], where the set has them. `process` = (index, count), by default jax's
+        own. Raises DataError if the set is smaller than a batch, ConfigError if B does
         not divide by P.
         """
         if step < 0:
@@ -172,8 +185,8 @@ class Dataset:
             wanted = f"at least one batch of {batch_size} images"
             raise DataError(f"{self.name}/{self.split}", wanted=wanted, got=len(self), hint=f"batch_size={len(self)} or less")
 
-    def expect(self, image_shape: tuple[int, ...], levels: int, num_classes: int = 0) -> None:
-        """Raises DataError unless the set fits a model of this image shape, levels and number of classes (0: labels are not used)."""
+    def expect(self, image_shape: tuple[int, ...], levels: int, num_classes: int = 0, vector_size: int = 0) -> None:
+        """Raises DataError unless the set fits a model of this image shape, levels, classes and size of vectors (0: they are not used)."""
         origin = f"{self.name}/{self.split}"
         if self.image_shape != tuple(image_shape):
             raise DataError(origin, wanted=f"images of shape {list(image_shape)} as the model", got=list(self.image_shape))
@@ -181,6 +194,8 @@ class Dataset:
             raise DataError(origin, wanted=f"{levels} levels as the model", got=self.levels, hint=f"data.levels={levels} if the values fit")
         if num_classes and self.num_classes != num_classes:
             raise DataError(origin, wanted=f"{num_classes} classes as the model", got=self.num_classes or "no labels")
+        if vector_size and self.vector_size != vector_size:
+            raise DataError(origin, wanted=f"vectors of size {vector_size} as the model", got=self.vector_size or "no vectors")
 
     def fingerprint(self, batch_size: int, seed: int, process_count: int | None = None) -> dict[str, Any]:
         """What a run must find again when it resumes, as JSON. On disk, sha256 covers version, length and 16 examples only."""

@@ -139,7 +139,8 @@ def _compiled(kind: str, samples: int, out: NamedSharding | None):
 def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples: int) -> Float[Array, " B"]:
     image, conditional = batch["image"], model.config.num_classes > 0
     if kind == "exact":
-        return model.log_prob(image, batch["label"]) if conditional else model.log_prob(image)
+        given = {name: batch[name] for name in getattr(model, "conditions", ()) if name in batch}
+        return model.log_prob(image, batch["label"], **given) if conditional else model.log_prob(image, **given)
 
     def one(image, index, label):
         label = label[None] if conditional else None

@@ -70,7 +70,7 @@ def train(experiment: Experiment, restart: bool = False) -> int:
             batches = training_set.batches(resumed, options.batch_size, options.seed)
             state = training.fit(
                 state,
-                training.make_train_step(optimizer, mesh, options.ema_decay),
+                training.make_train_step(optimizer, mesh, options.ema_decay, options.accumulate),
                 (sharding.place_batch(mesh, batch) for batch in batches),
                 jax.random.key(options.seed),
                 options.steps,
@@ -151,33 +151,39 @@ def say(text: str) -> None:
 def load_data(experiment: Experiment, split: str) -> Dataset:
     """One split, checked against what the model was configured for."""
     dataset, model = experiment.data.load(split), experiment.model
-    dataset.expect(model.image_shape, model.levels, getattr(model, "num_classes", 0))
+    dataset.expect(model.image_shape, model.levels, getattr(model, "num_classes", 0), getattr(model, "vector_size", 0))
     return dataset
 
 
 def draw(model, key, n: int, label: int | np.ndarray | None = None, **options) -> np.ndarray:
-    """n samples; a class-conditional model draws its classes in turn unless one is given."""
+    """n samples; a class-conditional model draws its classes in turn unless one, or one for each sample, is given."""
     classes = getattr(model.config, "num_classes", 0)
     if classes:
-        options["label"] = np.arange(n, dtype=np.int32) % classes if label is None else np.broadcast_to(np.int32(label), n)
+        options["label"] = np.arange(n, dtype=np.int32) % classes if label is None else label
     elif label is not None:
         raise ConfigError("label", "none, since the model is not class-conditional", label)
     return np.asarray(model.sample(key, n, **options))
 
 
 def draw_for(model, dataset: Dataset, key, n: int, label: int | np.ndarray | None = None, **options) -> np.ndarray:
-    """n samples; of a model that upscales, for the small images of the set's first images and their labels, four of each."""
-    shape = small_shape(model)
-    if shape is not None:
+    """n samples; of a model that is given a small image or a vector, for those of the set's first images and their labels, four of each."""
+    shape, vectors = small_shape(model), vector_size(model)
+    if shape or vectors:
         batch = first_images(dataset, n)
         label = batch["label"] if label is None and model.config.num_classes else label
-        options["low_resolution"] = box_filter(jnp.asarray(batch["image"]), shape)
+        options |= {"low_resolution": box_filter(jnp.asarray(batch["image"]), shape)} if shape else {}
+        options |= {"vector": batch["vector"]} if vectors else {}
     return draw(model, key, n, label, **options)
 
 
 def small_shape(model) -> tuple[int, int, int] | None:
     """(h, w, C) of the small images that a model upscales; None for all other models."""
     return getattr(model.config, "low_resolution", None)
+
+
+def vector_size(model) -> int:
+    """Size of the vector that a model is given; 0 for all other models."""
+    return getattr(model.config, "vector_size", 0)
 
 
 def first_images(dataset: Dataset, n: int) -> dict:
@@ -223,7 +229,7 @@ def finish(experiment: Experiment) -> None:
     if has(model, "known"):
         pictures.append(folder / "completions.png")
         complete_images(model, test, "top", GRID, pictures[-1], jax.random.key(experiment.train.seed))
-    if has(model, "method") and small_shape(model) is None:
+    if has(model, "method"):
         benchmark.print_methods(model)
     say("pictures  " + "  ".join(map(str, [*pictures, folder / "curve.png"])))
 

@@ -38,7 +38,12 @@ def image_grid(
         tiles = (1 - given) * tiles + given * np.asarray(GIVEN_COLOR, np.float32)
     scale = max(1, round(TILE / max(images.shape[1:3])))
     tiles = np.rint(tiles).astype(np.uint8).repeat(scale, axis=1).repeat(scale, axis=2)
-    return _arrange(tiles, columns or math.ceil(math.sqrt(len(tiles))))
+    return _arrange(tiles, columns or columns_of(len(tiles)))
+
+
+def columns_of(n: int) -> int:
+    """Images in a row of a grid of n, about as many as there are rows."""
+    return math.ceil(math.sqrt(n))
 
 
 def point_plot(points: Float[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "height width 3"]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from jaxgen.layers import add_bias, dot, dropout, normal, scale_pixels
+from jaxgen.layers import add_bias, dot, dropout, embed, normal, scale_pixels
 from jaxgen.sampling import AutoregressiveImages, check_images, check_label
 from jaxgen.weight_norm import Conv, WeightNorm
 
@@ -72,7 +72,7 @@ class Resnet(nnx.Module):
 
     def condition(self, label, dtype) -> Float[Array, "B E"]:
         """The label's bias of the gates."""
-        return self.embedding[...][label].astype(dtype)
+        return embed(self.embedding[...], label).astype(dtype)
 
     # In the sampler the convolutions are packed. Both forms give the inputs of the two convolutions, which the next row will read.
 

@@ -1,7 +1,8 @@
 """Images from files, read into memory and checked: `.npz` archives, folders of them, folders of pictures, scikit-learn's digits.
 
-Everything that leaves this file is uint8 [N, H, W, C] in {0 .. levels-1}. What is wrong is one line with the file, the index, what was
-wanted and what came. Nothing is rounded, clipped, resized or unpickled.
+An archive has `image` and may have `label` [N] and `vector` [N, D]. Images that leave this file are uint8 [N, H, W, C] in
+{0 .. levels-1}. What is wrong is one line with the file, the index, what was wanted and what came. Nothing is rounded, clipped, resized
+or unpickled.
 
 Splits
   digits                a fixed permutation of the 1797 images: 1293 train, 144 validation, 360 test.
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Float32, Int, Int32, UInt8
 
 from jaxgen.errors import ConfigError, DataError
 
@@ -31,7 +32,7 @@ MAGIC = (b"PK", b"\x93NUMPY")  # an archive, one array
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Checked images in memory; `labels` are in {0 .. num_classes-1}, or None with num_classes 0."""
+    """Checked images in memory; `labels` are in {0 .. num_classes-1}, or None with num_classes 0; `vectors` are conditions, or None."""
 
     images: UInt8[np.ndarray, "N H W C"]
     labels: Int32[np.ndarray, " N"] | None
@@ -39,24 +40,28 @@ class ArraySource:
     num_classes: int
     version: str = ""
     on_disk: bool = False
+    vectors: Float32[np.ndarray, "N D"] | None = None
 
     def read(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
-        """The rows `indices`: {"image": uint8 [B, H, W, C]} and, with labels, {"label": int32 [B]}."""
-        batch = {"image": self.images[indices]}
-        return batch if self.labels is None else batch | {"label": self.labels[indices]}
+        """The rows `indices`: {"image": uint8 [B, H, W, C]} and, where there are, {"label": int32 [B], "vector": float32 [B, D]}."""
+        columns = {"image": self.images, "label": self.labels, "vector": self.vectors}
+        return {name: column[indices] for name, column in columns.items() if column is not None}
 
     def sha256(self) -> str:
-        """A hash of all images and labels with their shapes."""
+        """A hash of all images, labels and vectors with their shapes."""
         digest = hashlib.sha256(repr(self.images.shape).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         if self.labels is not None:
             digest.update(np.ascontiguousarray(self.labels, "<i4").data)
+        if self.vectors is not None:
+            digest.update(repr(self.vectors.shape).encode() + self.vectors.astype("<f4").tobytes())
         return digest.hexdigest()
 
     def select(self, rows: Int[np.ndarray, " M"] | slice) -> "ArraySource":
         """The same set with only `rows`."""
         labels = None if self.labels is None else self.labels[rows]
-        return ArraySource(self.images[rows], labels, self.levels, self.num_classes)
+        vectors = None if self.vectors is None else self.vectors[rows]
+        return ArraySource(self.images[rows], labels, self.levels, self.num_classes, vectors=vectors)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,11 @@ class _Raw:
     labels: np.ndarray | None
     origin: str
     classes: tuple[str, ...] = ()
+    vectors: np.ndarray | None = None
+
+    def source(self, levels: int | None) -> ArraySource:
+        """The checked set."""
+        return array_source(self.images, self.labels, self.origin, levels, self.vectors)
 
 
 def permutation(n: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
@@ -142,17 +152,34 @@ def check_labels(labels: np.ndarray, n: int, origin: str, num_classes: int | Non
     return labels.astype(np.int32)
 
 
+def check_vectors(vectors: np.ndarray, n: int, origin: str, size: int | None = None) -> Float32[np.ndarray, "n D"]:
+    """float32 [n, D] of finite floating-point numbers, of that size where it is given, else DataError."""
+    if vectors.ndim != 2 or len(vectors) != n or vectors.shape[1] != (size or vectors.shape[1]) or not vectors.size:
+        raise DataError(origin, wanted=f"shape [{n}, {size or 'D'}], one vector for each image", got=list(vectors.shape))
+    if vectors.dtype.kind != "f":
+        raise DataError(origin, wanted="a floating-point dtype", got=str(vectors.dtype))
+    if not np.isfinite(vectors).all():
+        index = _first(~np.isfinite(vectors))
+        raise DataError(f"{origin}[{_text(index)}]", wanted="a finite number", got=str(vectors[index]))
+    return vectors.astype(np.float32)
+
+
 def infer_levels(images: UInt8[np.ndarray, "N H W C"]) -> int:
     """2 if no value is above 1, else 256. Any other number of levels has to be named."""
     return 2 if images.max() <= 1 else 256
 
 
-def array_source(images: np.ndarray, labels: np.ndarray | None, origin: str, levels: int | None) -> ArraySource:
-    """The checked set of two arrays; levels and the number of classes are inferred where they are not given."""
+def array_source(
+    images: np.ndarray, labels: np.ndarray | None, origin: str, levels: int | None, vectors: np.ndarray | None = None
+) -> ArraySource:
+    """The checked set of these arrays; levels and the number of classes are inferred where they are not given."""
     checked = check_images(images, origin, levels)
     if labels is not None:
         labels = check_labels(labels, len(checked), origin.replace(":image", ":label"))
-    return ArraySource(checked, labels, levels or infer_levels(checked), 0 if labels is None else int(labels.max()) + 1)
+    if vectors is not None:
+        vectors = check_vectors(vectors, len(checked), origin.replace(":image", ":vector"))
+    num_classes = 0 if labels is None else int(labels.max()) + 1
+    return ArraySource(checked, labels, levels or infer_levels(checked), num_classes, vectors=vectors)
 
 
 def digits(split: str, levels: int | None) -> ArraySource:
@@ -174,7 +201,7 @@ def read_path(path: Path, split: str, levels: int | None) -> ArraySource:
     parts = _parts(path) if path.is_dir() else {}
     if not parts:
         raw = _read(path)
-        source = array_source(raw.images, raw.labels, raw.origin, levels)
+        source = raw.source(levels)
         return source.select(_fraction(len(source.images), split, path))
     if "train" not in parts:
         raise DataError(str(path), wanted="a train part (train.npz or train/)", got=", ".join(part.name for part in parts.values()))
@@ -196,7 +223,7 @@ def _parts(path: Path) -> dict[str, Path]:
 def _part(parts: dict[str, Path], split: str, levels: int | None, path: Path) -> ArraySource:
     """`split` of a set given in parts; train decides levels, classes and the shape for the others."""
     raw = _read(parts["train"])
-    train = array_source(raw.images, raw.labels, raw.origin, levels)
+    train = raw.source(levels)
     if "validation" not in parts and split != "test":
         cut = len(train.images) - held_out(len(train.images))
         return _not_empty(train.select(slice(cut) if split == "train" else slice(cut, None)), split, path)
@@ -214,13 +241,17 @@ def _like_train(raw: _Raw, train: ArraySource, train_raw: _Raw) -> ArraySource:
         wanted = f"images of shape {list(train.images.shape[1:])} as in {train_raw.origin}"
         raise DataError(f"{raw.origin}[0]", wanted=wanted, got=list(images.shape[1:]))
     origin = raw.origin.replace(":image", ":label")
-    if (raw.labels is None) != (train.labels is None):
-        wanted = "no labels" if train.labels is None else "labels"
-        raise DataError(origin, wanted=f"{wanted}, as in {train_raw.origin}", got="none" if raw.labels is None else "labels")
+    for what, here, there in (("labels", raw.labels, train.labels), ("vectors", raw.vectors, train.vectors)):
+        if (here is None) != (there is None):
+            wanted, got = (f"no {what}", what) if there is None else (what, "none")
+            raise DataError(origin.replace(":label", f":{what[:-1]}"), wanted=f"{wanted}, as in {train_raw.origin}", got=got)
     if raw.classes != train_raw.classes:
         raise DataError(origin, wanted=f"the class folders of {train_raw.origin}: {_list(train_raw.classes)}", got=_list(raw.classes))
     labels = None if raw.labels is None else check_labels(raw.labels, len(images), origin, train.num_classes)
-    return ArraySource(images, labels, train.levels, train.num_classes)
+    if raw.vectors is None:
+        return ArraySource(images, labels, train.levels, train.num_classes)
+    vectors = check_vectors(raw.vectors, len(images), origin.replace(":label", ":vector"), train.vectors.shape[1])
+    return ArraySource(images, labels, train.levels, train.num_classes, vectors=vectors)
 
 
 def _fraction(n: int, split: str, path: Path) -> Int[np.ndarray, " M"]:
@@ -251,7 +282,7 @@ def _damaged(path: Path, error: BaseException) -> DataError:
 
 
 def _read_npz(path: Path) -> _Raw:
-    """`image` and, if there, `label` of an archive. Arrays of Python objects are refused: reading them would run code from the file."""
+    """The arrays of an archive. Arrays of Python objects are refused: reading them would run code from the file."""
     try:
         with path.open("rb") as file:
             if not (start := file.read(6)).startswith(MAGIC):  # numpy would take it for a pickle, and recommend to load it unsafely
@@ -259,7 +290,7 @@ def _read_npz(path: Path) -> _Raw:
         with path.open("rb") as file, _archive(np.load(file, allow_pickle=False), path) as archive:
             if "image" not in archive:
                 raise DataError(str(path), wanted="an array named 'image'", got=_list(archive.files) or "an empty archive")
-            arrays = {name: archive[name] for name in ("image", "label") if name in archive}
+            arrays = {name: archive[name] for name in ("image", "label", "vector") if name in archive}
     except DataError:
         raise
     except (OSError, EOFError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
@@ -267,7 +298,7 @@ def _read_npz(path: Path) -> _Raw:
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):  # a member that is not an .npy file comes back as its bytes
             raise DataError(f"{path}:{name}", wanted="a numpy array", got=f"{len(array)} bytes of something else")
-    return _Raw(arrays["image"], arrays.get("label"), f"{path}:image")
+    return _Raw(arrays["image"], arrays.get("label"), f"{path}:image", vectors=arrays.get("vector"))
 
 
 def _archive(loaded: Any, path: Path) -> np.lib.npyio.NpzFile:

@@ -38,6 +38,11 @@ def zeros(shape: tuple[int, ...]) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape, jnp.float32))
 
 
+def embed(table: Float[Array, "K D"], label: Array) -> Float[Array, "B D"]:
+    """Rows of the table for classes, int [B]; for weights of the classes, float [B, K], the weighted sums of its rows."""
+    return table[label] if jnp.issubdtype(label.dtype, jnp.integer) else dot(label, table)
+
+
 def scale_pixels(image: Integer[Array, "*shape"], levels: int, dtype=jnp.float32) -> Float[Array, "*shape"]:
     """{0 .. levels-1} to [-1, 1]; zero padding outside the image is then mid-grey, which a bias cannot be mistaken for."""
     return (image.astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0).astype(dtype)

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxgen.errors import ConfigError
-from jaxgen.layers import add_bias, columns, dot, group_mask, normal, take_group, zeros
+from jaxgen.layers import add_bias, columns, dot, embed, group_mask, normal, take_group, zeros
 
 
 def check_sizes(config, kernels: tuple[str, ...]):
@@ -64,7 +64,7 @@ def label_biases(embedding: nnx.Param | None, label, sizes: tuple[int, ...]) -> 
     """What the label's embedding adds to the biases of the layers, [B, size] each; zeros [] for an unconditional model."""
     if embedding is None:
         return [jnp.zeros(()) for _ in sizes]
-    return jnp.split(embedding[...][label], np.cumsum(sizes)[:-1].tolist(), axis=1)
+    return jnp.split(embed(embedding[...], label), np.cumsum(sizes)[:-1].tolist(), axis=1)
 
 
 def add_label(x: Float[Array, "B H W E"], bias: Float[Array, "..."]) -> Float[Array, "B H W E"]:

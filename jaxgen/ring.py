@@ -43,6 +43,7 @@ class PointSource:
     num_classes: int = 0
     version: str = "1"
     on_disk: bool = False
+    vectors: None = None
 
     def read(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         """The rows `indices`: {"point": float32 [B, d]}."""

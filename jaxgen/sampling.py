@@ -41,15 +41,20 @@ def check_images(image, image_shape: tuple[int, int, int], levels: int, argument
 
 
 def check_label(label, num_classes: int, batch: int) -> Array | None:
-    """`label` as int32 [B] for a class-conditional model, None for an unconditional one; a single integer serves the whole batch."""
+    """`label` as int32 [B] for a class-conditional model, None for an unconditional one; a single integer serves the whole batch.
+
+    Between classes: weights of the classes, float [B, num_classes], mix their embeddings; see `interpolate`.
+    """
     if num_classes == 0:
         if label is not None:
             raise ConfigError("label", "None (the model is unconditional, num_classes=0)", "a label")
         return None
     if label is None:
         raise ConfigError("label", f"int [B] in 0..{num_classes - 1} (the model is class-conditional)", "None")
+    if jnp.issubdtype(jnp.asarray(label).dtype, jnp.floating) and np.ndim(label) == 2:
+        return _check_rows(label, "label", num_classes, batch)
     if not jnp.issubdtype(jnp.asarray(label).dtype, jnp.integer):
-        raise ConfigError("label", "integers", jnp.asarray(label).dtype)
+        raise ConfigError("label", f"integers, or weights of the classes, float [{batch}, {num_classes}]", jnp.asarray(label).dtype)
     if np.ndim(label) == 0:
         label = jnp.full((batch,), label)
     if np.shape(label) != (batch,):
@@ -60,6 +65,48 @@ def check_label(label, num_classes: int, batch: int) -> Array | None:
         if outside.size:
             raise ConfigError("label", f"values in 0..{num_classes - 1}", int(outside[0]))
     return jnp.asarray(label, jnp.int32)
+
+
+def check_vector(vector, size: int, batch: int) -> Array | None:
+    """`vector` as float32 [B, size] for a model that is given one, None for others (size 0); a single vector serves the whole batch."""
+    if size == 0 and vector is not None:
+        raise ConfigError("vector", "None (vector_size=0)", "a vector")
+    if size == 0:
+        return None
+    if vector is None:
+        raise ConfigError("vector", f"float [{batch}, {size}]", "None")
+    if not jnp.issubdtype(jnp.asarray(vector).dtype, jnp.floating):
+        raise ConfigError("vector", "floating-point numbers", jnp.asarray(vector).dtype)
+    if np.shape(vector) == (size,):
+        vector = jnp.broadcast_to(jnp.asarray(vector), (batch, size))
+    return _check_rows(vector, "vector", size, batch)
+
+
+def _check_rows(values, argument: str, size: int, batch: int) -> Float[Array, "B D"]:
+    """`values` as float32 [B, D], finite where they are at hand."""
+    if np.shape(values) != (batch, size):
+        raise ConfigError(argument, f"shape [{batch}, {size}]", list(np.shape(values)))
+    if not isinstance(values, jax.core.Tracer) and not np.isfinite(np.asarray(values)).all():
+        raise ConfigError(argument, "finite numbers", "NaN or infinity")
+    return jnp.asarray(values, jnp.float32)
+
+
+def interpolate(first, last, n: int, num_classes: int = 0) -> Float[Array, "n D"]:
+    """n conditions on the straight line from one to another: y_i = (1 - t_i) first + t_i last with t_i = i / (n - 1).
+
+    Two vectors [D] give vectors for `vector=`; two classes of num_classes give weights of the classes for `label=`, which interpolate
+    between the embeddings of the two (van den Oord et al. 2016, section 3.3, on embeddings of portraits).
+    """
+    if not (isinstance(n, int) and n > 1):
+        raise ConfigError("n", "an integer above 1", n)
+    if num_classes:
+        check_label(np.array([first, last]), num_classes, 2)
+        first, last = np.eye(num_classes, dtype=np.float32)[[first, last]]
+    first, last = jnp.asarray(first, jnp.float32), jnp.asarray(last, jnp.float32)
+    if first.ndim != 1 or first.shape != last.shape:
+        raise ConfigError("first and last", "two vectors [D], or two classes and num_classes", f"shapes {first.shape} and {last.shape}")
+    t = jnp.linspace(0, 1, n)[:, None]
+    return (1 - t) * first[None] + t * last[None]
 
 
 class AutoregressiveImages(nnx.Module):

@@ -77,13 +77,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def check_batch_size(batch_size: int, devices: int | None = None) -> None:
-    """The global batch must split evenly over the devices."""
+def check_batch_size(batch_size: int, devices: int | None = None, parts: int = 1) -> None:
+    """The global batch must split evenly over the devices, and over the parts of a step that adds up gradients."""
     devices = devices or jax.device_count()
-    if batch_size < 1 or batch_size % devices:
-        lower = max(batch_size // devices, 1) * devices
-        nearest = sorted({lower, (max(batch_size, 0) // devices + 1) * devices})
-        raise ConfigError("train.batch_size", f"a multiple of the {devices} devices", batch_size, f"try {' or '.join(map(str, nearest))}")
+    unit = devices * parts
+    if batch_size < 1 or batch_size % unit:
+        nearest = sorted({max(batch_size // unit, 1) * unit, (max(batch_size, 0) // unit + 1) * unit})
+        wanted = f"a multiple of the {devices} devices" + (f" times {parts} (train.accumulate)" if parts > 1 else "")
+        raise ConfigError("train.batch_size", wanted, batch_size, f"try {' or '.join(map(str, nearest))}")
 
 
 def place_batch(mesh: Mesh, batch: dict) -> dict:

@@ -42,6 +42,7 @@ class DiskSource:
     levels: int
     num_classes: int
     on_disk: bool = True
+    vectors: None = None
 
     @property
     def images(self) -> "Column":

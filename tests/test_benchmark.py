@@ -135,7 +135,8 @@ def test_the_report_has_every_field(tmp_path, capsys, cores, monkeypatch):
     assert report["models"][0]["config"]["class"] == "GatedPixelCNNConfig" and report["models"][0]["parameters"] > 0
     rows = report["results"]
     kinds = [(row["method"], row["batch"]) for row in rows]
-    assert kinds == [("cached", 1), ("cached", 2), ("naive", 2), ("fixed_point", 2), ("train", 2)]
+    assert kinds == [("cached", 1), ("cached", 2), ("naive", 2), ("fixed_point", 2), ("train", 2), ("train", 2)]
+    assert [row["accumulate"] for row in rows[-2:]] == [1, 2] and "in 2 parts" in benchmark.line(rows[-1])
     for row in rows:
         assert set(row) >= FIELDS and row["model"] == "GatedPixelCNN"
         assert row["images_per_second"] > 0 and row["images_per_second_wall"] > 0 and row["peak_gflops"] > 0
@@ -166,7 +167,7 @@ def test_a_model_of_another_family_has_its_rows(monkeypatch):
     monkeypatch.setattr(benchmark, "PEAK_SIZES", {"cpu": (32,)})
     model = build(VAEConfig(image_shape=(4, 4, 1), levels=2))
     rows = list(benchmark.measure(model, (2,), 2, 1))
-    assert [row["method"] for row in rows] == ["sample", "train"] and all(row["fraction_of_peak"] > 0 for row in rows)
+    assert [row["method"] for row in rows] == ["sample", "train", "train"] and all(row["fraction_of_peak"] > 0 for row in rows)
 
 
 # --- The process --------------------------------------------------------------------------------------------------------------------

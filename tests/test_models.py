@@ -215,7 +215,7 @@ def step_by_step(model, image, label=None):
         (cache, _, _), parameters = jax.lax.scan(pixel, start, (jnp.arange(width), values))
         return (cache, values.swapaxes(0, 1)), parameters
 
-    start = (model.init_cache(batch, label), jnp.zeros((batch, width, channels), jnp.uint8))
+    start = (model.init_cache(batch, model.condition(batch, label, image)), jnp.zeros((batch, width, channels), jnp.uint8))
     _, parameters = jax.lax.scan(row, start, (jnp.arange(height), rows))
     return jnp.moveaxis(parameters, 2, 0)
 

@@ -35,11 +35,14 @@ def batches(rows: slice):
 
 
 def train(fsdp: int) -> dict[str, np.ndarray]:
-    """Parameters, averages and (loss, gradient norm) of a few steps on all devices of all processes, and how many arrays were split."""
+    """Parameters, averages and (loss, gradient norm) of a few steps on all devices of all processes, and how many arrays were split.
+
+    With arrays that are split the gradients are added up over two parts of the batch, which changes no number.
+    """
     mesh = sharding.make_mesh(fsdp)
     optimizer = make_optimizer(OPTIMIZER, STEPS)
     state = init_state(GatedPixelCNN(CONFIG, rngs=nnx.Rngs(0)), optimizer, mesh)
-    step, share = make_train_step(optimizer, mesh), BATCH // jax.process_count()
+    step, share = make_train_step(optimizer, mesh, accumulate=2 if fsdp > 1 else 1), BATCH // jax.process_count()
     rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     placed = (sharding.place_batch(mesh, batch) for batch in batches(rows))
     losses = []
@@ -137,6 +140,9 @@ def test_a_batch_must_be_a_multiple_of_the_devices():
     for size, hint in [(10, "try 8 or 16"), (3, "try 8"), (0, "try 8"), (-5, "try 8")]:
         with pytest.raises(ConfigError, match=f"^train.batch_size: wanted a multiple of the 8 devices, got {size}; {hint}$"):
             sharding.check_batch_size(size, 8)
+    wanted = r"^train.batch_size: wanted a multiple of the 8 devices times 2 \(train.accumulate\), got 24; try 16 or 32$"
+    with pytest.raises(ConfigError, match=wanted):
+        sharding.check_batch_size(24, 8, parts=2)
 
 
 def test_fsdp_must_divide_the_devices():

@@ -45,10 +45,10 @@ def batches(n: int, seed: int = 0) -> list[dict]:
     return [{"x": rng.standard_normal((8, 3)).astype(np.float32), "y": rng.standard_normal(8).astype(np.float32)} for _ in range(n)]
 
 
-def start(model=None, config: OptimizerConfig | None = None, steps: int = 10, ema_decay: float = 0.999):
+def start(model=None, config: OptimizerConfig | None = None, steps: int = 10, ema_decay: float = 0.999, accumulate: int = 1):
     """(state, step) of a model on one device."""
     optimizer, mesh = make_optimizer(config or OptimizerConfig(), steps), make_mesh()
-    return init_state(model or Line(), optimizer, mesh), make_train_step(optimizer, mesh, ema_decay)
+    return init_state(model or Line(), optimizer, mesh), make_train_step(optimizer, mesh, ema_decay, accumulate)
 
 
 def bits(tree) -> list[np.ndarray]:
@@ -94,10 +94,11 @@ CONFIGS = {
 }
 
 
+@pytest.mark.parametrize("accumulate", [1, 2, 8])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_the_step_is_adam_of_the_clipped_gradient_and_the_average_warms_up(config):
+def test_the_step_is_adam_of_the_clipped_gradient_and_the_average_warms_up(config, accumulate):
     steps, ema_decay = 7, 0.3
-    state, step = start(config=config, steps=steps, ema_decay=ema_decay)
+    state, step = start(config=config, steps=steps, ema_decay=ema_decay, accumulate=accumulate)
     average = np.array([0.5, -1.0, 2.0, 0.0])
     for t, (batch, (expected, norm)) in enumerate(zip(batches(steps), numpy_adam(config, batches(steps), steps), strict=True)):
         state, metrics = step(state, batch, KEY)

@@ -11,8 +11,8 @@ Layer l with kernel k, m = k // 2, v_0 = h_0 = x scaled to [-1, 1], zeros outsid
     skip      += Ws g_l + b;    h_{l+1} = Wr g_l + b (+ h_l for l > 0)
     logits     = W1 relu(W0 relu(skip) + b) + b
 
-The centre tap of Wh is masked A in layer 0 and B after it, every 1 x 1 on the horizontal side B, by channel groups. y is the label's
-embedding, one for every gate (section 2.3 of the paper).
+The centre tap of Wh is masked A in layer 0 and B after it, every 1 x 1 on the horizontal side B, by channel groups. y is what the image is
+drawn given: the class, one-hot, and a vector (an embedding, the code of a caption), each if the config has it (section 2.3 of the paper).
 
 Sampling: U of row r-1 depends on finished rows only, so `begin_row` runs the vertical stack for all columns at once; `step` runs the
 horizontal stack of one pixel, two matrix products a layer. Both push: what a finished row (pixel) adds to the rows below (pixels to the
@@ -24,7 +24,7 @@ k x 1 (fewer products; the size of the speed comparison uses it).
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ from jaxgen.layers import (
     add_bias,
     dot,
     dropout,
+    embed,
     gate,
     group_mask,
     halves_mask,
@@ -48,16 +49,20 @@ from jaxgen.layers import (
     take_group,
     zeros,
 )
-from jaxgen.sampling import AutoregressiveImages
+from jaxgen.sampling import AutoregressiveImages, check_vector
 
 
 @dataclass(frozen=True)
 class GatedPixelCNNConfig:
-    """Sizes of a Gated PixelCNN. `layers` counts the gated layers after the input layer; `width` and `head_width` are multiples of C."""
+    """Sizes of a Gated PixelCNN. `layers` counts the gated layers after the input layer; `width` and `head_width` are multiples of C.
+
+    num_classes, vector_size: of the label and of the vector that the image is drawn given; 0 for none.
+    """
 
     image_shape: tuple[int, int, int] = (8, 8, 1)
     levels: int = 17
     num_classes: int = 0
+    vector_size: int = 0
     layers: int = 10
     width: int = 128
     input_kernel: int = 7
@@ -73,8 +78,9 @@ class GatedPixelCNNConfig:
             raise ConfigError("image_shape", "(H, W, C) with C = 1 or 3", self.image_shape)
         if not 2 <= self.levels <= 256:
             raise ConfigError("levels", "2..256", self.levels)
-        if self.num_classes < 0:
-            raise ConfigError("num_classes", "0 (unconditional) or more", self.num_classes)
+        for name in ("num_classes", "vector_size"):
+            if getattr(self, name) < 0:
+                raise ConfigError(name, "0 (unconditional) or more", getattr(self, name))
         for name in ("input_kernel", "kernel"):
             if getattr(self, name) < 1 or getattr(self, name) % 2 == 0:
                 raise ConfigError(name, "an odd positive number", getattr(self, name))
@@ -90,6 +96,16 @@ class GatedPixelCNNConfig:
     def comparison(cls) -> "GatedPixelCNNConfig":
         """The size of speed comparisons: 28 x 28 binary images, one input layer and ten gated layers of width 128."""
         return cls(image_shape=(28, 28, 1), levels=2, layers=10, width=128, head_width=32, factorized=True)
+
+
+class Condition(NamedTuple):
+    """What the network is given beside the image."""
+
+    label: Any  # int32 [B], or float32 [B, num_classes]; None for a model without labels
+    vector: Any  # float32 [B, vector_size]; None for a model without
+
+
+UNCONDITIONAL = Condition(None, None)
 
 
 class GatedLayer(nnx.Module):
@@ -108,6 +124,7 @@ class GatedLayer(nnx.Module):
         self.out_bias = zeros((self.out.shape[1],))
         # One bias for every gate of both stacks: vertical | horizontal.
         self.embedding = normal(rngs, (config.num_classes, 4 * width), 1.0) if config.num_classes else None
+        self.vector = normal(rngs, (config.vector_size, 4 * width), config.vector_size) if config.vector_size else None
         self.groups, self.width, self.dropout = groups, width, config.dropout
 
     def masked_out(self) -> Float[Array, "D E"]:
@@ -115,15 +132,15 @@ class GatedLayer(nnx.Module):
         mask = group_mask if self.last else halves_mask
         return self.out[...] * mask(self.width, self.width, self.groups, "B")
 
-    def condition(self, label) -> tuple:
-        """The label's biases [B, 2D] of the vertical and the horizontal gates, or zeros for an unconditional model."""
-        if self.embedding is None:
-            return jnp.zeros(()), jnp.zeros(())
-        return tuple(jnp.split(self.embedding[...][label], 2, axis=-1))
+    def condition(self, given: Condition) -> tuple:
+        """The biases [B, 2D] of the vertical and the horizontal gates by what is given, or zeros [] for an unconditional model."""
+        parts = [] if self.embedding is None else [embed(self.embedding[...], given.label)]
+        parts += [] if self.vector is None else [dot(given.vector, self.vector[...])]
+        return tuple(jnp.split(sum(parts), 2, axis=-1)) if parts else (jnp.zeros(()), jnp.zeros(()))
 
-    def __call__(self, v, h, label, key=None):
+    def __call__(self, v, h, given: Condition, key=None):
         """The whole image: [B, H, W, D] each; with a key, dropout on the outputs of both gates."""
-        vertical, horizontal = (y.astype(v.dtype)[:, None, None] if y.ndim else y.astype(v.dtype) for y in self.condition(label))
+        vertical, horizontal = (y.astype(v.dtype)[:, None, None] if y.ndim else y.astype(v.dtype) for y in self.condition(given))
         u = self.vertical(v) + vertical
         link = add_bias(dot(shift(u, 1, axis=1), self.link[...]), self.link_bias[...])
         v, g = gate(u), gate(self.horizontal(h) + link + horizontal)
@@ -141,7 +158,7 @@ class Packed(NamedTuple):
 
     push: Float[Array, "G d E"]  # centre | left taps of the horizontal convolution, E = (1 + m) 2D
     out: Float[Array, "G d F"]  # skip | residual
-    condition: Float[Array, "..."]  # the label's bias of the vertical gates, [B, 2D] or []
+    condition: Float[Array, "..."]  # the condition's bias of the vertical gates, [B, 2D] or []
 
 
 class Cache(NamedTuple):
@@ -150,14 +167,14 @@ class Cache(NamedTuple):
     packed: tuple[Packed, ...]
     head: tuple  # the two matrices of the head by input group
     waiting: tuple  # [m, W, B, 2D]: partial sums of U of the next m rows
-    bias: tuple  # [B, 2D] or [2D]: bias of the horizontal gates, the label's included
+    bias: tuple  # [B, 2D] or [2D]: bias of the horizontal gates, the condition's included
     link: tuple  # [W, B, 2D]: N U[r-1] + bias for the row being drawn
     pixels: tuple  # [max(m, 1), B, 2D]: partial sums of a for the next m pixels, their links included
     sums: tuple  # within a pixel, C > 1 only: (a, residual) of every layer, skip, head and logits so far; () for C = 1
 
 
 class GatedPixelCNN(AutoregressiveImages):
-    """The model of this file; see `AutoregressiveImages` for logits, log_prob, loss and sample."""
+    """The model of this file; see `AutoregressiveImages` for its methods. `vector=` goes to each of them where the config has a vector."""
 
     def __init__(self, config: GatedPixelCNNConfig, *, rngs: nnx.Rngs):
         self.config, self.head = config, pixel_head(config.levels)
@@ -168,16 +185,25 @@ class GatedPixelCNN(AutoregressiveImages):
         self.outputs = normal(rngs, (config.head_width, channels * self.head.size), config.head_width)
         self.outputs_bias = zeros((channels * self.head.size,))
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What is given beside the label."""
+        return ("vector",) if self.config.vector_size else ()
+
     def _masked_head(self):
         groups = self.config.image_shape[2]
         hidden = self.hidden[...] * group_mask(*self.hidden.shape, groups, "B")
         return hidden, self.outputs[...] * group_mask(*self.outputs.shape, groups, "B")
 
-    def _logits(self, image: UInt8[Array, "B H W C"], label, key=None) -> Float[Array, "B H W C P"]:
+    def condition(self, batch: int, label=None, image=None, vector=None, **given) -> Condition:
+        """The label and the vector, checked; one vector serves the whole batch."""
+        return Condition(super().condition(batch, label, image, **given), check_vector(vector, self.config.vector_size, batch))
+
+    def _logits(self, image: UInt8[Array, "B H W C"], condition: Condition, key=None) -> Float[Array, "B H W C P"]:
         v = h = scale_pixels(image, self.config.levels, self.config.dtype)
         skips = []
         for i, layer in enumerate(self.layers):
-            v, h, skip = layer(v, h, label, None if key is None else jax.random.fold_in(key, i))
+            v, h, skip = layer(v, h, condition, None if key is None else jax.random.fold_in(key, i))
             skips.append(skip)
         hidden, outputs = self._masked_head()
         z = add_bias(dot(jax.nn.relu(sum(skips)), hidden), self.hidden_bias[...])
@@ -186,13 +212,13 @@ class GatedPixelCNN(AutoregressiveImages):
 
     # The same network, one row and one pixel at a time.
 
-    def init_cache(self, n: int, label=None) -> Cache:
+    def init_cache(self, n: int, condition: Condition = UNCONDITIONAL) -> Cache:
         """The cache of n images before anything is drawn."""
         height, width, channels = self.config.image_shape
         dtype, two = jnp.dtype(self.config.dtype), 2 * self.config.width
         packed, bias, waiting, pixels = [], [], [], []
         for layer in self.layers:
-            vertical, horizontal = layer.condition(label)
+            vertical, horizontal = layer.condition(condition)
             out = layer.masked_out().astype(dtype)
             packed.append(Packed(layer.horizontal.pack(dtype), out.reshape(channels, -1, out.shape[1]), vertical.astype(dtype)))
             bias.append((add_bias(horizontal, layer.link_bias[...]) if horizontal.ndim else layer.link_bias[...]).astype(dtype))

@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int, Integer, UInt8
 from jaxgen.block_attention import Attention, Blocks, Memory, make_blocks
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.layers import add_bias, box_filter, dot, dropout, normal, scale_pixels, shift, zeros
+from jaxgen.layers import add_bias, box_filter, dot, dropout, embed, normal, scale_pixels, shift, zeros
 from jaxgen.logistic_mixture import DiscretizedLogisticMixture
 from jaxgen.sampling import AutoregressiveImages, check_images
 
@@ -154,7 +154,7 @@ class Embedding(nnx.Module):
 class Condition(NamedTuple):
     """What the network is given beside the image."""
 
-    label: Any  # int32 [B], None for an unconditional model
+    label: Any  # int32 [B], or float32 [B, num_classes]; None for an unconditional model
     low_resolution: Any  # uint8 [B, h, w, C], None without super-resolution
 
 
@@ -232,7 +232,7 @@ class ImageTransformer(AutoregressiveImages):
         return parameters.reshape(*image.shape[: 3 + self.head.channelwise], -1)
 
     def _label_vector(self, condition: Condition) -> Float[Array, "B 1 D"]:
-        return self.label[...][condition.label][:, None].astype(self.config.dtype)
+        return embed(self.label[...], condition.label)[:, None].astype(self.config.dtype)
 
     def _parameters(self, x: Float[Array, "B L D"]) -> Float[Array, "B L P"]:
         return add_bias(dot(x, self.outputs[...]).astype(jnp.float32), self.outputs_bias[...])
