@@ -60,8 +60,8 @@ class Entry:
     whole_past: dict | None  # sizes at which a 5x5 image has no blind spot; None for a model that has one
     edges: tuple[dict, ...] = ()
     full_sizes: tuple[tuple[dict, int], ...] = field(default=())  # (config, number of parameters)
-    learning_rate: float = 0.1  # of the one training step, and
-    noise: float = 0.3  # on every weight after it: large values make a deep network of ReLUs too sharp for these tests
+    learning_rate: float = 0.1  # of the training step where there is one, and
+    noise: float = 0.3  # on every weight: large values make a deep network of ReLUs too sharp for these tests
 
     def make(self, image_shape, levels=4, num_classes=0, **sizes):
         """The config."""
