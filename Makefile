@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 KILLS ?= 30
-# Half of the suite's time is XLA compiling on one core; a file stays with one worker, which compiles its programs once.
+# Half of the suite's time is XLA compiling on one core.
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
@@ -44,7 +44,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .

@@ -36,8 +36,17 @@ install_import_hook("jaxgen", "beartype.beartype(conf=beartype.BeartypeConf(is_p
 
 def pytest_configure(config: pytest.Config) -> None:
     """Strict mode must be on even if a plugin imported jax before this file ran."""
+    config.addinivalue_line("markers", "xdist_group: the worker that a test goes to")  # known without xdist, too
     jax.config.update("jax_numpy_rank_promotion", STRICT["JAX_NUMPY_RANK_PROMOTION"])
     jax.config.update("jax_numpy_dtype_promotion", STRICT["JAX_NUMPY_DTYPE_PROMOTION"])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file stays with one worker, which compiles its programs once; the table of models, half of the suite, is split by model."""
+    for item in items:
+        entry = getattr(item, "callspec", None) and item.callspec.params.get("entry")
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {entry.name}" if entry else item.path.name))
 
 
 @pytest.fixture

@@ -192,7 +192,7 @@ def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(undisturbed, start, tmp_pat
     assert re.search(r"stopped by SIGINT after step \d+; saved", child.lines[-1])
 
     child = start(STEPS, SLOW_SAVE)
-    child.wait_for("resumed")
+    child.wait_for(rf"step +\d+/{STEPS}")  # before its first step it has nothing to save
     child.send(signal.SIGINT).wait_for("saving")
     before = time.monotonic()
     assert child.send(signal.SIGINT).end() == 130, child.errors
