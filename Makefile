@@ -18,7 +18,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: quickstart quickstart-laptop setup test lint kill-test bench clean
+.PHONY: quickstart quickstart-laptop setup test notebooks lint kill-test bench compare clean
 
 quickstart: setup
 	$(BIN)/python -m experiments.gated_pixelcnn_digits
@@ -46,12 +46,20 @@ $(READY): requirements.lock pyproject.toml
 test: setup
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
+# Runs every notebook from its first cell to its last; the files stay as they are.
+notebooks: setup
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+
 lint: setup
 	$(BIN)/ruff check .
 
 # Real SIGKILLs at random moments of a training, one of them inside a save; the suite does five.
 kill-test: setup
 	JAXGEN_KILLS=$(KILLS) $(BIN)/python -m pytest tests/test_interruption.py -k kill
+
+# All autoregressive image models on digits with one budget of time: experiments/results/digits.md
+compare: setup
+	$(BIN)/python -m experiments.compare_autoregressive
 
 # Of a trained model: make bench RUN=runs/x
 bench: setup
