@@ -113,6 +113,14 @@ class Memory(NamedTuple):
     all_keys: Float[Array, "B h N d"] | None
     all_values: Float[Array, "B h N d"] | None
 
+    def fit(self, places: int) -> "Memory":
+        """The memory block with room for so many places: the first ones, and zeros after them."""
+
+        def resize(x):
+            return jnp.pad(x[:, :, :places], ((0, 0), (0, 0), (0, max(places - x.shape[2], 0)), (0, 0)))
+
+        return self._replace(keys=resize(self.keys), values=resize(self.values))
+
     def gather(self, places: Int[Array, " M"]) -> tuple[Float[Array, "B h M d"], Float[Array, "B h M d"]]:
         """Keys and values of a new memory block: what was generated of it; the rest will be written before it is read."""
         keys, values = (jnp.take(x, places, axis=2, mode="clip") for x in (self.all_keys, self.all_values))

@@ -120,6 +120,8 @@ class AutoregressiveImages(nnx.Module):
     """
 
     order = None
+    rooms: tuple[int, ...] = ()
+    """Places at which a model with its own order has its cache grow, by `fit(cache, places)`; the last one is the end. () for never."""
     conditions: tuple[str, ...] = ()
     """Names of what the network is given beside the image and the label: arguments of the methods below and fields of a batch."""
 
@@ -264,6 +266,19 @@ def _cached_group(model, draw, condition, image, mask, rows):
     return values.transpose(2, 0, 1, 3)
 
 
+def _with_room(model, place, carry, inputs):
+    """The scan over all places, in parts where the model's cache grows: a shape is fixed within one scan."""
+    if not model.rooms:
+        return jax.lax.scan(place, carry, inputs)[1]
+    values = []
+    for begin, end in zip((0, *model.rooms), model.rooms, strict=False):
+        cache, previous = carry
+        part = jax.tree.map(lambda x: x[begin:end], inputs)  # noqa: B023 (called at once)
+        carry, drawn = jax.lax.scan(place, (model.fit(cache, end), previous), part)
+        values.append(drawn)
+    return jnp.concatenate(values)
+
+
 def _finish_pixel(model, draw, cache, parameters, noise, given, keep):
     """Draw one pixel [n, C] from its first parameters, channel after channel where the model conditions that way."""
     channels = draw.shape[3]
@@ -305,7 +320,7 @@ def in_order(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask
 
         inputs = jnp.arange(len(order)), order, given.swapaxes(0, 1), keep.T
         start = model.init_cache(len(rows), jax.tree.map(lambda x: x[rows], condition)), jnp.zeros_like(inputs[2][0])
-        _, values = jax.lax.scan(place, start, inputs)
+        values = _with_room(model, place, start, inputs)
         at = (slice(None), r, c, k[0]) if k else (slice(None), r, c)
         return jnp.zeros_like(image[rows]).at[at].set(values[:, :, 0].T if k else values.swapaxes(0, 1))
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import chisquare
-from test_models import all_images, full_pass, images_of, log_prob, seen_inputs, step_by_step, trained
+from test_models import all_images, full_pass, images_of, log_prob, seen_inputs, step_by_step, with_noise
 
 from jaxgen import cli, data, experiment, sampling
 from jaxgen.block_attention import make_blocks
@@ -33,7 +33,7 @@ def make(image_shape=(4, 5, 1), levels=4, **fields):
 
 @lru_cache(maxsize=8)
 def _made(config):
-    return trained(config, learning_rate=0.01, noise=0.2)
+    return with_noise(config, noise=0.2)
 
 
 TWO_DIMENSIONS = {

@@ -59,7 +59,7 @@ def trained(config, learning_rate: float):
 
 
 @lru_cache(maxsize=16)
-def _made(config, noise: float, learning_rate: float | None):
+def with_noise(config, noise: float, learning_rate: float | None = None):
     """A model with noise on every weight, masked ones included: nothing vanishes, nothing is special."""
     model = drawn(config) if learning_rate is None else trained(config, learning_rate)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
@@ -74,7 +74,7 @@ def make(entry: Entry, image_shape, train: bool = False, **sizes):
 
     Compiling a training step takes longer than most tests, so it is for those that ask for it.
     """
-    return _made(entry.make(image_shape, **sizes), entry.noise, entry.learning_rate if train else None)
+    return with_noise(entry.make(image_shape, **sizes), entry.noise, entry.learning_rate if train else None)
 
 
 @jax.jit

@@ -256,6 +256,18 @@ class ImageTransformer(AutoregressiveImages):
         memories = tuple(layer.attention.init_memory(n, self.blocks, self.config.dtype) for layer in self.layers)
         return Cache(memories, self._encode(condition), None if self.label is None else self._label_vector(condition))
 
+    @property
+    def rooms(self) -> tuple[int, ...]:
+        """Every step reads the whole memory block: where that is everything, it grows by a quarter of all places at a time."""
+        if len(self.blocks.query) > 1:
+            return ()
+        places = len(self.blocks.order)
+        return tuple(sorted({-(-places * quarters // 4) for quarters in (1, 2, 3, 4)}))
+
+    def fit(self, cache: Cache, places: int) -> Cache:
+        """The cache with memory blocks for so many places."""
+        return cache._replace(memories=tuple(memory.fit(places) for memory in cache.memories))
+
     def step(self, cache: Cache, previous: UInt8[Array, "B c"], i) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of place i, given what was drawn at place i-1 (ignored at place 0): one channel, or a whole pixel."""
         blocks, dtype = self.blocks, self.config.dtype
