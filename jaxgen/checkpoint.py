@@ -48,6 +48,7 @@ class Checkpointer:
     config is the run's configuration as JSON (`load` builds `config["model"]`), fingerprint says what its data is. A run that has
     checkpoints goes on only with the same config, rundir.HARMLESS excepted, and the same fingerprint; restart=True deletes them instead.
     best_metric names the metric, lower is better, whose best step is kept beside the newest two; default: the first of BEST_METRICS given.
+    complete(config) gives fields that the version which began the run did not have their defaults, so that they count as unchanged.
     Raises ConfigError (a folder that cannot be written, another live run, changed config or data), CheckpointError (another model).
     """
 
@@ -58,6 +59,7 @@ class Checkpointer:
         fingerprint: Mapping[str, Any] | None = None,
         best_metric: str | None = None,
         restart: bool = False,
+        complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     ):
         self.workdir = rundir.folder(workdir)
         self._steps, self._local = self.workdir / STEPS, rundir.is_local(self.workdir)
@@ -66,6 +68,7 @@ class Checkpointer:
         self._best_metrics = (best_metric,) if best_metric else BEST_METRICS
         self._ours: set[int] = set()  # steps that this object saved or restored: known to be good
         self._damaged: set[int] = set()  # steps that restore() passed over
+        self._complete = complete
         self._attempts = 0
         self._lock: RunLock | None = None
         _on_first_process(lambda: self._start(restart))
@@ -80,7 +83,10 @@ class Checkpointer:
         try:
             old = manifests.readable(self._steps, self.steps())
             if old and not restart:  # where no manifest can be read, restore() will refuse
-                rundir.check_same_run(self.workdir, old[max(old)], self._config, self._fingerprint)
+                last = old[max(old)]
+                rundir.check_model(self.workdir, last, self._config)
+                completed = last | {"config": json.loads(json.dumps(self._complete(last["config"])))}
+                rundir.check_same_run(self.workdir, completed, self._config, self._fingerprint)
             self._clear(restart)
             rundir.write_json(self.workdir / CONFIG, self._config)
         except BaseException:

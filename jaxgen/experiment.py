@@ -20,7 +20,7 @@ from jaxgen import benchmark, checkpoint, config, evaluation, report, sharding, 
 from jaxgen.data import DataConfig, Dataset
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.layers import box_filter
-from jaxgen.models import build
+from jaxgen.models import MODELS, build
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 GRID = 64
@@ -57,7 +57,8 @@ def train(experiment: Experiment, restart: bool = False) -> int:
     fingerprint = training_set.fingerprint(options.batch_size, options.seed)
     mesh = sharding.make_mesh(options.fsdp)
     optimizer = training.make_optimizer(experiment.optimizer, options.steps)
-    with checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart) as checkpoints:
+    begun = checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart, complete=_completed)
+    with begun as checkpoints:
         model = build(experiment.model, options.seed)
         state = training.init_state(model, optimizer, mesh)
         resumed, state = checkpoints.restore(state) or (0, state)
@@ -84,6 +85,11 @@ def train(experiment: Experiment, restart: bool = False) -> int:
             run.save(int(state.step), state, last=True)
             say(f"stopped by {signal.Signals(stop.signal).name} after step {int(state.step)}; saved; the same command goes on from there")
             return INTERRUPTED if stop.signal == signal.SIGINT else PREEMPTED
+
+
+def _completed(old: dict) -> dict:
+    """The configuration of an older version with the defaults of the fields that it did not have."""
+    return config.to_json(config.from_json([Experiment, *MODELS], old))
 
 
 def _beginning(experiment: Experiment, resumed: int) -> str:

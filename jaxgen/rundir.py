@@ -1,6 +1,7 @@
 """The directory of a run: its path, its steps, its config.json, and whether it is the same run as before."""
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -13,7 +14,8 @@ from etils import epath
 import jaxgen
 from jaxgen.errors import CheckpointError, ConfigError
 
-STORES = ("gs://", "s3://", "az://")
+STORES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs"}
+"""Object stores, and the package that each needs."""
 # What a run may change when it goes on, the learning rate too since lowering it rescues a run; any other change would make it another run.
 HARMLESS = (
     "workdir", "data.data_dir", "train.steps", "train.log_every", "train.eval_every", "train.max_minutes", "train.fsdp",
@@ -22,8 +24,15 @@ HARMLESS = (
 
 
 def folder(path: str | os.PathLike) -> epath.Path:
-    """An absolute local folder (`~` is the home), or a folder of an object store; raises ConfigError for `gs:/bucket` and the like."""
+    """An absolute local folder (`~` is the home), or a folder of an object store.
+
+    Raises ConfigError for `gs:/bucket` and the like, and where the store's package is not installed.
+    """
     text = os.fspath(path)
+    for store, package in STORES.items():
+        if text.startswith(store) and importlib.util.find_spec(package) is None:
+            hint = f"pip install {package}" + (", or jaxgen with its extra tpu" if package == "gcsfs" else "")
+            raise ConfigError("workdir", f"the package {package}, to reach {text}", "none installed", hint)
     if not is_local(text):
         return epath.Path(text)
     if text.partition("/")[0].endswith(":"):
@@ -33,7 +42,7 @@ def folder(path: str | os.PathLike) -> epath.Path:
 
 def is_local(path: str | os.PathLike) -> bool:
     """Whether the path is of a file system, which has locks and renames, and not of an object store."""
-    return not os.fspath(path).startswith(STORES)
+    return not os.fspath(path).startswith(tuple(STORES))
 
 
 def is_step(name: str) -> bool:

@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from etils import epath
 from tiny_runs import complete, rows, same_model, saved, train, write_images
 
-from jaxgen import checkpoint, training
+from jaxgen import checkpoint, manifest, training
 from jaxgen.checkpoint import Checkpointer
 
 
@@ -67,6 +68,21 @@ def test_where_every_checkpoint_is_damaged_only_restart_starts_over(copy, thirty
     assert train(copy, restart=True) == 0
     assert rows(copy) == rows(thirty)
     assert same_model(copy, thirty)
+
+
+def test_a_run_of_a_version_with_fewer_fields_goes_on(copy, thirty, capsys):
+    """As if `accumulate` and `vector_size` were newer than the run: the defaults are what it was trained with."""
+    for step in saved(copy):
+        folder = epath.Path(copy) / "checkpoints" / str(step)
+        facts = manifest.read(folder)
+        del facts["config"]["train"]["accumulate"], facts["config"]["model"]["vector_size"], facts["files"], facts["format"]
+        (folder / manifest.NAME).unlink()
+        manifest.write(folder, facts, durable=False)
+    assert train(copy, steps=40) == 0
+    changes = capsys.readouterr().err.splitlines()
+    assert len(changes) == 2 and "workdir changed" in changes[0] and changes[1] == "jaxgen: train.steps changed from 30 to 40"
+    assert train(copy, steps=40, accumulate=2) == 2
+    assert "train.accumulate changed from 1 to 2" in capsys.readouterr().err
 
 
 def test_more_steps_go_on(thirty, tmp_path, capsys):

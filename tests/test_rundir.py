@@ -1,5 +1,7 @@
 """A run goes on only as the run it was: config, data, model, versions."""
 
+import importlib.util
+
 import pytest
 from saved_runs import CONFIG, DATA, state, two_steps
 
@@ -32,6 +34,12 @@ def test_another_config_is_refused_with_its_fields(run, field, value):
         assert saver.restore(state(1))[0] == 2
     with Checkpointer(run.workdir, changed(field, value), DATA, restart=True) as saver:
         assert saver.steps() == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed")
+def test_a_store_without_its_package_is_one_line():
+    with pytest.raises(ConfigError, match="^workdir: wanted the package gcsfs, to reach gs://b/run, got none installed; pip install gcsfs"):
+        Checkpointer("gs://b/run", CONFIG, DATA)
 
 
 @pytest.mark.parametrize("field", ["train.steps", "train.log_every", "train.max_minutes", "workdir"])
