@@ -35,6 +35,7 @@ from flax import nnx
 
 from jaxgen import config, sharding, training
 from jaxgen.errors import ConfigError
+from jaxgen.layers import EXACT
 from jaxgen.models import MODELS, build
 from jaxgen.sampling import AutoregressiveImages
 
@@ -133,7 +134,7 @@ class Peak:
         self._cases = []
         for size in sizes:
             a = jnp.full((size, size), 1 / size, dtype)
-            product = jax.jit(lambda a: a @ a).lower(a).compile()
+            product = jax.jit(lambda a: jnp.matmul(a, a, precision=EXACT)).lower(a).compile()
             jax.block_until_ready(product(a))
             self._cases.append((product, a))
 
@@ -262,10 +263,7 @@ def _positions(model) -> int:
 
 
 def measure(model, batches: Sequence[int] = BATCHES, train_batch: int | None = 16, repetitions: int = REPETITIONS) -> Iterable[Row]:
-    """The rows of one model, each as soon as it is measured: cached at every batch, naive and fixed-point at one, training.
-
-    Training on a CPU: a whole batch at once, and image by image.
-    """
+    """The rows of one model, each as soon as it is measured: cached at every batch, naive and fixed-point at one, training."""
     peak, images = Peak(getattr(model.config, "dtype", "float32")), isinstance(model, AutoregressiveImages)
     flops = flops_per_image(model)
     for batch in batches:

@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgen.layers import dot, normal
+from jaxgen.layers import EXACT, dot, normal
 
 NEVER = -1e30
 """Score of a key that may not be read: its weight is exactly 0; finite, so that a padded query without keys gives no NaN."""
@@ -100,9 +100,9 @@ def _take(x: Float[Array, "B N h d"], places: np.ndarray) -> Float[Array, "B b L
 
 def attend(query: Float[Array, "*b q d"], keys: Float[Array, "*b m d"], values: Float[Array, "*b m d"], allowed=None) -> Array:
     """softmax(q k^T / sqrt d) v over the allowed keys, [..., q, d]; scores and weights in float32."""
-    scores = jnp.einsum("...qd,...md->...qm", query, keys).astype(jnp.float32) / np.sqrt(query.shape[-1])
+    scores = jnp.einsum("...qd,...md->...qm", query, keys, precision=EXACT).astype(jnp.float32) / np.sqrt(query.shape[-1])
     scores = scores if allowed is None else jnp.where(allowed, scores, NEVER)
-    return jnp.einsum("...qm,...md->...qd", jax.nn.softmax(scores).astype(values.dtype), values)
+    return jnp.einsum("...qm,...md->...qd", jax.nn.softmax(scores).astype(values.dtype), values, precision=EXACT)
 
 
 class Memory(NamedTuple):

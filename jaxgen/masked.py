@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxgen.errors import ConfigError
-from jaxgen.layers import add_bias, columns, dot, embed, group_mask, normal, take_group, zeros
+from jaxgen.layers import EXACT, add_bias, columns, dot, embed, group_mask, normal, take_group, zeros
 
 
 def check_sizes(config, kernels: tuple[str, ...]):
@@ -137,7 +137,8 @@ class MaskedConv(nnx.Module):
         if self.above is not None:
             kernel = jnp.concatenate([self.above[...], jnp.pad(kernel, ((0, 0), (0, m), (0, 0), (0, 0)))])
         pad = ((kernel.shape[0] - 1, 0), (m, kernel.shape[1] - 1 - m))
-        y = jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), pad, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        axes = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), pad, dimension_numbers=axes, precision=EXACT)
         return add_bias(y, self.bias[...])
 
     def from_above(self, rows: Float[Array, "m W B D"], bias: Float[Array, "..."]) -> Float[Array, "W B E"]:

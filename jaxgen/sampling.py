@@ -2,8 +2,8 @@
 
 Raster order: pixel (r, c) is drawn after all pixels above it and to its left; a model that conditions channel by channel also draws G after
 R and B after G. A model with another order gives it as an index array `order`, [N, 2] or, channel by channel, [N, 3]: (r, c[, k]) of every
-place. The noise of a pixel comes from `fold_in(key, r W + c)`, never from the method, so the three methods give the same image bit for
-bit (up to a tie within rounding):
+place. The noise of a pixel comes from `fold_in(key, r W + c)`, never from the method, so in float32 the three methods give the same image
+bit for bit (up to a tie within rounding). In bfloat16 the cache rounds at other places than the full pass, and single pixels may differ:
 
   naive        one full pass for every pixel (and channel): the oracle
   cached       `lax.scan` over rows of `lax.scan` over columns through the model's `init_cache / begin_row / step`; over the places of the

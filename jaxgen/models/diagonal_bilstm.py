@@ -36,7 +36,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from jaxgen.distributions import pixel_head
-from jaxgen.layers import add_bias, dot, normal, scale_pixels, shift, take_group
+from jaxgen.layers import EXACT, add_bias, dot, normal, scale_pixels, shift, take_group
 from jaxgen.masked import (
     Masked1x1,
     MaskedConv,
@@ -108,7 +108,7 @@ class DiagonalLayer(nnx.Module):
             state, cell = carry
             t, gates = inputs
             both = jnp.concatenate([state, shift(state, 1, axis=1)], axis=-1)  # [i, t-1] and [i-1, t-1]: left of and above (i, t-i)
-            state, cell = lstm_cell(gates + jnp.einsum("zhbd,zde->zhbe", both, weight), cell)
+            state, cell = lstm_cell(gates + jnp.einsum("zhbd,zde->zhbe", both, weight, precision=EXACT), cell)
             column = t - jnp.arange(height)
             inside = ((column >= 0) & (column < width))[None, :, None, None]
             return (jnp.where(inside, state, 0), jnp.where(inside, cell, 0)), state

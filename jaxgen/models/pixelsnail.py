@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.gated_resnet import Pass, PushingResnet, Resnet, WeightNormImages
-from jaxgen.layers import add_bias, at, dot, put, shift
+from jaxgen.layers import EXACT, add_bias, at, dot, put, shift
 from jaxgen.logistic_mixture import DiscretizedLogisticMixture
 from jaxgen.weight_norm import Conv, WeightNorm, packed
 
@@ -89,12 +89,12 @@ def attend(
     query: Float[Array, "B M d"], key: Float[Array, "B d N"], value: Float[Array, "B N E"], visible: Bool[Array, "M N"]
 ) -> Float[Array, "B M E"]:
     """sum_n softmax_n(Q_m . K_n / sqrt d) V_n over the visible n; 0, and no NaN in its gradient either, where nothing is visible."""
-    scores = jnp.einsum("bmd,bdn->bmn", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    scores = jnp.einsum("bmd,bdn->bmn", query, key, preferred_element_type=jnp.float32, precision=EXACT) * query.shape[-1] ** -0.5
     scores = jnp.where(visible[None], scores, -1e30)
     top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.where(visible[None], jnp.exp(scores - top), 0.0)
     total = weights.sum(-1, keepdims=True)
-    mixed = jnp.einsum("bmn,bne->bme", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    mixed = jnp.einsum("bmn,bne->bme", weights.astype(value.dtype), value, preferred_element_type=jnp.float32, precision=EXACT)
     return (mixed / jnp.where(total > 0, total, 1.0)).astype(value.dtype)
 
 
