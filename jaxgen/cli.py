@@ -171,7 +171,7 @@ def _parse(name: str, words: Sequence[str]) -> argparse.Namespace:
         parser.add_argument("--out", help=f"the PNG file (default: {PICTURES[name]} in RUN)")
     if name == "sample":
         parser.add_argument("--to", type=int, help="with --label: every row of the grid goes from that class to this one, mixing the two")
-        parser.add_argument("--method", choices=METHODS, help="autoregressive models: all give the same images in float32 (default: cached)")
+        parser.add_argument("--method", choices=METHODS, help="autoregressive models: in float32 all give the same images (cached)")
     if name == "complete":
         parser.add_argument("--keep", choices=KEEP, default="top", help="the pixels that are given (default: top)")
     return parser.parse_args(words)
