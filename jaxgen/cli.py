@@ -22,6 +22,7 @@ from etils import epath
 from flax import nnx
 
 from jaxgen import benchmark, checkpoint, config, figures, sharding
+from jaxgen.conditions import interpolate
 from jaxgen.errors import ConfigError, JaxgenError
 from jaxgen.experiment import (
     GRID,
@@ -44,7 +45,7 @@ from jaxgen.experiment import (
 )
 from jaxgen.images import SPLITS
 from jaxgen.models import MODELS
-from jaxgen.sampling import METHODS, interpolate
+from jaxgen.sampling import METHODS
 
 __all__ = ["Experiment", "command", "main"]
 

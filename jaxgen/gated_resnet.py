@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+from jaxgen.conditions import check_images, check_label, image_of
 from jaxgen.layers import add_bias, dot, dropout, embed, normal, scale_pixels
-from jaxgen.sampling import AutoregressiveImages, check_images, check_label
+from jaxgen.sampling import AutoregressiveImages
 from jaxgen.weight_norm import Conv, WeightNorm
 
 
@@ -144,7 +145,7 @@ class WeightNormImages(AutoregressiveImages):
         """The model with gains and biases set layer by layer, so that the outputs of every convolution have mean 0 and deviation 1 on the
         batch (0.1 for the last of a resnet); dropout off. To be called once, before the first step of a new run, never on resume."""
         config = self.config
-        image = check_images(batch["image"], config.image_shape, config.levels)
+        image = check_images(image_of(batch), config.image_shape, config.levels)
         label = check_label(batch.get("label") if config.num_classes else None, config.num_classes, image.shape[0])
         return _initialised(self, image, label)
 

@@ -15,12 +15,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxgen.config import check_types
 from jaxgen.errors import ConfigError
 from jaxgen.layers import EXACT, add_bias, columns, dot, embed, group_mask, normal, take_group, zeros
 
 
 def check_sizes(config, kernels: tuple[str, ...]):
     """Check the fields that the three configurations share: image_shape, levels, num_classes, layers, width, head_width and the kernels."""
+    check_types(config)
     height, width, channels = config.image_shape
     if min(height, width) < 1 or channels not in (1, 3):
         raise ConfigError("image_shape", "(H, W, C) with C = 1 or 3", config.image_shape)

@@ -13,6 +13,7 @@ bit for bit (up to a tie within rounding). In bfloat16 the cache rounds at other
 
 from dataclasses import dataclass
 from functools import partial
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -20,93 +21,23 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
+from jaxgen.conditions import (  # noqa: F401  (some are here for those who import them from this file)
+    check_count,
+    check_images,
+    check_key,
+    check_known,
+    check_label,
+    check_temperature,
+    check_vector,
+    image_of,
+    interpolate,
+)
 from jaxgen.errors import ConfigError
 
 METHODS = ("cached", "naive", "fixed_point")
 CACHE_BYTES = 2**24
 """On a CPU groups of images whose caches have this size are faster than many at once: attention, which reads all of its cache at every
 step, twice; the Gated PixelCNN at batch 64, 1.05 times."""
-
-
-def check_images(image, image_shape: tuple[int, int, int], levels: int, argument: str = "image") -> Array:
-    """`image` as a uint8 array [B, H, W, C] in {0 .. levels-1}; the range is checked where the values are at hand (not inside `jit`)."""
-    shape, dtype = np.shape(image), getattr(image, "dtype", type(image).__name__)
-    if dtype != jnp.uint8:
-        raise ConfigError(argument, "dtype uint8", dtype, f"integers in 0..{levels - 1}")
-    if len(shape) != 4 or shape[1:] != tuple(image_shape):
-        raise ConfigError(argument, f"shape [B, {', '.join(map(str, image_shape))}]", list(shape))
-    if levels < 256 and not isinstance(image, jax.core.Tracer) and np.size(image) and (top := int(np.asarray(image).max())) >= levels:
-        raise ConfigError(argument, f"values in 0..{levels - 1}", f"a maximum of {top}")
-    return jnp.asarray(image)
-
-
-def check_label(label, num_classes: int, batch: int) -> Array | None:
-    """`label` as int32 [B] for a class-conditional model, None for an unconditional one; a single integer serves the whole batch.
-
-    Between classes: weights of the classes, float [B, num_classes], mix their embeddings; see `interpolate`.
-    """
-    if num_classes == 0:
-        if label is not None:
-            raise ConfigError("label", "None (the model is unconditional, num_classes=0)", "a label")
-        return None
-    if label is None:
-        raise ConfigError("label", f"int [B] in 0..{num_classes - 1} (the model is class-conditional)", "None")
-    if jnp.issubdtype(jnp.asarray(label).dtype, jnp.floating) and np.ndim(label) == 2:
-        return _check_rows(label, "label", num_classes, batch)
-    if not jnp.issubdtype(jnp.asarray(label).dtype, jnp.integer):
-        raise ConfigError("label", f"integers, or weights of the classes, float [{batch}, {num_classes}]", jnp.asarray(label).dtype)
-    if np.ndim(label) == 0:
-        label = jnp.full((batch,), label)
-    if np.shape(label) != (batch,):
-        raise ConfigError("label", f"shape [{batch}]", list(np.shape(label)))
-    if not isinstance(label, jax.core.Tracer):
-        values = np.asarray(label)
-        outside = values[(values < 0) | (values >= num_classes)]
-        if outside.size:
-            raise ConfigError("label", f"values in 0..{num_classes - 1}", int(outside[0]))
-    return jnp.asarray(label, jnp.int32)
-
-
-def check_vector(vector, size: int, batch: int) -> Array | None:
-    """`vector` as float32 [B, size] for a model that is given one, None for others (size 0); a single vector serves the whole batch."""
-    if size == 0 and vector is not None:
-        raise ConfigError("vector", "None (vector_size=0)", "a vector")
-    if size == 0:
-        return None
-    if vector is None:
-        raise ConfigError("vector", f"float [{batch}, {size}]", "None")
-    if not jnp.issubdtype(jnp.asarray(vector).dtype, jnp.floating):
-        raise ConfigError("vector", "floating-point numbers", jnp.asarray(vector).dtype)
-    if np.shape(vector) == (size,):
-        vector = jnp.broadcast_to(jnp.asarray(vector), (batch, size))
-    return _check_rows(vector, "vector", size, batch)
-
-
-def _check_rows(values, argument: str, size: int, batch: int) -> Float[Array, "B D"]:
-    """`values` as float32 [B, D], finite where they are at hand."""
-    if np.shape(values) != (batch, size):
-        raise ConfigError(argument, f"shape [{batch}, {size}]", list(np.shape(values)))
-    if not isinstance(values, jax.core.Tracer) and not np.isfinite(np.asarray(values)).all():
-        raise ConfigError(argument, "finite numbers", "NaN or infinity")
-    return jnp.asarray(values, jnp.float32)
-
-
-def interpolate(first, last, n: int, num_classes: int = 0) -> Float[Array, "n D"]:
-    """n conditions on the straight line from one to another: y_i = (1 - t_i) first + t_i last with t_i = i / (n - 1).
-
-    Two vectors [D] give vectors for `vector=`; two classes of num_classes give weights of the classes for `label=`, which interpolate
-    between the embeddings of the two (van den Oord et al. 2016, section 3.3, on embeddings of portraits).
-    """
-    if not (isinstance(n, int) and n > 1):
-        raise ConfigError("n", "an integer above 1", n)
-    if num_classes:
-        check_label(np.array([first, last]), num_classes, 2)
-        first, last = np.eye(num_classes, dtype=np.float32)[[first, last]]
-    first, last = jnp.asarray(first, jnp.float32), jnp.asarray(last, jnp.float32)
-    if first.ndim != 1 or first.shape != last.shape:
-        raise ConfigError("first and last", "two vectors [D], or two classes and num_classes", f"shapes {first.shape} and {last.shape}")
-    t = jnp.linspace(0, 1, n)[:, None]
-    return (1 - t) * first[None] + t * last[None]
 
 
 class AutoregressiveImages(nnx.Module):
@@ -151,55 +82,37 @@ class AutoregressiveImages(nnx.Module):
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
         """-mean log2 p(image) per dimension, with dropout where the model has it; the metrics carry `bits_per_dim` and nats per image."""
         config = self.config
-        image = check_images(batch["image"], config.image_shape, config.levels)
+        image = check_images(image_of(batch), config.image_shape, config.levels)
         given = {name: batch[name] for name in self.conditions if name in batch}
         condition = self.condition(image.shape[0], batch.get("label") if config.num_classes else None, image, **given)
         nats = -self._sum(self._logits(image, condition, key), image).mean()
         bits_per_dim = nats / (np.prod(config.image_shape) * np.log(2))
         return bits_per_dim, {"bits_per_dim": bits_per_dim, "nats": nats}
 
-    def sample(self, key: PRNGKeyArray, n: int, label=None, known=None, temperature: float = 1.0, method: str = "cached", **given):
+    def sample(
+        self, key: PRNGKeyArray, n: SupportsIndex, label=None, known=None, temperature: float = 1.0, method: str = "cached", **given
+    ):
         """n images, uint8 [n, H, W, C], drawn exactly from the model (at temperature 1).
 
         known=(image, mask): pixels where the boolean mask [n, H, W] is True are taken from the image; the others are drawn given those
         before them. A lower temperature sharpens every conditional. method: cached, naive or fixed_point give the same image.
         """
         config = self.config
-        if not (isinstance(n, int) and n > 0):
-            raise ConfigError("n", "a positive integer", n)
+        check_key(key)
+        n, temperature = check_count(n), check_temperature(temperature)
         if method not in METHODS:
             raise ConfigError("method", "one of " + ", ".join(METHODS), method)
-        if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
-            raise ConfigError("temperature", "a positive number", temperature)
         known = check_known(known, n, config.image_shape, config.levels)
         condition = self.condition(n, label, **given)
-        return _sample(self, key, n, condition, known, jnp.asarray(temperature, jnp.float32), method)[0]
+        return _sample(self, key, n, condition, known, temperature, method)[0]
 
-    def sample_and_passes(self, key: PRNGKeyArray, n: int, label=None, **given) -> tuple[UInt8[Array, "n H W C"], Int[Array, ""]]:
+    def sample_and_passes(self, key: PRNGKeyArray, n: SupportsIndex, label=None, **given) -> tuple[UInt8[Array, "n H W C"], Int[Array, ""]]:
         """The images of `method="fixed_point"`, and the number of full passes that they took."""
         config = self.config
+        check_key(key)
+        n = check_count(n)
         known = check_known(None, n, config.image_shape, config.levels)
         return _sample(self, key, n, self.condition(n, label, **given), known, jnp.float32(1), "fixed_point")
-
-
-def check_known(known, n: int, image_shape: tuple[int, int, int], levels: int):
-    """(image, mask) as uint8 [n, H, W, C] and bool [n, H, W]; one image or mask serves the whole batch; None means nothing is known."""
-    height, width, channels = image_shape
-    if known is None:
-        return jnp.zeros((n, *image_shape), jnp.uint8), jnp.zeros((n, height, width), bool)
-    if not (isinstance(known, tuple | list) and len(known) == 2):
-        raise ConfigError("known", "a pair (image, mask)", type(known).__name__)
-    image, mask = known
-    if np.ndim(image) == 3:
-        image = jnp.broadcast_to(jnp.asarray(image), (n, *np.shape(image)))
-    image = check_images(image, image_shape, levels, "known image")
-    if jnp.asarray(mask).dtype != bool:
-        raise ConfigError("known mask", "dtype bool", jnp.asarray(mask).dtype)
-    if np.shape(mask) not in ((height, width), (n, height, width)):
-        raise ConfigError("known mask", f"shape [{n}, {height}, {width}] or [{height}, {width}]", list(np.shape(mask)))
-    if image.shape[0] != n:
-        raise ConfigError("known image", f"{n} images", image.shape[0])
-    return image, jnp.broadcast_to(jnp.asarray(mask), (n, height, width))
 
 
 @dataclass(frozen=True)

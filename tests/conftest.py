@@ -26,6 +26,7 @@ for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)
 
 import jax  # noqa: E402  (after the environment)
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -63,3 +64,9 @@ def real_data():
         return path
 
     return folder
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """The package as its users have it: annotations are not checked, so that its own errors are seen."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -380,8 +380,14 @@ def test_full_sizes_cost_nothing_to_check(entry):
 
 @every_model
 @pytest.mark.parametrize("field", ["image_shape", "levels", "num_classes", *TABLE[0].small])
-def test_a_bad_config_is_one_line_that_names_the_field(entry, field):
+def test_a_bad_config_is_one_line_that_names_the_field(entry, field, unchecked):
     if field not in {f.name for f in dataclasses.fields(entry.config)}:
         pytest.skip(f"{entry.name} has no {field}")
     with pytest.raises(ConfigError, match=f"^{field}: wanted [^\\n]+, got [^\\n]+$"):
         entry.make(**{"image_shape": (3, 4, 1), field: (0, 4, 1) if field == "image_shape" else -1})
+    wrong = {"image_shape": [(4, 4), (4, 4, 1.0), [4, 4, 1], None]}.get(field, ["a", 2.5, None, True, (1,)])
+    for value in wrong if field != "dropout" else ["a", None, True, float("nan")]:
+        with pytest.raises(ConfigError, match=f"^{entry.config.__name__}.{field}: wanted [^\\n]+, got [^\\n]+$"):
+            entry.make(**{"image_shape": (3, 4, 1), field: value})
+    with pytest.raises(ConfigError, match="dtype: wanted 'float32' or 'bfloat16', got 'float16'"):
+        entry.make((3, 4, 1), dtype="float16")

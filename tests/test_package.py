@@ -21,7 +21,8 @@ PACKAGE = [path for path in CODE if path.is_relative_to(ROOT / "jaxgen")]
 
 # One way down. Every file of jaxgen/ belongs to one row and imports only from its own row, if that is allowed, and from the rows named.
 COMMON = {"errors", "config", "sharding"}
-LAYERS = {"layers", "distributions", "sampling", "masked", "logistic_mixture", "weight_norm", "block_attention", "gated_resnet"}
+LAYERS = {"layers", "distributions", "conditions", "sampling", "masked", "logistic_mixture", "weight_norm", "block_attention"}
+LAYERS |= {"gated_resnet"}
 MODELS = {"models"}
 RUNS = {"training", "evaluation", "data", "checkpoint", "report"} | {"figures", "images", "leaves", "lock", "manifest", "ring", "rundir"}
 RUNS |= {"tfds_images"}

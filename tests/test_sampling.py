@@ -12,8 +12,7 @@ from scipy.stats import chisquare
 from jaxgen import sampling
 from jaxgen.distributions import Categorical, pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.models import build
-from jaxgen.models.gated_pixelcnn import GatedPixelCNNConfig
+from jaxgen.models import GANConfig, GatedPixelCNNConfig, VAEConfig, build
 from jaxgen.sampling import METHODS, AutoregressiveImages, _sample
 
 
@@ -133,9 +132,21 @@ def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, n):
 
 BAD_SAMPLES = {
     "no images": ({"n": 0}, "n"),
+    "n a bool": ({"n": True}, "n"),
+    "n a float": ({"n": 2.0}, "n"),
+    "n an array": ({"n": np.ones((9, 9))}, "n"),
+    "no key": ({"key": None}, "key"),
+    "a seed for a key": ({"key": 0}, "key"),
+    "two keys": ({"key": jax.random.split(jax.random.key(0))}, "key"),
     "method": ({"method": "fast"}, "method"),
     "cold": ({"temperature": 0.0}, "temperature"),
     "not a temperature": ({"temperature": float("nan")}, "temperature"),
+    "temperature a text": ({"temperature": "1"}, "temperature"),
+    "temperatures": ({"temperature": np.ones(2)}, "temperature"),
+    "label a text": ({"label": "a"}, "label"),
+    "label of 41 bits": ({"label": 2**40}, "label"),
+    "label of 71 bits": ({"label": 2**70}, "label"),
+    "ragged labels": ({"label": [[1], [1, 2]]}, "label"),
     "no label": ({"label": None}, "label"),
     "label too large": ({"label": jnp.array([0, 3])}, "label"),
     "negative label": ({"label": -1}, "label"),
@@ -145,23 +156,50 @@ BAD_SAMPLES = {
     "known of another shape": ({"known": (np.zeros((2, 4, 3, 1), np.uint8), np.ones((2, 3, 4), bool))}, "known image"),
     "known of another batch": ({"known": (np.zeros((3, 3, 4, 1), np.uint8), np.ones((3, 4), bool))}, "known image"),
     "known out of range": ({"known": (np.full((3, 4, 1), 4, np.uint8), np.ones((3, 4), bool))}, "known image"),
+    "no mask": ({"known": (np.zeros((3, 4, 1), np.uint8), None)}, "known mask"),
+    "a mask and no image": ({"known": (None, np.ones((3, 4), bool))}, "known image"),
+    "ragged image": ({"known": ([[1], [1, 2]], np.ones((3, 4), bool))}, "known image"),
     "mask not boolean": ({"known": (np.zeros((3, 4, 1), np.uint8), np.ones((3, 4), np.uint8))}, "known mask"),
     "mask of another shape": ({"known": (np.zeros((3, 4, 1), np.uint8), np.ones((4, 3), bool))}, "known mask"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "name"), BAD_SAMPLES.values(), ids=BAD_SAMPLES.keys())
-def test_a_bad_argument_of_sample_is_one_line_that_names_it(arguments, name):
+def test_a_bad_argument_of_sample_is_one_line_that_names_it(arguments, name, unchecked):
     model = Neighbours(image_shape=(3, 4, 1), levels=4, num_classes=3)
     with pytest.raises(ConfigError) as error:
-        model.sample(jax.random.key(0), **{"n": 2, "label": 1, **arguments})
+        model.sample(**{"key": jax.random.key(0), "n": 2, "label": 1, **arguments})
     assert str(error.value).startswith(f"{name}: wanted ") and "\n" not in str(error.value)
+
+
+OTHERS = {
+    "autoregressive": Neighbours(),
+    "VAE": build(VAEConfig(image_shape=(4, 4, 1), levels=2, latent=2, hidden=(4,))),
+    "GAN": build(GANConfig(image_shape=(2,), levels=0, latent=2, hidden=4)),
+}
+
+
+@pytest.mark.parametrize("model", OTHERS.values(), ids=OTHERS.keys())
+def test_every_sampler_takes_any_positive_integer_and_refuses_the_rest(model, unchecked):
+    key = jax.random.key(0)
+    for n in (np.int64(2), np.uint8(2), np.array(2), jnp.int32(2)):
+        np.testing.assert_array_equal(model.sample(key, n), model.sample(key, 2))
+    for n in (0, -1, True, 1.5, "2", None):
+        with pytest.raises(ConfigError, match="^n: wanted a positive integer, got "):
+            model.sample(key, n)
+    with pytest.raises(ConfigError, match="^key: wanted one key"):
+        model.sample(0, 2)
+    np.testing.assert_array_equal(model.sample(jax.random.PRNGKey(0), 2), model.sample(key, 2))
+    with pytest.raises(ConfigError, match="^batch: wanted an entry '(image|point)', got an empty one$"):
+        model.loss({}, key)
 
 
 def test_a_bad_batch_is_one_line_that_names_it():
     model, plain = (Neighbours(image_shape=(3, 4, 1), levels=4, num_classes=classes) for classes in (3, 0))
     good, label = np.zeros((2, 3, 4, 1), np.uint8), np.zeros(2, np.int32)
-    for image in (good[:, :, :3], good[0], good.astype(np.float32), good.astype(np.int64), good + np.uint8(4), [[0]]):
+    with pytest.raises(ConfigError, match="^image: wanted at least one image, got an empty batch$"):
+        plain.log_prob(jnp.asarray(good[:0]))
+    for image in (good[:, :, :3], good[0], good[:0], good.astype(np.float32), good.astype(np.int64), good + np.uint8(4), [[0]]):
         with pytest.raises(ConfigError, match=r"^image: wanted [^\n]+, got [^\n]+$"):
             model.loss({"image": image, "label": label}, jax.random.key(0))
     with pytest.raises(ConfigError, match="^label: wanted"):

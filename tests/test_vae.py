@@ -270,3 +270,5 @@ def test_bad_images_are_refused():
         model.elbo(jnp.full((2, 4, 6, 1), 3, jnp.uint8), jax.random.key(0))
     with pytest.raises(ConfigError, match="A or B"):
         model.elbo(images(model.config, 2), jax.random.key(0), estimator="C")
+    with pytest.raises(ConfigError, match="^k: wanted a positive integer, got 0$"):
+        model.importance_bound(images(model.config, 2), jax.random.key(0), 0)

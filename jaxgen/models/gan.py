@@ -14,17 +14,17 @@ no dropout; the "conv" networks follow Radford et al. 2016 without batch normali
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt8
 
+from jaxgen.conditions import check_count, check_images, check_key, check_label, image_of
 from jaxgen.config import check_types
 from jaxgen.errors import ConfigError
 from jaxgen.layers import scale_pixels
-from jaxgen.sampling import check_images, check_label
 
 SLOPE = 0.2  # of the leaky ReLU (Radford et al. 2016)
 
@@ -136,13 +136,15 @@ class GAN(nnx.Module):
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
         """L_G + L_D of a batch {"image": uint8 [B, H, W, C]}, or {"point": float32 [B, d]}."""
-        real = batch["point"] if self.config.levels == 0 else self._scale(batch["image"])
+        real = image_of(batch, "point") if self.config.levels == 0 else self._scale(image_of(batch))
         z = jax.random.normal(key, (real.shape[0], self.config.latent))
         generator_loss, discriminator_loss = self.generator_loss(z), self.discriminator_loss(real, z)
         return generator_loss + discriminator_loss, {"generator_loss": generator_loss, "discriminator_loss": discriminator_loss}
 
-    def sample(self, key: PRNGKeyArray, n: int, label=None) -> Num[Array, "n ..."]:
+    def sample(self, key: PRNGKeyArray, n: SupportsIndex, label=None) -> Num[Array, "n ..."]:
         """n images uint8 [n, H, W, C], or n points float32 [n, d]."""
+        check_key(key)
+        n = check_count(n)
         check_label(label, self.config.num_classes, n)
         x = self.generate(jax.random.normal(key, (n, self.config.latent)))
         return x if self.config.levels == 0 else jnp.round((x + 1) * ((self.config.levels - 1) / 2)).astype(jnp.uint8)

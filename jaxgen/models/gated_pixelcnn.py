@@ -31,6 +31,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from jaxgen.conditions import check_vector
+from jaxgen.config import check_types
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.layers import (
@@ -49,7 +51,7 @@ from jaxgen.layers import (
     take_group,
     zeros,
 )
-from jaxgen.sampling import AutoregressiveImages, check_vector
+from jaxgen.sampling import AutoregressiveImages
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class GatedPixelCNNConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
+        check_types(self)
         height, width, channels = self.image_shape
         if min(height, width) < 1 or channels not in (1, 3):
             raise ConfigError("image_shape", "(H, W, C) with C = 1 or 3", self.image_shape)

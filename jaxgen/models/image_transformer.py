@@ -29,11 +29,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Integer, UInt8
 
 from jaxgen.block_attention import Attention, Blocks, Memory, make_blocks
+from jaxgen.conditions import check_images
+from jaxgen.config import check_types
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.layers import add_bias, box_filter, dot, dropout, embed, normal, scale_pixels, shift, zeros
 from jaxgen.logistic_mixture import DiscretizedLogisticMixture
-from jaxgen.sampling import AutoregressiveImages, check_images
+from jaxgen.sampling import AutoregressiveImages
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class ImageTransformerConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
+        check_types(self)
         height, width, channels = self.image_shape
         if min(height, width) < 1 or channels not in (1, 3):
             raise ConfigError("image_shape", "(H, W, C) with C = 1 or 3", self.image_shape)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from jaxgen.config import check_types
 from jaxgen.errors import ConfigError
 from jaxgen.gated_resnet import Pass, Resnet, WeightNormImages
 from jaxgen.layers import add_bias, at, dot, put, shift
@@ -50,6 +51,7 @@ class PixelCNNPPConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
+        check_types(self)
         height, width, channels = self.image_shape
         if min(height, width) < 1 or channels not in (1, 3):
             raise ConfigError("image_shape", "(H, W, C) with C = 1 or 3", self.image_shape)

@@ -17,18 +17,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import Literal
+from typing import Literal, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+from jaxgen.conditions import check_count, check_images, check_key, check_label, image_of
 from jaxgen.config import check_types
 from jaxgen.distributions import bits_per_dim, gaussian_kl, gaussian_log_prob, gaussian_sample, pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.layers import scale_pixels
-from jaxgen.sampling import check_images, check_label
 
 LogDensity = Callable[[Float[Array, "B Z"]], Float[Array, " B"]]
 
@@ -156,6 +156,7 @@ class VAE(nnx.Module):
 
     def importance_bound(self, image: UInt8[Array, "B H W C"], key: PRNGKeyArray, k: int, label=None) -> Float[Array, " B"]:
         """L_k in nats, one latent sample at a time; it rises to log p(x) with k."""
+        k = check_count(k, "k")
         mean, log_variance = self.encode(image, label)
 
         def log_weight(key):
@@ -165,12 +166,14 @@ class VAE(nnx.Module):
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
         """-mean bound in bits/dim; the metrics name it `bits_per_dim_bound`."""
-        nats = -self.elbo(batch["image"], key, batch["label"] if self.config.num_classes else None).mean()
+        nats = -self.elbo(image_of(batch), key, batch.get("label") if self.config.num_classes else None).mean()
         bound = bits_per_dim(nats, prod(self.config.image_shape))
         return bound, {"bits_per_dim_bound": bound, "nats_bound": nats}
 
-    def sample(self, key: PRNGKeyArray, n: int, label=None) -> UInt8[Array, "n H W C"]:
+    def sample(self, key: PRNGKeyArray, n: SupportsIndex, label=None) -> UInt8[Array, "n H W C"]:
         """n images: z from the prior, then every pixel from p(x | z)."""
+        check_key(key)
+        n = check_count(n)
         key_z, key_x = jax.random.split(key)
         parameters = self.decode(jax.random.normal(key_z, (n, self.config.latent)), label)
         noise = self.head.noise(key_x, (n, *self.config.image_shape))

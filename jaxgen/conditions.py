@@ -1,0 +1,169 @@
+"""What callers pass in, checked: images, labels, vectors, given pixels, counts, keys, temperatures; and what lies between two conditions.
+
+Values are checked where they are at hand, shapes and dtypes also inside `jit`. Every function returns what it checked in one form, or
+raises a ConfigError that names the argument.
+"""
+
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxgen.errors import ConfigError
+
+
+def image_of(batch: dict, name: str = "image"):
+    """The entry of a batch that holds the images, or the points."""
+    if name not in batch:
+        raise ConfigError("batch", f"an entry {name!r}", ", ".join(map(repr, batch)) or "an empty one")
+    return batch[name]
+
+
+def check_images(image, image_shape: tuple[int, int, int], levels: int, argument: str = "image") -> Array:
+    """`image` as a uint8 array [B, H, W, C] in {0 .. levels-1}; the range is checked where the values are at hand (not inside `jit`)."""
+    dtype = getattr(image, "dtype", type(image).__name__)
+    if dtype != jnp.uint8:
+        raise ConfigError(argument, "dtype uint8", dtype, f"integers in 0..{levels - 1}")
+    if image.ndim != 4 or image.shape[1:] != tuple(image_shape):
+        raise ConfigError(argument, f"shape [B, {', '.join(map(str, image_shape))}]", list(image.shape))
+    if image.shape[0] == 0:
+        raise ConfigError(argument, "at least one image", "an empty batch")
+    if levels < 256 and not isinstance(image, jax.core.Tracer) and (top := int(np.asarray(image).max())) >= levels:
+        raise ConfigError(argument, f"values in 0..{levels - 1}", f"a maximum of {top}")
+    return jnp.asarray(image)
+
+
+def check_label(label, num_classes: int, batch: int) -> Array | None:
+    """`label` as int32 [B] for a class-conditional model, None for an unconditional one; a single integer serves the whole batch.
+
+    Between classes: weights of the classes, float [B, num_classes], mix their embeddings; see `interpolate`.
+    """
+    if num_classes == 0:
+        if label is not None:
+            raise ConfigError("label", "None (the model is unconditional, num_classes=0)", "a label")
+        return None
+    if label is None:
+        raise ConfigError("label", f"int [B] in 0..{num_classes - 1} (the model is class-conditional)", "None")
+    wanted = f"integers, or weights of the classes, float [{batch}, {num_classes}]"
+    label = _numbers(label, "label", wanted)
+    if jnp.issubdtype(label.dtype, jnp.floating) and label.ndim == 2:
+        return _check_rows(label, "label", num_classes, batch)
+    if not jnp.issubdtype(label.dtype, jnp.integer):
+        raise ConfigError("label", wanted, label.dtype)
+    if label.shape not in ((), (batch,)):
+        raise ConfigError("label", f"shape [{batch}]", list(label.shape))
+    if not isinstance(label, jax.core.Tracer):
+        values = np.atleast_1d(np.asarray(label))
+        outside = values[(values < 0) | (values >= num_classes)]
+        if outside.size:
+            raise ConfigError("label", f"values in 0..{num_classes - 1}", int(outside[0]))
+    return jnp.broadcast_to(jnp.asarray(label, jnp.int32), (batch,))
+
+
+def check_vector(vector, size: int, batch: int) -> Array | None:
+    """`vector` as float32 [B, size] for a model that is given one, None for others (size 0); a single vector serves the whole batch."""
+    if size == 0 and vector is not None:
+        raise ConfigError("vector", "None (vector_size=0)", "a vector")
+    if size == 0:
+        return None
+    if vector is None:
+        raise ConfigError("vector", f"float [{batch}, {size}]", "None")
+    vector = _numbers(vector, "vector", "floating-point numbers")
+    if not jnp.issubdtype(vector.dtype, jnp.floating):
+        raise ConfigError("vector", "floating-point numbers", vector.dtype)
+    if vector.shape == (size,):
+        vector = jnp.broadcast_to(jnp.asarray(vector), (batch, size))
+    return _check_rows(vector, "vector", size, batch)
+
+
+def check_known(known, n: int, image_shape: tuple[int, int, int], levels: int):
+    """(image, mask) as uint8 [n, H, W, C] and bool [n, H, W]; one image or mask serves the whole batch; None means nothing is known."""
+    height, width, channels = image_shape
+    if known is None:
+        return jnp.zeros((n, *image_shape), jnp.uint8), jnp.zeros((n, height, width), bool)
+    if not (isinstance(known, tuple | list) and len(known) == 2):
+        raise ConfigError("known", "a pair (image, mask)", type(known).__name__)
+    image, mask = known
+    single = getattr(image, "ndim", None) == 3
+    image = check_images(image[None] if single else image, image_shape, levels, "known image")
+    mask = _numbers(mask, "known mask", "dtype bool")
+    if mask.dtype != bool:
+        raise ConfigError("known mask", "dtype bool", mask.dtype)
+    if mask.shape not in ((height, width), (n, height, width)):
+        raise ConfigError("known mask", f"shape [{n}, {height}, {width}] or [{height}, {width}]", list(mask.shape))
+    if not single and image.shape[0] != n:
+        raise ConfigError("known image", f"{n} images", image.shape[0])
+    return jnp.broadcast_to(image, (n, *image_shape)), jnp.broadcast_to(jnp.asarray(mask), (n, height, width))
+
+
+def check_count(n, argument: str = "n") -> int:
+    """`n` as a positive int; whatever Python takes as an index, numpy's integers too, but no bool."""
+    try:
+        count = operator.index(n)
+    except TypeError:
+        count = 0
+    if count < 1 or isinstance(n, bool):
+        raise ConfigError(argument, "a positive integer", _shown(n))
+    return count
+
+
+def check_key(key) -> None:
+    """Refuses what is not one random key: `jax.random.key(seed)`, or the uint32 vector of `jax.random.PRNGKey(seed)`."""
+    dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
+    new = ndim == 0 and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (new or ndim == 1 and dtype == jnp.uint32):
+        raise ConfigError("key", "one key, such as jax.random.key(0)", _shown(key))
+
+
+def check_temperature(temperature) -> Float[Array, ""]:
+    """`temperature` as one positive float32."""
+    value = _numbers(temperature, "temperature", "a positive number")
+    if value.ndim or not (isinstance(value, jax.core.Tracer) or value > 0):
+        raise ConfigError("temperature", "a positive number", _shown(temperature))
+    return jnp.asarray(value, jnp.float32)
+
+
+def interpolate(first, last, n: int, num_classes: int = 0) -> Float[Array, "n D"]:
+    """n conditions on the straight line from one to another: y_i = (1 - t_i) first + t_i last with t_i = i / (n - 1).
+
+    Two vectors [D] give vectors for `vector=`; two classes of num_classes give weights of the classes for `label=`, which interpolate
+    between the embeddings of the two (van den Oord et al. 2016, section 3.3, on embeddings of portraits).
+    """
+    if not (isinstance(n, int) and n > 1):
+        raise ConfigError("n", "an integer above 1", n)
+    if num_classes:
+        check_label(np.array([first, last]), num_classes, 2)
+        first, last = np.eye(num_classes, dtype=np.float32)[[first, last]]
+    first, last = jnp.asarray(first, jnp.float32), jnp.asarray(last, jnp.float32)
+    if first.ndim != 1 or first.shape != last.shape:
+        raise ConfigError("first and last", "two vectors [D], or two classes and num_classes", f"shapes {first.shape} and {last.shape}")
+    t = jnp.linspace(0, 1, n)[:, None]
+    return (1 - t) * first[None] + t * last[None]
+
+
+def _check_rows(values, argument: str, size: int, batch: int) -> Float[Array, "B D"]:
+    """`values` as float32 [B, D], finite where they are at hand."""
+    if np.shape(values) != (batch, size):
+        raise ConfigError(argument, f"shape [{batch}, {size}]", list(np.shape(values)))
+    if not isinstance(values, jax.core.Tracer) and not np.isfinite(np.asarray(values)).all():
+        raise ConfigError(argument, "finite numbers", "NaN or infinity")
+    return jnp.asarray(values, jnp.float32)
+
+
+def _numbers(value, argument: str, wanted: str):
+    """`value` as an array of numbers or of bools, traced ones as they are; ConfigError for text, None, objects and ragged lists."""
+    try:
+        array = value if hasattr(value, "dtype") else np.asarray(value)
+    except (TypeError, ValueError):  # a ragged list
+        raise ConfigError(argument, wanted, _shown(value)) from None
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+        raise ConfigError(argument, wanted, _shown(value))
+    return array
+
+
+def _shown(value) -> str:
+    """On one line and not too long, whatever it is."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
