@@ -227,11 +227,13 @@ def load(path: str | os.PathLike, step: int | None = None, which: Literal["best"
 
     step picks a checkpoint; otherwise which="best" takes the one with the best validation score (the newest where none has a score). Only
     the model's own arrays are read, and only after their hashes, dtypes and shapes were checked. Takes no lock: a run may be going on.
-    Raises CheckpointError (nothing there, no such step, damaged), ConfigError (a config that this version does not know).
+    Raises CheckpointError (nothing there, no such step, damaged), ConfigError (`which`, or a config that this version does not know).
     """
     from jaxgen import models
     from jaxgen.config import from_json
 
+    if which not in ("best", "latest"):
+        raise ConfigError("which", "best or latest", repr(which))
     folder, steps = _existing(path)
     if step is not None and step not in steps:
         raise CheckpointError("step", f"one of {steps}", step)

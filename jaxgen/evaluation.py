@@ -51,13 +51,14 @@ def evaluate(
 
     Returns plain numbers: the headline (see the module's table), its "standard_error" (nan for a single image), "nats" an image (-log p),
     "n", and for a bound the number of draws under a name that says which bound ("elbo_samples", "importance_samples",
-    "dequantisation_samples"). Raises DataError for an empty set and NonFiniteError with the image's index.
+    "dequantisation_samples"). Raises DataError for an empty set or one that does not fit the model, NonFiniteError with the image's index.
     """
     key = jax.random.key(0) if key is None else key
     if samples < 1 or batch_size < 1:
         raise ConfigError("samples, batch_size", "at least 1", (samples, batch_size))
     if len(dataset) == 0:
         raise DataError("dataset", "at least one image", "an empty set")
+    _check_fit(model, dataset)
     kind, mesh = _kind(model, bound), mesh or _mesh_of(model)
     if kind == "samples":
         return sample_metrics(model, dataset, key, batch_size, mesh)
@@ -66,6 +67,13 @@ def evaluate(
     name = "bits_per_dim" if kind == "exact" else "bits_per_dim_bound"
     result = {name: float(bits.mean()), "standard_error": _standard_error(bits), "nats": float(nats.mean()), "n": len(bits)}
     return result if kind == "exact" else {**result, DRAWS[kind]: samples}
+
+
+def _check_fit(model, dataset) -> None:
+    """Raises DataError unless the set is of the shape, levels, classes and vectors of the model's configuration; rulers have none."""
+    config = getattr(model, "config", None)
+    if hasattr(config, "image_shape") and hasattr(config, "levels"):
+        dataset.expect(config.image_shape, config.levels, getattr(config, "num_classes", 0), getattr(config, "vector_size", 0))
 
 
 def headline(result: dict) -> tuple[str, float]:

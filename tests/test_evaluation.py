@@ -310,6 +310,10 @@ def test_errors_say_what_and_where():
         evaluate(VAE_MODEL, random_set(), bound="tight")
     with pytest.raises(ConfigError, match="at least 1"):
         evaluate(VAE_MODEL, random_set(), samples=0)
+    with pytest.raises(DataError, match="wanted 3 levels as the model, got 4"):
+        evaluate(VAE_MODEL, random_set(levels=4))
+    with pytest.raises(DataError, match=r"wanted images of shape \[4, 6, 1\] as the model, got \[6, 4, 1\]"):
+        evaluate(VAE_MODEL, random_set(shape=(6, 4, 1)))
     with pytest.raises(DataError, match=r"0\.\.2"):
         GaussianModel.fit(random_set(9, levels=4).images, 3)
     with pytest.raises(DataError, match="at least 2"):

@@ -16,7 +16,7 @@ from saved_runs import DATA, ROOT, flip, same_bits
 import jaxgen
 from jaxgen import config, models, sharding, training
 from jaxgen.checkpoint import Checkpointer
-from jaxgen.errors import CheckpointError
+from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
 
 TINY = GatedPixelCNNConfig(image_shape=(4, 4, 1), levels=3, layers=1, width=4, head_width=4, input_kernel=3)
@@ -79,7 +79,7 @@ class Counter(nnx.Module):
         self.count = nnx.BatchStat(jnp.zeros(config.width))
 
 
-def test_load_takes_variables_without_an_average_from_the_model(tmp_path, monkeypatch):
+def test_load_takes_variables_without_an_average_from_the_model(tmp_path, monkeypatch, unchecked):
     monkeypatch.setitem(models.MODELS, CounterConfig, Counter)
     model = jax.tree.map(lambda leaf: leaf + 1, Counter(CounterConfig(), rngs=nnx.Rngs(0)))
     ema = jax.tree.map(lambda leaf: leaf + 1, nnx.state(model, nnx.Param))
@@ -88,6 +88,8 @@ def test_load_takes_variables_without_an_average_from_the_model(tmp_path, monkey
     loaded = jaxgen.load(tmp_path)
     assert loaded.weight[...].tolist() == [2, 2, 2]
     assert loaded.count[...].tolist() == [1, 1, 1]
+    with pytest.raises(ConfigError, match="^which: wanted best or latest, got 'worst'$"):
+        jaxgen.load(tmp_path, which="worst")
 
 
 def test_the_version_is_that_of_the_package():
