@@ -148,6 +148,11 @@ class MaskedConv(nnx.Module):
         x = jnp.concatenate(list(columns(rows, self.kernel, axis=1)), axis=-1)
         return add_bias(dot(x, self.above[...].reshape(-1, self.features_out)), bias)
 
+    def pack_rows(self, dtype) -> tuple[Float[Array, "E F"], ...]:
+        """The taps of this row to the left, then of every row above upwards, side by side, for features in columns."""
+        rows = [self.left[...], *self.above[...][::-1]]
+        return tuple(row.reshape(-1, self.features_out).T.astype(dtype) for row in rows)
+
     def pack(self, dtype) -> Float[Array, "G d E"]:
         """[centre | left taps, the nearest first] by input group: what a pixel pushes to itself and to the m pixels after it."""
         both = jnp.concatenate([self.masked_centre(), *self.left[...][::-1]], axis=1).astype(dtype)

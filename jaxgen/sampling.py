@@ -7,7 +7,8 @@ bit for bit (up to a tie within rounding). In bfloat16 the cache rounds at other
 
   naive        one full pass for every pixel (and channel): the oracle
   cached       `lax.scan` over rows of `lax.scan` over columns through the model's `init_cache / begin_row / step`; over the places of the
-               model's own order through `init_cache / step`
+               model's own order through `init_cache / step`; over its fronts, pixels that do not depend on each other, through
+               `init_fronts / step_front` where that is faster
   fixed_point  x := F(x) with F one full pass and the draw, until nothing changes: at most N passes (Song et al. 2021, Jacobi iteration)
 """
 
@@ -33,6 +34,7 @@ from jaxgen.conditions import (  # noqa: F401  (some are here for those who impo
     interpolate,
 )
 from jaxgen.errors import ConfigError
+from jaxgen.fronts import Fronts
 
 METHODS = ("cached", "naive", "fixed_point")
 CACHE_BYTES = 2**24
@@ -47,10 +49,16 @@ class AutoregressiveImages(nnx.Module):
     key: dropout) and the cached form `init_cache(n, condition) / begin_row(cache, finished_row, r) / step(cache, previous_pixel, r, c)`;
     with C > 1 and a head that works channel by channel also `step_channel(cache, pixel, k)`. A model with its own `order` has only
     `init_cache(n, condition) / step(cache, previous, i)`: i counts places, `previous` holds what was drawn at the place before, [B, C] or,
-    channel by channel, [B, 1]. Images are uint8 [B, H, W, C] in {0 .. levels-1}.
+    channel by channel, [B, 1]. A model with `fronts` has, beside the form by rows, `init_fronts(n, condition) / step_front(cache, previous,
+    t)` for all Q pixels of front t at once, `previous` [Q, C] holds those of the front before, and `step_front_channel(cache, pixel, k)`:
+    the sampler takes this form where `draws_in_fronts`. Images are uint8 [B, H, W, C] in {0 .. levels-1}.
     """
 
     order = None
+    fronts: Fronts | None = None
+    """Pixels that do not depend on each other, for a model that can draw them at once; None where it cannot."""
+    draws_in_fronts: bool = False
+    """Whether this is its faster form, by its sizes and on this device."""
     rooms: tuple[int, ...] = ()
     """Places at which a model with its own order has its cache grow, by `fit(cache, places)`; the last one is the end. () for never."""
     conditions: tuple[str, ...] = ()
@@ -143,26 +151,26 @@ def _sample(model, key, n, condition, known, temperature, method) -> tuple[UInt8
     draw = _Draw(model.head, key, (n, *model.config.image_shape), temperature)
     if method == "fixed_point":
         return fixed_point(model, draw, condition, *known)
-    fast = cached if model.order is None else in_order
+    fast = in_fronts if model.draws_in_fronts else cached if model.order is None else in_order
     return {"cached": fast, "naive": naive}[method](model, draw, condition, *known), jnp.int32(0)
 
 
 def cached(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt8[Array, "n H W C"]:
     """Row by row, pixel by pixel through the model's cache: every activation is computed once."""
-    return _in_groups(partial(_cached_group, model, draw, condition, image, mask), model, draw, condition)
+    return _in_groups(partial(_cached_group, model, draw, condition, image, mask), model.init_cache, draw, condition)
 
 
 def _cached_group(model, draw, condition, image, mask, rows):
     """The images `rows` of the batch: [g, H, W, C]."""
     _, height, width, channels = draw.shape
     image, mask, condition = image[rows], mask[rows], jax.tree.map(lambda x: x[rows], condition)
-    n = len(rows)
+    n, step_channel = len(rows), getattr(model, "step_channel", None)  # models of one channel or of whole pixels have none
 
     def pixel(carry, inputs):
         cache, previous, r = carry
         c, noise, given, keep = inputs
         cache, parameters = model.step(cache, previous, r, c)
-        cache, value = _finish_pixel(model, draw, cache, parameters, noise, given, keep)
+        cache, value = _finish_pixel(model, step_channel, draw, cache, parameters, noise, given, keep)
         return (cache, value, r), value
 
     def row(carry, inputs):
@@ -179,6 +187,33 @@ def _cached_group(model, draw, condition, image, mask, rows):
     return values.transpose(2, 0, 1, 3)
 
 
+def in_fronts(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt8[Array, "n H W C"]:
+    """Front by front through the model's cache: the pixels of a front are one batch, lane after lane."""
+    places, inside = model.fronts.places, model.fronts.inside
+    r, c = np.where(inside[..., None], places, 0).transpose(2, 0, 1)  # [T, K]; the pixels outside the image are drawn in vain
+
+    def group(rows):
+        """The images `rows` of the batch: [g, H, W, C]."""
+        given, keep = image[rows][:, r, c], mask[rows][:, r, c]  # [g, T, K, C], [g, T, K]
+        flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731  (lanes and images to one axis)
+
+        def front(carry, inputs):
+            cache, previous = carry
+            t, r, c, given, keep = inputs
+            cache, parameters = model.step_front(cache, previous, t)
+            noise = jax.vmap(draw.noise)(r, c)[:, rows]
+            cache, value = _finish_pixel(model, model.step_front_channel, draw, cache, parameters, flat(noise), flat(given), flat(keep))
+            return (cache, value), value
+
+        inputs = jnp.arange(len(r)), jnp.asarray(r), jnp.asarray(c), given.transpose(1, 2, 0, 3), keep.transpose(1, 2, 0)
+        start = model.init_fronts(len(rows), jax.tree.map(lambda x: x[rows], condition)), jnp.zeros_like(flat(inputs[3][0]))
+        _, values = jax.lax.scan(front, start, inputs)
+        values = values.reshape(*r.shape, len(rows), -1)[inside]
+        return jnp.zeros_like(image[rows]).at[:, r[inside], c[inside]].set(values.swapaxes(0, 1))
+
+    return _in_groups(group, model.init_fronts, draw, condition)
+
+
 def _with_room(model, place, carry, inputs):
     """The scan over all places, in parts where the model's cache grows: a shape is fixed within one scan."""
     if not model.rooms:
@@ -192,7 +227,7 @@ def _with_room(model, place, carry, inputs):
     return jnp.concatenate(values)
 
 
-def _finish_pixel(model, draw, cache, parameters, noise, given, keep):
+def _finish_pixel(model, step_channel, draw, cache, parameters, noise, given, keep):
     """Draw one pixel [n, C] from its first parameters, channel after channel where the model conditions that way."""
     channels = draw.shape[3]
     if not model.head.channelwise:
@@ -204,7 +239,7 @@ def _finish_pixel(model, draw, cache, parameters, noise, given, keep):
 
     def channel(carry, k):
         cache, value = carry
-        cache, parameters = model.step_channel(cache, value, k)
+        cache, parameters = step_channel(cache, value, k)
         drawn = jnp.where(keep, given[:, k], draw(parameters, noise[:, k]))
         return (cache, value.at[:, k].set(drawn)), None
 
@@ -237,15 +272,15 @@ def in_order(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask
         at = (slice(None), r, c, k[0]) if k else (slice(None), r, c)
         return jnp.zeros_like(image[rows]).at[at].set(values[:, :, 0].T if k else values.swapaxes(0, 1))
 
-    return _in_groups(group, model, draw, condition, least=2)
+    return _in_groups(group, model.init_cache, draw, condition, least=2)
 
 
-def _in_groups(group, model, draw: _Draw, condition, least: int = 1) -> UInt8[Array, "n H W C"]:
+def _in_groups(group, init_cache, draw: _Draw, condition, least: int = 1) -> UInt8[Array, "n H W C"]:
     """`group(rows)` for groups of images one after the other where the caches are large, else once for all; the last row fills up.
 
     least: on a CPU attention to the cache of one image alone takes four times as long as that of two.
     """
-    n, size = draw.shape[0], _group_size(model, draw.shape[0], condition)
+    n, size = draw.shape[0], _group_size(init_cache, draw.shape[0], condition)
     size = size if jax.default_backend() != "cpu" else max(size, least)
     if size == n:
         return group(jnp.arange(n))
@@ -253,11 +288,11 @@ def _in_groups(group, model, draw: _Draw, condition, least: int = 1) -> UInt8[Ar
     return jax.lax.map(group, rows).reshape(-1, *draw.shape[1:])[:n]
 
 
-def _group_size(model, n: int, condition) -> int:
+def _group_size(init_cache, n: int, condition) -> int:
     """Images whose caches a CPU keeps near its cores, two at the least; on accelerators all."""
     if jax.default_backend() != "cpu":
         return n
-    cache = jax.eval_shape(lambda: model.init_cache(n, condition))
+    cache = jax.eval_shape(lambda: init_cache(n, condition))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)) / n
     groups = -(-n // max(2, int(CACHE_BYTES / size)))
     return -(-n // groups)  # groups of equal size: the fewest images are computed twice

@@ -22,7 +22,7 @@ PACKAGE = [path for path in CODE if path.is_relative_to(ROOT / "jaxgen")]
 # One way down. Every file of jaxgen/ belongs to one row and imports only from its own row, if that is allowed, and from the rows named.
 COMMON = {"errors", "config", "sharding"}
 LAYERS = {"layers", "distributions", "conditions", "sampling", "masked", "logistic_mixture", "weight_norm", "block_attention"}
-LAYERS |= {"gated_resnet"}
+LAYERS |= {"gated_resnet", "fronts"}
 MODELS = {"models"}
 RUNS = {"training", "evaluation", "data", "checkpoint", "report"} | {"figures", "images", "leaves", "lock", "manifest", "ring", "rundir"}
 RUNS |= {"tfds_images"}
@@ -38,7 +38,8 @@ MAY_IMPORT = [
 EXCEPTIONS = {("checkpoint", "models")}
 # data.load("ring") makes its set in a file that builds a Dataset: the only pair that needs each other, at different times.
 CYCLES = {("data", "ring")}
-COMPOSED_MODELS: set[tuple[str, str]] = set()  # models that a paper composes of others
+# Models that a paper composes of others (none yet), and a model of two cached forms, each in a file of its own.
+COMPOSED_MODELS = {("pixelcnn", "pixelcnn_fronts")}
 
 
 @cache

@@ -125,7 +125,7 @@ def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, n):
     together = np.asarray(model.sample(jax.random.key(1), n, label, known))
     monkeypatch.setattr(sampling, "CACHE_BYTES", 1)
     sampling._sample.clear_cache()
-    assert sampling._group_size(model, n, model.condition(n, label)) == min(n, 2)
+    assert sampling._group_size(model.init_cache, n, model.condition(n, label)) == min(n, 2)
     np.testing.assert_array_equal(model.sample(jax.random.key(1), n, label, known), together)
     sampling._sample.clear_cache()
 
