@@ -190,6 +190,8 @@ def sampling(model, method: str | None, batch: int, peak: Peak, repetitions: int
     if method == "naive":
         return _naive(model, batch, peak, repetitions)
     given, chosen = conditions(model, batch), {} if method is None else {"method": method}
+    if method == "cached" and jax.device_count() > 1:
+        chosen["mesh"] = sharding.make_mesh()
     key = jax.random.key(0)
     if method == "fixed_point":
         program, seconds = compiled(lambda model, key: model.sample_and_passes(key, batch, **given), model, key)

@@ -238,6 +238,8 @@ def sample(options: argparse.Namespace) -> int:
     """A PNG grid of samples, and images per second; a model that is given vectors draws for those of the test images."""
     experiment, model = _open(options)
     extra = _sampler_options(model, options, temperature=1.0, method=None)
+    if has(model, "mesh") and extra.get("method") is None and jax.local_device_count() == jax.device_count() > 1:
+        extra["mesh"] = sharding.make_mesh()
     label = options.label if options.to is None else _between(model, options)
     drawn = partial(draw_for, model, load_data(experiment, "test")) if vector_size(model) else partial(draw, model)
     seconds = []

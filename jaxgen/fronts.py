@@ -55,4 +55,5 @@ class Fronts:
         """sum_j W_j x[r - up, c + j] over the taps j for every pixel of front t, the weights side by side: [..., E, Q]."""
         seen = [at(history, (t - self.skew * up + right) % len(history)) for right in taps]
         # Rolled after the product: XLA rolls what it reads element by element.
-        return jnp.roll(jnp.matmul(weights, jnp.concatenate(seen, axis=-2), precision=EXACT), up * (history.shape[-1] // self.lanes), axis=-1)
+        product = jnp.matmul(weights, jnp.concatenate(seen, axis=-2), precision=EXACT)
+        return jnp.roll(product, up * (history.shape[-1] // self.lanes), axis=-1)

@@ -12,7 +12,7 @@ bit for bit (up to a tie within rounding). In bfloat16 the cache rounds at other
   fixed_point  x := F(x) with F one full pass and the draw, until nothing changes: at most N passes (Song et al. 2021, Jacobi iteration)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import SupportsIndex
 
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from jaxgen.conditions import (  # noqa: F401  (some are here for those who import them from this file)
@@ -98,12 +99,21 @@ class AutoregressiveImages(nnx.Module):
         return bits_per_dim, {"bits_per_dim": bits_per_dim, "nats": nats}
 
     def sample(
-        self, key: PRNGKeyArray, n: SupportsIndex, label=None, known=None, temperature: float = 1.0, method: str = "cached", **given
+        self,
+        key: PRNGKeyArray,
+        n: SupportsIndex,
+        label=None,
+        known=None,
+        temperature: float = 1.0,
+        method: str = "cached",
+        mesh: Mesh | None = None,
+        **given,
     ):
         """n images, uint8 [n, H, W, C], drawn exactly from the model (at temperature 1).
 
         known=(image, mask): pixels where the boolean mask [n, H, W] is True are taken from the image; the others are drawn given those
-        before them. A lower temperature sharpens every conditional. method: cached, naive or fixed_point give the same image.
+        before them. A lower temperature sharpens every conditional. method: cached, naive or fixed_point give the same image. mesh: the
+        cached sampler spreads the n images over these devices of this process.
         """
         config = self.config
         check_key(key)
@@ -112,7 +122,8 @@ class AutoregressiveImages(nnx.Module):
             raise ConfigError("method", "one of " + ", ".join(METHODS), method)
         known = check_known(known, n, config.image_shape, config.levels)
         condition = self.condition(n, label, **given)
-        return _sample(self, key, n, condition, known, temperature, method)[0]
+        model = self if mesh is None else jax.device_put(self, NamedSharding(mesh, PartitionSpec()))
+        return _sample(model, key, n, condition, known, temperature, method, mesh)[0]
 
     def sample_and_passes(self, key: PRNGKeyArray, n: SupportsIndex, label=None, **given) -> tuple[UInt8[Array, "n H W C"], Int[Array, ""]]:
         """The images of `method="fixed_point"`, and the number of full passes that they took."""
@@ -145,19 +156,30 @@ class _Draw:
         return self.head.sample(parameters, noise, self.temperature).astype(jnp.uint8)
 
 
-@partial(jax.jit, static_argnames=("n", "method"))
-def _sample(model, key, n, condition, known, temperature, method) -> tuple[UInt8[Array, "n H W C"], Int[Array, ""]]:
+@partial(jax.jit, static_argnames=("n", "method", "mesh"))
+def _sample(model, key, n, condition, known, temperature, method, mesh=None) -> tuple[UInt8[Array, "n H W C"], Int[Array, ""]]:
     """The image and the number of full passes that fixed-point iteration took (0 for the others)."""
     draw = _Draw(model.head, key, (n, *model.config.image_shape), temperature)
     if method == "fixed_point":
         return fixed_point(model, draw, condition, *known)
+    if method == "naive":
+        return naive(model, draw, condition, *known), jnp.int32(0)
     fast = in_fronts if model.draws_in_fronts else cached if model.order is None else in_order
-    return {"cached": fast, "naive": naive}[method](model, draw, condition, *known), jnp.int32(0)
+    if mesh is None:
+        return fast(model, draw, condition, *known, jnp.arange(n)), jnp.int32(0)
+
+    def one_device(model, key, condition, known, temperature, rows):
+        return fast(model, replace(draw, key=key, temperature=temperature), condition, *known, rows)
+
+    whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
+    spread = jax.shard_map(one_device, mesh=mesh, in_specs=(whole,) * 5 + (split,), out_specs=split, check_vma=False)
+    rows = jnp.minimum(jnp.arange(-(-n // mesh.size) * mesh.size), n - 1)
+    return spread(model, key, condition, known, temperature, rows)[:n], jnp.int32(0)
 
 
-def cached(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt8[Array, "n H W C"]:
-    """Row by row, pixel by pixel through the model's cache: every activation is computed once."""
-    return _in_groups(partial(_cached_group, model, draw, condition, image, mask), model.init_cache, draw, condition)
+def cached(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"], rows) -> UInt8[Array, "m H W C"]:
+    """Row by row, pixel by pixel through the model's cache, the images `rows` of n: every activation is computed once."""
+    return _in_groups(partial(_cached_group, model, draw, condition, image, mask), model.init_cache, draw, condition, rows)
 
 
 def _cached_group(model, draw, condition, image, mask, rows):
@@ -187,7 +209,7 @@ def _cached_group(model, draw, condition, image, mask, rows):
     return values.transpose(2, 0, 1, 3)
 
 
-def in_fronts(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt8[Array, "n H W C"]:
+def in_fronts(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"], rows) -> UInt8[Array, "m H W C"]:
     """Front by front through the model's cache: the pixels of a front are one batch, lane after lane."""
     places, inside = model.fronts.places, model.fronts.inside
     r, c = np.where(inside[..., None], places, 0).transpose(2, 0, 1)  # [T, K]; the pixels outside the image are drawn in vain
@@ -211,7 +233,7 @@ def in_fronts(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mas
         values = values.reshape(*r.shape, len(rows), -1)[inside]
         return jnp.zeros_like(image[rows]).at[:, r[inside], c[inside]].set(values.swapaxes(0, 1))
 
-    return _in_groups(group, model.init_fronts, draw, condition)
+    return _in_groups(group, model.init_fronts, draw, condition, rows)
 
 
 def _with_room(model, place, carry, inputs):
@@ -247,7 +269,7 @@ def _finish_pixel(model, step_channel, draw, cache, parameters, noise, given, ke
     return cache, value
 
 
-def in_order(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt8[Array, "n H W C"]:
+def in_order(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"], rows) -> UInt8[Array, "m H W C"]:
     """Place by place in the model's own order, through its cache."""
     order = jnp.asarray(model.order)
     r, c, *k = order.T
@@ -272,30 +294,29 @@ def in_order(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask
         at = (slice(None), r, c, k[0]) if k else (slice(None), r, c)
         return jnp.zeros_like(image[rows]).at[at].set(values[:, :, 0].T if k else values.swapaxes(0, 1))
 
-    return _in_groups(group, model.init_cache, draw, condition, least=2)
+    return _in_groups(group, model.init_cache, draw, condition, rows, least=2)
 
 
-def _in_groups(group, init_cache, draw: _Draw, condition, least: int = 1) -> UInt8[Array, "n H W C"]:
-    """`group(rows)` for groups of images one after the other where the caches are large, else once for all; the last row fills up.
+def _in_groups(group, init_cache, draw: _Draw, condition, rows, least: int = 1) -> UInt8[Array, "m H W C"]:
+    """`group(rows)` for groups of the images `rows` one after the other where the caches are large, else once for all.
 
     least: on a CPU attention to the cache of one image alone takes four times as long as that of two.
     """
-    n, size = draw.shape[0], _group_size(init_cache, draw.shape[0], condition)
-    size = size if jax.default_backend() != "cpu" else max(size, least)
-    if size == n:
-        return group(jnp.arange(n))
-    rows = jnp.minimum(jnp.arange(-(-n // size) * size), n - 1).reshape(-1, size)
-    return jax.lax.map(group, rows).reshape(-1, *draw.shape[1:])[:n]
+    size = max(_group_size(len(rows), init_cache, draw.shape[0], condition), least if jax.default_backend() == "cpu" else 1)
+    if size == len(rows):
+        return group(rows)
+    filled = rows[jnp.minimum(jnp.arange(-(-len(rows) // size) * size), len(rows) - 1)]  # the last row fills up
+    return jax.lax.map(group, filled.reshape(-1, size)).reshape(-1, *draw.shape[1:])[: len(rows)]
 
 
-def _group_size(init_cache, n: int, condition) -> int:
-    """Images whose caches a CPU keeps near its cores, two at the least; on accelerators all."""
+def _group_size(images: int, init_cache, n: int, condition) -> int:
+    """Of so many images, those whose caches a CPU keeps near its cores, two at the least; on accelerators all."""
     if jax.default_backend() != "cpu":
-        return n
+        return images
     cache = jax.eval_shape(lambda: init_cache(n, condition))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)) / n
-    groups = -(-n // max(2, int(CACHE_BYTES / size)))
-    return -(-n // groups)  # groups of equal size: the fewest images are computed twice
+    groups = -(-images // max(2, int(CACHE_BYTES / size)))
+    return -(-images // groups)  # groups of equal size: the fewest images are computed twice
 
 
 def naive(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt8[Array, "n H W C"]:

@@ -94,7 +94,7 @@ def drawn_by(form, model, key, label, known, temperature):
     """Images by `sampling.cached` (rows) or `sampling.in_fronts`: `sample` takes the one that is faster at the model's sizes."""
     n = known[0].shape[0]
     draw = sampling._Draw(model.head, key, known[0].shape, temperature)
-    return form(model, draw, model.condition(n, label), *known)
+    return form(model, draw, model.condition(n, label), *known, jnp.arange(n))
 
 
 @every_model
@@ -120,7 +120,7 @@ def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, entry, n):
     together = drawn_by(sampling.in_fronts, model, jax.random.key(1), label, known, jnp.float32(1))
     monkeypatch.setattr(sampling, "CACHE_BYTES", 1)
     drawn_by.clear_cache()
-    assert sampling._group_size(model.init_fronts, n, label) == min(n, 2)
+    assert sampling._group_size(n, model.init_fronts, n, label) == min(n, 2)
     np.testing.assert_array_equal(drawn_by(sampling.in_fronts, model, jax.random.key(1), label, known, jnp.float32(1)), together)
     drawn_by.clear_cache()
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saved_runs import child, finish
 from scipy.special import expit
 from scipy.stats import chisquare
 
@@ -125,9 +126,31 @@ def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, n):
     together = np.asarray(model.sample(jax.random.key(1), n, label, known))
     monkeypatch.setattr(sampling, "CACHE_BYTES", 1)
     sampling._sample.clear_cache()
-    assert sampling._group_size(model.init_cache, n, model.condition(n, label)) == min(n, 2)
+    assert sampling._group_size(n, model.init_cache, n, model.condition(n, label)) == min(n, 2)
     np.testing.assert_array_equal(model.sample(jax.random.key(1), n, label, known), together)
     sampling._sample.clear_cache()
+
+
+TWO_DEVICES = """
+import jax, numpy as np
+from jaxgen import sharding
+from jaxgen.models import GatedPixelCNNConfig, ImageTransformerConfig, PixelCNNConfig, build
+size = {"image_shape": (4, 6, 1), "levels": 3, "num_classes": 2, "layers": 1, "width": 8}
+configs = GatedPixelCNNConfig(**size), PixelCNNConfig(**size), ImageTransformerConfig(**size, heads=2, hidden=8)
+label, mask = np.arange(5) % 2, np.random.default_rng(0).random((4, 6)) < 0.3
+for config in configs:
+    model, key, known = build(config), jax.random.key(1), (np.ones((5, 4, 6, 1), np.uint8), mask)
+    one = model.sample(key, 5, label, known)
+    two = model.sample(key, 5, label, known, mesh=sharding.make_mesh())
+    assert len(two.sharding.device_set) == 2 == jax.device_count()
+    np.testing.assert_array_equal(one, two)
+print("same")
+"""
+
+
+def test_two_devices_draw_the_images_of_one():
+    result = child(TWO_DEVICES, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    assert finish(result).strip() == "same"
 
 
 BAD_SAMPLES = {
