@@ -233,23 +233,6 @@ class Dataset:
         return slice(index * rows, (index + 1) * rows)
 
 
-def check_same_data(saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises ConfigError that lists the fields of two fingerprints that differ: resuming would train on other data than the run began with.
-
-    The same content under another name (a folder that moved) passes.
-    """
-    same_content = saved.get("sha256") == now.get("sha256")
-    fields = [field for field in {**now, **saved} if saved.get(field) != now.get(field) and not (same_content and field == "name")]
-    if fields:
-        wanted = "what the run began with: " + ", ".join(f"{field} {_short(saved.get(field))}" for field in fields)
-        got = ", ".join(f"{field} {_short(now.get(field))}" for field in fields)
-        raise ConfigError("data", wanted=wanted, got=got, hint="set it back or start in another workdir")
-
-
-def _short(value: Any) -> str:
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
-
-
 def _positive(batch_size: int) -> None:
     if batch_size < 1:
         raise ConfigError("batch_size", wanted="1 or more", got=batch_size)
