@@ -116,24 +116,37 @@ UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 
 def unsafe(syntax):
     """What a syntax tree contains that could run code out of data."""
+    numpy, load = {"np", "numpy"}, set()  # names under which the file has the module, and numpy.load
     for node in ast.walk(syntax):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in UNSAFE_MODULES)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in UNSAFE_MODULES:
-            yield node.module
-        elif isinstance(node, ast.Call):
-            yield from unsafe_call(node)
+            numpy |= {alias.asname for alias in node.names if alias.name == "numpy" and alias.asname}
+            yield from (alias.name for alias in node.names if is_unsafe(alias.name))
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            load |= {alias.asname or alias.name for alias in node.names if (module, alias.name) == ("numpy", "load")}
+            if is_unsafe(module) or module == "builtins" and UNSAFE_CALLS & {alias.name for alias in node.names}:
+                yield module
+    for node in ast.walk(syntax):
+        if isinstance(node, ast.Call):
+            yield from unsafe_call(node, {f"{name}.load" for name in numpy} | load)
 
 
-def unsafe_call(node):
-    """eval and friends; an `allow_pickle` that is not the constant False; a np.load that does not refuse."""
-    if isinstance(node.func, ast.Name) and node.func.id in UNSAFE_CALLS:
-        yield node.func.id
+def is_unsafe(module):
+    return module.split(".")[0] in UNSAFE_MODULES
+
+
+def unsafe_call(node, loads):
+    """eval and friends; an unsafe module by its name; an `allow_pickle` that is not the constant False; a np.load that does not refuse."""
+    name = ast.unparse(node.func)
+    if name.removeprefix("builtins.") in UNSAFE_CALLS:
+        yield name
+    if name.split(".")[-1] == "import_module" and any(isinstance(word, ast.Constant) and is_unsafe(str(word.value)) for word in node.args):
+        yield name
     keywords = {keyword.arg: keyword.value for keyword in node.keywords}
     refused = isinstance(keywords.get("allow_pickle"), ast.Constant) and keywords["allow_pickle"].value is False
     if "allow_pickle" in keywords and not refused:
         yield "allow_pickle"
-    if ast.unparse(node.func) in ("np.load", "numpy.load") and not refused:
+    if name in loads and not refused:
         yield "np.load without allow_pickle=False"
 
 
@@ -155,11 +168,20 @@ def test_nothing_unpickles_or_evaluates(path):
         "np.load(f, allow_pickle=True)",
         "np.lib.format.read_array(f, allow_pickle=True)",
         "__import__('os')",
+        "import builtins\nbuiltins.eval('1')",
+        "from builtins import exec as run",
+        "import importlib\nimportlib.import_module('pickle')",
+        "from importlib import import_module\nimport_module('torch.serialization')",
+        "def f():\n    load(g)\nfrom numpy import load",
+        "from numpy import load as read\nread(f)",
+        "import numpy as n\nn.load(f)",
+        "import numpy as n\nn.load(f, allow_pickle=0)",
     ],
 )
 def test_the_check_for_unsafe_code_finds_it(code):
     assert list(unsafe(ast.parse(code)))
-    assert not list(unsafe(ast.parse("model.eval(); jax.eval_shape(f); np.load(f, allow_pickle=False); re.compile('x')")))
+    fine = "model.eval(); jax.eval_shape(f); np.load(f, allow_pickle=False); re.compile('x'); jaxgen.load(f); import_module('jaxgen.data')"
+    assert not list(unsafe(ast.parse(fine)))
 
 
 # --- A light start ------------------------------------------------------------------------------------------------------------------
