@@ -3,7 +3,8 @@
     python -m experiments.vae_digits                about a minute of training on 2 CPU cores
     python -m experiments.vae_digits --laptop       a few seconds
 
-`jaxgen evaluate RUN --bound importance --samples 100` gives the tighter importance-weighted bound. Measured: experiments/results/small_models.md.
+`jaxgen evaluate RUN --bound importance --samples 100` gives the tighter importance-weighted bound.
+Measured: experiments/results/small_models.md.
 """
 
 from dataclasses import replace
