@@ -10,7 +10,8 @@ FLOPs are those of the matrix products and convolutions of the cached sampler, t
 model that executes products which a better program would not need says its own number in `flops_per_image() -> int`. Training counts three
 times the sampler's FLOPs: one forward and two backward products.
 
-A model with a comparison size, used when no run is given, has a class method `comparison()` in its configuration.
+A model with a comparison size, used when no run is given, has a class method `comparison()` in its configuration, and for a second one
+`comparison_local()`.
 """
 
 import argparse
@@ -357,8 +358,9 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
 
 
 def _comparisons() -> dict[str, Any]:
-    """Module name -> configuration of the comparison size."""
-    return {cls.__module__.rpartition(".")[2]: cls.comparison() for cls in MODELS if hasattr(cls, "comparison")}
+    """Module name (and `_local`) -> configuration of the comparison size."""
+    pairs = [(cls, method) for cls in MODELS for method in ("comparison", "comparison_local") if hasattr(cls, method)]
+    return {cls.__module__.rpartition(".")[2] + method.removeprefix("comparison"): getattr(cls, method)() for cls, method in pairs}
 
 
 def run(options: argparse.Namespace, model) -> int:

@@ -71,6 +71,11 @@ class DiagonalBiLSTMConfig:
     def __post_init__(self):
         check_sizes(self, kernels=("input_kernel",))
 
+    @classmethod
+    def comparison(cls) -> "DiagonalBiLSTMConfig":
+        """The size of speed comparisons: 28 x 28 binary images, the paper's 12 layers at width 64."""
+        return cls(image_shape=(28, 28, 1), levels=2, layers=12, width=64)
+
 
 def skew(x: Float[Array, "H W ..."], fill: float = 0.0) -> Float[Array, "H T ..."]:
     """S[i, i+j] = x[i, j], T = W + H - 1; the corners are filled. Rows of W + H laid out again in rows of W + H - 1 move by one each."""

@@ -90,6 +90,12 @@ class ImageTransformerConfig:
         """The size of speed comparisons: 28 x 28 binary images, 8 layers of width 64, two heads, full causal attention."""
         return cls(image_shape=(28, 28, 1), levels=2, layers=8, width=64, heads=2, hidden=256, dropout=0.0)
 
+    @classmethod
+    def comparison_local(cls) -> "ImageTransformerConfig":
+        """The same images, the paper's 12 layers, 4 heads and 1-D blocks at width 64."""
+        sizes = {"layers": 12, "width": 64, "heads": 4, "hidden": 256, "block": (256,), "memory": (256,)}
+        return cls(image_shape=(28, 28, 1), levels=2, dropout=0.0, **sizes)
+
 
 class Norm(nnx.Module):
     """Layer normalisation: scale (x - mean) / deviation + bias over the features, computed in float32."""

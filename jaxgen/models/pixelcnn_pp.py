@@ -63,6 +63,11 @@ class PixelCNNPPConfig:
         if not 0 <= self.dropout < 1:
             raise ConfigError("dropout", "a number in 0..1, 1 excluded", self.dropout)
 
+    @classmethod
+    def comparison(cls) -> "PixelCNNPPConfig":
+        """The size of speed comparisons: 28 x 28 binary images, the paper's blocks and resolutions at width 64."""
+        return cls(image_shape=(28, 28, 1), levels=2, width=64, dropout=0.0)
+
 
 class Block(nnx.Module):
     """A resnet of each stream; with `skip` both have a shortcut from the way down."""

@@ -67,6 +67,11 @@ class RowLSTMConfig:
     def __post_init__(self):
         check_sizes(self, kernels=("input_kernel", "kernel"))
 
+    @classmethod
+    def comparison(cls) -> "RowLSTMConfig":
+        """The size of speed comparisons: 28 x 28 binary images, the paper's 12 layers at width 64."""
+        return cls(image_shape=(28, 28, 1), levels=2, layers=12, width=64)
+
 
 class RowLSTMLayer(nnx.Module):
     """y + conv1x1(h), h the states of a convolutional LSTM over the rows of y; 2h features in and out."""
