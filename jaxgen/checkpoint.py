@@ -252,6 +252,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     folder, steps = _existing(path)
     readable = manifests.readable(folder, steps)
     if not readable:
+        manifests.first_intact(folder, steps)  # names the damaged files
         raise _all_damaged(folder, steps)
     return readable[max(readable)]["config"]
 
@@ -288,7 +289,7 @@ def _best_first(folder: epath.Path, steps: Sequence[int]) -> list[int]:
 def _all_damaged(folder: epath.Path, steps: Sequence[int]) -> CheckpointError:
     return CheckpointError(
         "checkpoint", "an intact step", f"only damaged ones in {folder}: {', '.join(map(str, steps))}",
-        f"the files are named above; available steps: {rundir.steps(folder)}; bring them back from a copy, or start over with --restart",
+        f"the files are named above; available steps: {rundir.steps(folder)}; bring them back from a copy, or train anew with --restart",
     )  # fmt: skip
 
 

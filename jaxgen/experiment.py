@@ -126,7 +126,7 @@ class _Run:
         metrics = evaluation.evaluate(model, self.validation_set, batch_size=options.batch_size, key=key, mesh=self.mesh)
         name, value = evaluation.headline(metrics)
         say(f"step {step}  validation {name} {value:.4f}")
-        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and np.isfinite(value)}
         self.reporter.scalars(step, {f"validation_{name}": value for name, value in numbers.items()})
         model = sharding.on_one_device(self.mesh, model)
         if jax.process_index() == 0:
@@ -258,8 +258,9 @@ def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size
 
 
 def _line(label: str, value: float, result: dict) -> str:
-    error = f" +- {result['standard_error']:.4f}" if "standard_error" in result else ""
-    return f"{label:<27} {value:.4f}{error}" + (f"  ({result['n']} images)" if "n" in result else "")
+    known = np.isfinite(result.get("standard_error", np.nan))  # that of a single image is not
+    error = f" +- {result['standard_error']:.4f}" if known else ""
+    return f"{label:<27} {value:.4f}{error}" + (f"  ({result['n']} image{'s' * (result['n'] != 1)})" if "n" in result else "")
 
 
 def has(model, argument: str) -> bool:

@@ -5,14 +5,19 @@ import os
 import re
 import resource
 import shutil
+from collections import defaultdict
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 from etils import epath
-from tiny_runs import complete, rows, same_model, saved, train, write_images
+from flax import nnx
+from tiny_runs import MODEL, complete, rows, same_model, saved, train, write_images
 
-from jaxgen import checkpoint, manifest, training
+from jaxgen import checkpoint, cli, evaluation, experiment, manifest, sharding, training
 from jaxgen.checkpoint import Checkpointer
+from jaxgen.models import GatedPixelCNNConfig, build
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +70,13 @@ def test_where_every_checkpoint_is_damaged_only_restart_starts_over(copy, thirty
     assert train(copy) == 4
     assert "--restart" in capsys.readouterr().err.splitlines()[-1]
     assert (copy / "metrics.jsonl").read_text() == before
+    for step in (20, 30):
+        (copy / "checkpoints" / str(step) / "manifest.json").write_text("")
+    for command in ("show", "sample"):
+        assert cli.command(command, [str(copy)]) == 4
+        *named, last = capsys.readouterr().err.splitlines()
+        assert [f"/{step}/manifest.json" in line for step, line in zip((20, 30), named, strict=True)] == [True, True]
+        assert "the files are named above" in last and "train anew with --restart" in last
     assert train(copy, restart=True) == 0
     assert rows(copy) == rows(thirty)
     assert same_model(copy, thirty)
@@ -135,6 +147,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_a_lower_rate_goes_on(copy, 
     straight = Path(shutil.copytree(thirty, tmp_path / "straight"))
     assert train(straight, steps=40) == 0
     assert rows(copy) == rows(straight)
+
+
+def test_validation_is_of_the_averaged_model_and_draws_from_fixed_noise(monkeypatch, unchecked):
+    """And a number that is not finite, such as the standard error of a single image, is in no row and in no checkpoint."""
+    model, seen = build(GatedPixelCNNConfig(**MODEL)), defaultdict(list)
+    average = jax.tree.map(lambda leaf: leaf + 1, nnx.state(model, nnx.Param))
+    state = training.TrainState(jnp.int32(10), model, (), average)
+
+    class Recorder:
+        def __getattr__(self, name):
+            return lambda *args, **_: seen[name].append(args)
+
+    def record(name, result):
+        return lambda *args, **_: seen[name].append(args) or result
+
+    metrics = {"bits_per_dim": 2.0, "standard_error": float("nan"), "nats": 3.0, "n": 1}
+    monkeypatch.setattr(evaluation, "evaluate", record("evaluate", metrics))
+    monkeypatch.setattr(experiment, "draw_for", record("draw", None))
+    run = experiment._Run(experiment.Experiment(model.config), Recorder(), Recorder(), [], sharding.make_mesh())
+    for step in (10, 20):
+        run.validate_and_save(step, state)
+    for judged, drawn in zip(seen["evaluate"], seen["draw"], strict=True):
+        for used in (judged[0], drawn[0]):
+            assert all((a == b).all() for a, b in zip(jax.tree.leaves(used), jax.tree.leaves(average), strict=True))
+    first, second = (jax.random.key_data(args[2]).tolist() for args in seen["draw"])
+    assert first == second
+    rows = [values for _, values in seen["scalars"]]
+    assert rows == 2 * [{"validation_bits_per_dim": 2.0, "validation_nats": 3.0, "validation_n": 1}]
+    assert [args[2] for args in seen["save"]] == 2 * [{"bits_per_dim": 2.0, "nats": 3.0, "n": 1}]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore's futures of the files that did not fit
