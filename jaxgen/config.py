@@ -261,7 +261,12 @@ def _replace(config: Config, changes: dict[str, Any], prefix: str) -> Config:
             new[name] = _replace(value, changes, path + ".")
         elif path in changes:
             new[name] = changes[path]
-    return dataclasses.replace(config, **new) if new else config
+    try:
+        return dataclasses.replace(config, **new) if new else config
+    except ConfigError as error:  # with the field's path on the command line; some dataclasses give it themselves
+        name = error.argument.removeprefix(f"{type(config).__name__}.")
+        name = name if name.startswith(prefix) else prefix + name
+        raise ConfigError(name, error.wanted, error.got, error.hint) from None
 
 
 def _print_help(config: Any, description: str | None, prog: str | None) -> None:

@@ -164,7 +164,7 @@ def test_overrides_reach_every_level_and_leave_the_rest():
 
 def test_the_fields_of_one_dataclass_are_validated_together():
     assert parse(RUN, ["--model.width=6", "--model.image_shape=8,8,3"]).model.width == 6
-    assert message(parse, RUN, ["--model.image_shape=8,8,3"]) == "width: wanted a multiple of 3 (channels), got 8"
+    assert message(parse, RUN, ["--model.image_shape=8,8,3"]) == "model.width: wanted a multiple of 3 (channels), got 8"
 
 
 @pytest.mark.parametrize(
