@@ -2,7 +2,10 @@
 
 import argparse
 import difflib
+import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from jaxgen.errors import ConfigError
@@ -32,9 +35,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         error = ConfigError("command", "one of " + ", ".join(COMMANDS), repr(words[0]), f"did you mean {close[0]}?" if close else "")
         print(f"jaxgen: {error}", file=sys.stderr)
         return error.exit_code
-    from jaxgen import cli
+    return _cli().command(words[0], words[1:])
 
-    return cli.command(words[0], words[1:])
+
+def _cli():
+    """The module with the commands. Ctrl-C while jax is imported ends the process: some of jax's callbacks would swallow an exception."""
+    main_thread = threading.current_thread() is threading.main_thread()  # no other one may handle signals
+    before = signal.signal(signal.SIGINT, _interrupted) if main_thread else None
+    try:
+        from jaxgen import cli
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, before)
+    return cli
+
+
+def _interrupted(*_) -> None:
+    os.write(2, b"jaxgen: interrupted\n")
+    os._exit(130)
 
 
 def _help() -> None:

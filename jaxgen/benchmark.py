@@ -31,10 +31,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from flax import nnx
 
-from jaxgen import config, sharding, training
+from jaxgen import config, report, sharding, training
 from jaxgen.errors import ConfigError
 from jaxgen.layers import EXACT
 from jaxgen.models import MODELS, build
@@ -348,9 +347,9 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
     parser.add_argument("--out", help="the JSON file (default: bench.json in RUN, or here)")
     parser.add_argument("--debug", action="store_true", help="a traceback with every error")
     options = parser.parse_args(words)
-    for name in ("batches", "repetitions"):
-        if np.min(getattr(options, name)) < 1:
-            raise ConfigError(f"--{name}", "1 or more", getattr(options, name))
+    for name, least in (("batches", 1), ("repetitions", 1), ("train_batch", 0)):
+        if np.min(getattr(options, name)) < least:
+            raise ConfigError(f"--{name}", f"{least} or more", getattr(options, name))
     options.before = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     options.pinned = prepare_process(1 if options.cores is None else options.cores)  # jax has started no thread yet
     options.command = " ".join(["jaxgen bench", *words])
@@ -368,19 +367,19 @@ def run(options: argparse.Namespace, model) -> int:
     if not _cpu() and options.cores is None and options.before:
         _pin(options.before)
         options.pinned = None
-    known = _comparisons()
-    chosen = known.values() if options.all else [known[options.model]]
-    report = environment(options.command, options.pinned) | {"models": [], "results": []}
-    cores = f"{report['cores']} core(s)" if report["cores"] else "not pinned"
-    print(f"{report['device']}, {cores}, jax {report['versions']['jax']}; images per second of {report['second']}")
+    out = report.check_out(options.out or os.path.join(options.run or "", "bench.json"))
+    chosen = _comparisons().values() if options.all else [_comparisons()[options.model]]
+    facts = environment(options.command, options.pinned) | {"models": [], "results": []}
+    cores = f"{facts['cores']} core(s)" if facts["cores"] else "not pinned"
+    print(f"{facts['device']}, {cores}, jax {facts['versions']['jax']}; images per second of {facts['second']}")
     print(HEADER, flush=True)
     for one in [model] if model is not None else map(build, chosen):
-        report["models"].append(_described(one))
+        facts["models"].append(_described(one))
         for row in measure(one, options.batches, options.train_batch or None, options.repetitions):
-            report["results"].append(row)
+            facts["results"].append(row)
             print(line(row), flush=True)
-    out = epath.Path(options.out or (epath.Path(options.run) / "bench.json" if options.run else "bench.json"))
-    out.write_text(json.dumps(report, indent=2) + "\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(facts, indent=2) + "\n")
     print(f"written to {out}")
     return 0
 

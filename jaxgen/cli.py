@@ -21,8 +21,9 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from jaxgen import benchmark, checkpoint, config, figures, sharding
+from jaxgen import benchmark, checkpoint, config, figures, report, sharding
 from jaxgen.conditions import interpolate
+from jaxgen.data import DataConfig
 from jaxgen.errors import ConfigError, JaxgenError
 from jaxgen.experiment import (
     GRID,
@@ -51,6 +52,8 @@ __all__ = ["Experiment", "command", "main"]
 
 PICTURES = {"sample": "samples.png", "complete": "completions.png", "upscale": "upscaled.png"}
 """The commands that draw images, and the file in RUN that they write."""
+SIZES = {"--model.image_shape", "--model.levels"}
+"""What `jaxgen train MODEL` takes from the data unless it is given."""
 FLAGS = {
     "--laptop": "the small configuration of the script, for a CPU",
     "--dry-run": "print parameters, shapes, memory and sharding; compute nothing, read no data",
@@ -79,7 +82,7 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     try:
         return command([word for word in argv if word != "--debug"])
     except KeyboardInterrupt:
-        print("jaxgen: interrupted; the last checkpoint is intact", file=sys.stderr)
+        print("jaxgen: interrupted; checkpoints that were saved before are intact", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `jaxgen show RUN | head` has seen enough; Python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -147,6 +150,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _seed(text: str) -> int:
+    if not 0 <= (value := int(text)) < 2**32:
+        raise ValueError
+    return value
+
+
+_seed.__name__ = "integer in 0..2**32-1"
 _positive.__name__ = "positive integer"  # argparse says "invalid positive integer value: '0'"
 
 
@@ -168,7 +178,7 @@ def _parse(name: str, words: Sequence[str]) -> argparse.Namespace:
         parser.add_argument("--n", type=_positive, default=GRID, help=f"images (default: {GRID})")
         parser.add_argument("--label", type=int, help="class, for class-conditional models (default: each in turn, or the image's own)")
         parser.add_argument("--temperature", type=float, default=1.0, help="below 1 sharpens (default: 1)")
-        parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same images (default: 0)")
+        parser.add_argument("--seed", type=_seed, default=0, help="the same seed draws the same images (default: 0)")
         parser.add_argument("--out", help=f"the PNG file (default: {PICTURES[name]} in RUN)")
     if name == "sample":
         parser.add_argument("--to", type=int, help="with --label: every row of the grid goes from that class to this one, mixing the two")
@@ -190,8 +200,11 @@ def train_command(words: list[str]) -> int:
         close = difflib.get_close_matches(name, names, n=1)
         raise ConfigError("MODEL", "one of " + ", ".join(names), name, f"did you mean {close[0]}?" if close else "")
     experiment = Experiment(names[name](), workdir=f"runs/{name}")
+    missing = SIZES - {word.partition("=")[0] for word in words}
     if not {"-h", "--help", "--dry-run"} & set(words):
-        words = _sizes_of_data(experiment, words) + words
+        words = _sizes_of_data(experiment, words, missing) + words
+    elif "--dry-run" in words and missing and (other := _data(experiment, words)) != experiment.data:
+        print(f"a dry run reads no data: the real run takes {' and '.join(sorted(missing))} from {other.name}; give them to see its sizes")
     about = f"Train {name}; the image shape and the levels come from the data unless given."
     return run(experiment, words, f"jaxgen train {name}", about, ("--dry-run", "--restart", "--debug"))
 
@@ -201,13 +214,16 @@ def module_name(model: type) -> str:
     return model.__module__.rpartition(".")[2]
 
 
-def _sizes_of_data(experiment: Experiment, words: list[str]) -> list[str]:
-    """--model.image_shape and --model.levels of the data set that the command line names, where they are not given."""
-    given = {word.partition("=")[0] for word in words}
-    data_words = [word for option in _options(words) if option[0].startswith("--data.") for word in option]
-    dataset = config.parse(experiment, data_words).data.load("train")
+def _data(experiment: Experiment, words: list[str]) -> DataConfig:
+    """The data set that the command line names."""
+    return config.parse(experiment, [word for option in _options(words) if option[0].startswith("--data.") for word in option]).data
+
+
+def _sizes_of_data(experiment: Experiment, words: list[str], missing: set[str]) -> list[str]:
+    """--model.image_shape and --model.levels of the data set, those that are missing on the command line."""
+    dataset = _data(experiment, words).load("train")
     sizes = {"--model.image_shape": ",".join(map(str, dataset.image_shape)), "--model.levels": dataset.levels}
-    return [f"{name}={value}" for name, value in sizes.items() if name not in given]
+    return [f"{name}={value}" for name, value in sizes.items() if name in missing]
 
 
 def _options(words: list[str]) -> list[list[str]]:
@@ -240,6 +256,7 @@ def sample(options: argparse.Namespace) -> int:
     extra = _sampler_options(model, options, temperature=1.0, method=None)
     if has(model, "mesh") and extra.get("method") is None and jax.local_device_count() == jax.device_count() > 1:
         extra["mesh"] = sharding.make_mesh()
+    out = _out(options, PICTURES["sample"])
     label = options.label if options.to is None else _between(model, options)
     drawn = partial(draw_for, model, load_data(experiment, "test")) if vector_size(model) else partial(draw, model)
     seconds = []
@@ -247,7 +264,6 @@ def sample(options: argparse.Namespace) -> int:
         start = time.perf_counter()
         samples = drawn(jax.random.key(options.seed), options.n, label, **extra)
         seconds.append(time.perf_counter() - start)
-    out = options.out or epath.Path(options.run) / PICTURES["sample"]
     write_grid(out, samples, model)
     print(f"{options.n} samples, {options.n / seconds[1]:.1f} images/s ({max(seconds[0] - seconds[1], 0):.1f} s to compile): {out}")
     return 0
@@ -267,7 +283,7 @@ def complete(options: argparse.Namespace) -> int:
     if not has(model, "known"):
         raise ConfigError("RUN", "a model that can complete images", type(model).__name__)
     extra = _sampler_options(model, options, temperature=1.0)
-    out = options.out or epath.Path(options.run) / PICTURES["complete"]
+    out = _out(options, PICTURES["complete"])
     dataset = load_data(experiment, options.split)
     complete_images(model, dataset, options.keep, options.n, out, jax.random.key(options.seed), options.label, **extra)
     print(f"{options.n} completions, {options.keep} given (marked orange): {out}")
@@ -280,11 +296,16 @@ def upscale(options: argparse.Namespace) -> int:
     if small_shape(model) is None:
         raise ConfigError("RUN", "a model that upscales images (low_resolution is set)", type(model).__name__)
     extra = _sampler_options(model, options, temperature=1.0)
-    out = options.out or epath.Path(options.run) / PICTURES["upscale"]
+    out = _out(options, PICTURES["upscale"])
     dataset = load_data(experiment, options.split)
     upscale_images(model, dataset, options.n, out, jax.random.key(options.seed), options.label, **extra)
     print(f"{options.n} pictures, every fourth a small image (marked orange) and then draws from it: {out}")
     return 0
+
+
+def _out(options: argparse.Namespace, name: str):
+    """Where the picture goes, checked before anything is drawn."""
+    return report.check_out(options.out or epath.Path(options.run) / name, ".png")
 
 
 def _sampler_options(model, options: argparse.Namespace, **defaults) -> dict:

@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from jaxgen import figures
+from jaxgen.errors import ConfigError
 
 LOG = logging.getLogger("jaxgen")
 PROGRESS_SECONDS = 10.0
@@ -191,6 +192,27 @@ def save_images(
 ) -> None:
     """Write a grid of uint8 images in {0 .. levels-1}, or a plot of points [n, 2], as a PNG file. Raises OSError where it cannot."""
     _write_bytes(_path(path), figures.png(figures.picture(np.asarray(images), levels, mask, columns)))
+
+
+def check_out(path: str | os.PathLike, ending: str = "") -> Any:
+    """The path; ConfigError for an --out that cannot be written, before time is spent on what goes into it. Missing folders can be made.
+
+    Of an object store only the ending is checked.
+    """
+    path = _path(path)
+    if not path.name.lower().endswith(ending):
+        raise ConfigError("--out", f"a file that ends with {ending}", path)
+    if not isinstance(path, Path):
+        return path
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    reasons = {
+        "it is a folder": path.is_dir(),
+        f"{folder} is not a folder": not folder.is_dir(),
+        f"no permission to write in {folder}": not os.access(folder, os.W_OK),
+    }
+    if wrong := [reason for reason, holds in reasons.items() if holds]:
+        raise ConfigError("--out", "a file that can be written", f"{path} ({wrong[0]})")
+    return path
 
 
 class _Log:

@@ -125,9 +125,9 @@ def test_a_model_may_say_its_own_number():
 
 def test_the_report_has_every_field(tmp_path, capsys, cores, monkeypatch):
     monkeypatch.setattr(benchmark, "PEAK_SIZES", {"cpu": (32,)})
-    options = parsed("--batches", "1", "2", "--repetitions", "2", "--train_batch", "2", "--out", str(tmp_path / "bench.json"))
+    options = parsed("--batches", "1", "2", "--repetitions", "2", "--train_batch", "2", "--out", str(tmp_path / "new" / "bench.json"))
     assert benchmark.run(options, build(TINY)) == 0
-    report = json.loads((tmp_path / "bench.json").read_text())
+    report = json.loads((tmp_path / "new" / "bench.json").read_text())
     assert report["command"].startswith("jaxgen bench --batches 1 2") and report["cores"] == 1 and report["platform"] == "cpu"
     assert {"date", "commit", "device", "devices", "second"} <= set(report) and {"jax", "jaxlib", "flax", "python"} <= set(
         report["versions"]

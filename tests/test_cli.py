@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import jaxgen
-from jaxgen import benchmark, cli, config, data, evaluation, experiment, training
+from jaxgen import benchmark, checkpoint, cli, config, data, evaluation, experiment, training
 from jaxgen.__main__ import COMMANDS, main
 from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS, GANConfig, GatedPixelCNNConfig
@@ -98,7 +98,7 @@ TRAIN_ERRORS = [
     ("--data.name=mnsit", 3, "mnsit: wanted digits, a TFDS set or an existing path, got ...; did you mean mnist?"),
     ("--data.name=my.npz --model.num_classes=4", 3, "my.npz/train: wanted 4 classes as the model, got 3"),
     ("--data.name=ok.npz --model.num_classes=4", 3, "ok.npz/train: wanted 4 classes as the model, got no labels"),
-    ("--data.name=colour.npz --model.width=8", 2, "width: wanted a positive multiple of the 3 channels, got 8"),
+    ("--data.name=colour.npz --model.width=8", 2, "model.width: wanted a positive multiple of the 3 channels, got 8"),
     ("--data.name=ring", 2, "--model.image_shape: wanted a tuple of 3: int, int, int, got '2'; see --help"),
     ("--data.name=", 2, "data.name: wanted digits, a TFDS name or a path, got nothing"),
     # fields
@@ -111,7 +111,8 @@ TRAIN_ERRORS = [
     ("--model.width", 2, "--model.width: wanted int, got nothing; see --help"),
     ("--model.image_shape 8 8", 2, "--model.image_shape: wanted a tuple of 3: int, int, int, got '8 8'; see --help"),
     ("--optimizer.schedule=cosin", 2, "--optimizer.schedule: wanted 'constant' or 'cosine', got 'cosin'; see --help"),
-    ("--model.levels=1", 2, "levels: wanted 2..256, got 1"),
+    ("--model.levels=1", 2, "model.levels: wanted 2..256, got 1"),
+    ("--model.dropout=nan", 2, "model.dropout: wanted a finite float, got nan"),
     ("--optimizer.learning_rate=-1", 2, "optimizer.learning_rate: wanted a number in 0..1e+09, got -1.0"),
     ("--optimizer.learning_rate=nan", 2, "optimizer.learning_rate: wanted a number in 0..1e+09, got nan"),
     ("--train.batch_size=0", 2, "train.batch_size: wanted a positive integer, got 0"),
@@ -144,7 +145,14 @@ ERRORS = [
     ("sample gated --temperature -1", 2, "temperature: wanted a positive number, got -1.0"),
     ("sample vae --temperature 0.5", 2, "--temperature: wanted a model whose sampler takes it, got VAE"),
     ("sample gan --method naive", 2, "--method: wanted a model whose sampler takes it, got GAN"),
-    ("sample vae --n 2 --out file/a.png", 2, "--out: wanted a file that can be written, got file/a.png (...)"),
+    ("sample vae --n 2 --out file/a.png", 2, "--out: wanted a file that can be written, got file/a.png (.../file is not a folder)"),
+    ("sample vae --n 2 --out vae", 2, "--out: wanted a file that ends with .png, got vae"),
+    ("complete gated --n 2 --out a.jpg", 2, "--out: wanted a file that ends with .png, got a.jpg"),
+    ("sample vae --seed -1", 2, "--seed: wanted one integer in 0..2**32-1, got '-1'"),
+    ("sample vae --seed 99999999999999999999999", 2, "--seed: wanted one integer in 0..2**32-1, got '99999999999999999999999'"),
+    ("bench vae --out file/x.json", 2, "--out: wanted a file that can be written, got file/x.json (.../file is not a folder)"),
+    ("bench vae --out vae", 2, "--out: wanted a file that can be written, got vae (it is a folder)"),
+    ("bench --train_batch -1", 2, "--train_batch: wanted 0 or more, got -1"),
     ("complete gan", 2, "RUN: wanted a model that can complete images, got GAN"),
 ]  # fmt: skip
 
@@ -166,7 +174,10 @@ def test_a_wrong_training_is_one_line(there, capsys, monkeypatch, words, code, w
 
 
 @pytest.mark.parametrize(("words", "code", "wanted"), ERRORS, ids=[words for words, *_ in ERRORS])
-def test_a_wrong_command_is_one_line(there, capsys, words, code, wanted):
+def test_a_wrong_command_is_one_line(there, capsys, monkeypatch, words, code, wanted):
+    for module, name in ((cli, "draw"), (experiment, "draw"), (benchmark, "measure")) if "--out" in words else ():
+        monkeypatch.setattr(module, name, None)  # it is found before anything is drawn or measured
+    monkeypatch.setattr(benchmark, "prepare_process", lambda cores: None)  # the next tests have all cores
     got, out, err = run(capsys, words.split(" "))
     check_line(err, wanted)
     assert (got, out) == (code, "")
@@ -182,6 +193,32 @@ def test_only_debug_shows_a_traceback(there, capsys, monkeypatch):
     monkeypatch.setattr(cli, "print_evaluation", bug)
     code, _, err = run(capsys, ["evaluate", "vae"])
     assert (code, err) == (1, "jaxgen: internal error: KeyError: 'two\\nlines'; --debug shows where\n")
+
+
+INTERRUPT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "jaxgen.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from jaxgen.__main__ import main
+sys.exit(main(["train", "vae"]))
+"""
+
+
+def test_ctrl_c_is_one_line_at_any_time(capsys, monkeypatch):
+    """While jax is imported, and before anything is saved."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPT], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "jaxgen: interrupted\n")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train_command", interrupted)
+    code, out, err = run(capsys, ["train", "vae"])
+    check_line(err, "interrupted; checkpoints that were saved before are intact")
+    assert (code, out) == (130, "")
 
 
 def test_another_set_in_the_same_folder_is_refused(there, capsys):
@@ -243,6 +280,11 @@ def test_a_dry_run_computes_nothing_and_reads_nothing(there, capsys):
     assert re.search(r"parameters +([\d,]+)", out)[1] == f"{inner + outer:,}"
     assert ".features.layers[1].kernel.value" in out and "[1000000, 900000]" in out
     assert re.search(r"state per device +([\d,.]+) MiB", out)[1] == f"{((inner + outer) * 16 + 12) / 2**20:,.1f}"
+    note = "the real run takes --model.image_shape and --model.levels from absent.npz; give them to see its sizes"
+    assert out.startswith(f"a dry run reads no data: {note}\n")
+    given = ["--model.image_shape=6,5,1", "--model.levels", "2", "--data.name=absent.npz", "--workdir=never", "--dry-run"]
+    code, out, err = run(capsys, ["train", "vae", *given])
+    assert (code, err) == (0, "") and "a dry run" not in out and "images [6, 5, 1] of 2 levels" in out
     assert set(there.rglob("*")) == files
 
 
@@ -252,7 +294,7 @@ def test_shape_and_levels_come_from_the_data(there):
     assert jaxgen.load("gan").config == GANConfig(image_shape=(2,), levels=0, hidden=16)
 
 
-def test_evaluate_prints_what_the_evaluator_says(there, capsys):
+def test_evaluate_prints_what_the_evaluator_says(there, capsys, monkeypatch):
     code, out, err = run(capsys, ["evaluate", "gated", "--batch_size", "3"])
     result = evaluation.evaluate(jaxgen.load("gated"), data.load("my.npz", "test"))
     assert (code, err) == (0, "")
@@ -262,6 +304,10 @@ def test_evaluate_prints_what_the_evaluator_says(there, capsys):
     code, out, _ = run(capsys, ["evaluate", "vae", "--split=validation", "--bound=importance", "--samples=3"])
     assert re.match(r"validation bits_per_dim_bound +\d\.\d{4} \+- 0.\d{4}  \(144 images\)", out)
     assert re.search("importance_samples +3", out)
+    monkeypatch.setattr(cli, "load_data", lambda *_: data.Dataset.from_arrays(np.zeros((1, 6, 5), np.uint8), np.array([2]), levels=2))
+    code, out, err = run(capsys, ["evaluate", "gated"])
+    assert (code, err) == (0, "") and "(1 image)\n" in out and "nan" not in out and "+-" not in out
+    monkeypatch.setattr(cli, "load_data", experiment.load_data)
     code, out, _ = run(capsys, ["evaluate", "gan"])
     assert out.startswith("test frechet_points ") and re.search("modes_covered +[0-8]\n", out) and "ruler" not in out
 
@@ -291,16 +337,31 @@ def test_sample_draws_a_grid(there, tmp_path, capsys, monkeypatch):
 
 
 def test_complete_keeps_what_is_given(there, capsys, monkeypatch):
-    drawn = []
+    drawn, labels, draw = [], [], experiment.draw
     monkeypatch.setattr(experiment, "write_grid", lambda path, images, model, mask=None: drawn.append((images, mask)))
-    test = data.load("my.npz", "test").images
+    monkeypatch.setattr(experiment, "draw", lambda *args, **options: labels.append(args[3]) or draw(*args, **options))
+    test = data.load("my.npz", "test")
     for keep in experiment.KEEP:
         code, out, err = run(capsys, ["complete", "gated", "--n=8", f"--keep={keep}"])
         assert (code, err) == (0, "") and f"{keep} given" in out
         images, mask = drawn[-1]
-        given = np.repeat(test[:2], experiment.COMPLETIONS_EACH, axis=0)
+        given = np.repeat(test.images[:2], experiment.COMPLETIONS_EACH, axis=0)
+        np.testing.assert_array_equal(labels[-1], np.repeat(test.labels[:2], experiment.COMPLETIONS_EACH))
         assert (images[:, mask] == given[:, mask]).all()
         assert (images[:, ~mask] != given[:, ~mask]).any()
+
+
+def test_the_report_at_the_end_is_of_the_best_checkpoint(there, monkeypatch):
+    class Loaded(Exception):
+        pass
+
+    def load(path, step=None, which="best"):
+        raise Loaded(str(path), step, which)
+
+    monkeypatch.setattr(checkpoint, "load", load)
+    with pytest.raises(Loaded) as loaded:
+        experiment.finish(Experiment(GatedPixelCNNConfig(), workdir="gated"))
+    assert loaded.value.args == ("gated", None, "best")
 
 
 def test_pictures_and_show(there, capsys):
