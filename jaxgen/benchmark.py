@@ -10,8 +10,7 @@ FLOPs are those of the matrix products and convolutions of the cached sampler, t
 model that executes products which a better program would not need says its own number in `flops_per_image() -> int`. Training counts three
 times the sampler's FLOPs: one forward and two backward products.
 
-A model with a comparison size, used when no run is given, has a class method `comparison()` in its configuration, and for a second one
-`comparison_local()`.
+Comparison sizes, used when no run is given, are class methods of a configuration: `comparison()` and, for a second, `comparison_local()`.
 """
 
 import argparse
@@ -73,10 +72,9 @@ def _pin(cores: Iterable[int]) -> None:
 
 
 def flops_per_image(model) -> int:
-    """FLOPs of the products of the cached sampler for one image: the model's own number, or those of the traced program."""
+    """FLOPs of the products of the cached sampler for one image: the model's own number, or half of the traced program's for two."""
     if hasattr(model, "flops_per_image"):
         return model.flops_per_image()
-    # Of two images: one alone may be drawn as two, see sampling.in_order.
     return product_flops(lambda model, key: model.sample(key, 2, **conditions(model, 2)), model, jax.random.key(0)) // 2
 
 

@@ -17,8 +17,9 @@ from jaxgen.errors import CheckpointError, ConfigError
 STORES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs"}
 """Object stores, and the package that each needs."""
 # What a run may change when it goes on, the learning rate too since lowering it rescues a run; any other change would make it another run.
+# Whether the data is the same, wherever it lies now, its fingerprint says.
 HARMLESS = (
-    "workdir", "data.data_dir", "train.steps", "train.log_every", "train.eval_every", "train.max_minutes", "train.fsdp",
+    "workdir", "data.name", "data.data_dir", "train.steps", "train.log_every", "train.eval_every", "train.max_minutes", "train.fsdp",
     "optimizer.learning_rate",
 )  # fmt: skip
 
@@ -97,7 +98,10 @@ def check_same_run(where: epath.Path, old: Mapping[str, Any], config: Mapping[st
     check_model(where, old, config)
     changes = differences(old["config"], config)
     harmless = {name: changes.pop(name) for name in HARMLESS if name in changes}
-    changes |= {f"data fingerprint {name}": change for name, change in differences(old["fingerprint"], fingerprint).items()}
+    data = differences(old["fingerprint"], fingerprint)
+    if "sha256" not in data:
+        data.pop("name", None)  # a folder that moved
+    changes |= {f"data fingerprint {name}": change for name, change in data.items()}
     if changes:
         got = ", ".join(f"{name} changed from {change}" for name, change in sorted(changes.items()))
         raise ConfigError("config", f"as in {where}", got, "undo it, choose another workdir, or start over with --restart")

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import tiny_runs
 from etils import epath
 from flax import nnx
 from tiny_runs import MODEL, complete, rows, same_model, saved, train, write_images
@@ -95,6 +97,19 @@ def test_a_run_of_a_version_with_fewer_fields_goes_on(copy, thirty, capsys):
     assert len(changes) == 2 and "workdir changed" in changes[0] and changes[1] == "jaxgen: train.steps changed from 30 to 40"
     assert train(copy, steps=40, accumulate=2) == 2
     assert "train.accumulate changed from 1 to 2" in capsys.readouterr().err
+
+
+def test_data_may_move_but_not_change(copy, tmp_path, monkeypatch, capsys):
+    moved = tmp_path / "elsewhere.npz"
+    shutil.copy(tiny_runs.DATA["name"], moved)
+    monkeypatch.setitem(tiny_runs.DATA, "name", str(moved))
+    assert train(copy, steps=40) == 0
+    assert "data.name changed" in capsys.readouterr().err
+    image = np.load(moved, allow_pickle=False)["image"]
+    image[0, 0, 0] ^= 1
+    np.savez(moved, image=image)
+    assert train(copy, steps=40) == 2
+    assert "data fingerprint sha256 changed" in capsys.readouterr().err
 
 
 def test_more_steps_go_on(thirty, tmp_path, capsys):
