@@ -18,7 +18,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: quickstart quickstart-laptop setup test notebooks lint kill-test bench compare clean
+.PHONY: quickstart quickstart-laptop setup test thorough notebooks lint kill-test bench compare clean
 
 quickstart: setup
 	$(BIN)/python -m experiments.gated_pixelcnn_digits
@@ -45,6 +45,10 @@ $(READY): requirements.lock pyproject.toml
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+
+# All shapes, sizes and kinds of calls for all models, and every experiment's laptop mode: an hour of one core.
+thorough: setup
+	JAXGEN_THOROUGH=1 JAXGEN_EXPERIMENTS=all $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 # Runs every notebook from its first cell to its last; the files stay as they are.
 notebooks: setup
