@@ -1,20 +1,19 @@
 """All autoregressive image models on scikit-learn's digits with one budget: equal training time, three seeds.
 
-    python -m experiments.compare_autoregressive               3 minutes a model and seed, about 90 minutes on 2 CPU cores
+    python -m experiments.compare_autoregressive               3 minutes a model and seed, about 80 minutes on 2 CPU cores
     python -m experiments.compare_autoregressive --minutes 1   a shorter budget (the table says which)
     python -m experiments.compare_autoregressive --laptop      one seed and three seconds each, to see that it runs
 
-Writes experiments/results/digits.md, digits.json and digits.png. The time is that of the training steps alone; compilation (a short run of
-each model before the first seed fills the cache of compiled programs), validation, checkpoints and evaluation are not in it. The constant
-learning rate, its warm-up and the average are the same for all. The step is chosen on the validation split. What a model reaches in this
-time on a CPU ranks neither architectures nor their papers.
+Writes experiments/results/digits.md, digits.json and digits.png. The time is that of the training steps alone; validation, checkpoints and
+evaluation are not in it, nor is compilation but for the loading of programs that a short run of each model has compiled before. The
+constant learning rate, its warm-up and the average are the same for all. The step is chosen on the validation split. What a model reaches
+in this time on a CPU ranks neither architectures nor their papers.
 """
 
 import argparse
 import json
-import platform
+import os
 import shutil
-import subprocess
 import tempfile
 import time
 from dataclasses import replace
@@ -25,14 +24,13 @@ import numpy as np
 from flax import nnx
 
 import jaxgen
-from jaxgen import evaluation, models
+from jaxgen import benchmark, evaluation, models
 from jaxgen.data import load
-from jaxgen.experiment import Experiment, draw_for, train
+from jaxgen.experiment import Experiment, draw, train
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
-GIVEN = "Image Transformer given the 2x2 image"
 CONFIGS = {
     "PixelCNN": models.PixelCNNConfig(layers=4, width=24),
     "Row LSTM": models.RowLSTMConfig(layers=3, width=32),
@@ -41,7 +39,6 @@ CONFIGS = {
     "PixelCNN++": models.PixelCNNPPConfig(width=24, resnets=1, resolutions=2, mixtures=5, dropout=0.1),
     "PixelSNAIL": models.PixelSNAILConfig(blocks=2, width=24, resnets=2, key=16, value=24, dropout=0.1),
     "Image Transformer": models.ImageTransformerConfig(layers=4, width=64, heads=4, hidden=256, dropout=0.1),
-    GIVEN: models.ImageTransformerConfig(layers=4, width=64, heads=4, hidden=256, dropout=0.1, low_resolution=(2, 2, 1), encoder_layers=2),
 }
 
 
@@ -58,11 +55,11 @@ def run(config, seed: int, minutes: float, folder: Path) -> dict:
     model, test = jaxgen.load(workdir), load("digits", "test")
     result = evaluation.evaluate(model, test)
     steps = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    draw_for(model, test, jax.random.key(0), 64)  # compiles
+    draw(model, jax.random.key(0), 64)  # compiles
     seconds = []
     for i in range(5):
         start = time.perf_counter()
-        draw_for(model, test, jax.random.key(i), 64)
+        draw(model, jax.random.key(i), 64)
         seconds.append(time.perf_counter() - start)
     return {
         "test_bits_per_dim": result["bits_per_dim"],
@@ -74,18 +71,24 @@ def run(config, seed: int, minutes: float, folder: Path) -> dict:
     }
 
 
-def write(rows: dict[str, list[dict]], minutes: float, started: str) -> None:
+def environment(minutes: float) -> dict[str, str]:
+    """Where and when, as the run begins: others may commit while it goes on."""
+    found = benchmark.environment(f"python -m experiments.compare_autoregressive --minutes {minutes:g}", None)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = f"{found['devices']} {found['platform']} device(s), {cores} core(s)"
+    return {
+        "date": found["date"],
+        "commit": found["commit"],
+        "device": f"{found['device']}, {devices}, load {os.getloadavg()[0]:.1f} at the start",
+        "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
+        "command": found["command"],
+    }
+
+
+def write(rows: dict[str, list[dict]], minutes: float, facts: dict[str, str]) -> None:
     """The table, the plot and the numbers."""
     fit = [load("digits", split) for split in ("train", "validation")]
     rulers = evaluation.rulers(fit, load("digits", "test"))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    facts = {
-        "date": started,
-        "commit": commit,
-        "device": f"{jax.devices()[0].platform}, {jax.device_count()} device(s), {platform.machine()}",
-        "versions": f"Python {platform.python_version()}, jax {jax.__version__}, jaxgen {jaxgen.__version__}",
-        "command": f"python -m experiments.compare_autoregressive --minutes {minutes:g}",
-    }
     lines = [
         "# Autoregressive image models on 8x8 digits, equal training time",
         "",
@@ -94,8 +97,6 @@ def write(rows: dict[str, list[dict]], minutes: float, started: str) -> None:
         " 1,293 training images, 17 levels; tested on 360 images",
         "- test bits/dim: mean over the seeds +- standard error over the test images (mean of the seeds' errors); in brackets the spread"
         " (largest minus smallest seed)",
-        f"- {GIVEN}: super-resolution, 4x. Its bits/dim are of the true image given the mean of each quarter, rounded to the 17 levels:"
-        " a measure of what the small image says, not to be ranked with the others",
         "",
         "| model | test bits/dim | parameters | steps | training images/s | cached sampling images/s (64 at a time) |",
         "|---|---|---|---|---|---|",
@@ -141,7 +142,7 @@ def main() -> None:
     parser.add_argument("--laptop", action="store_true", help="one seed and three seconds each; writes nothing")
     options = parser.parse_args()
     minutes, seeds = (0.05, SEEDS[:1]) if options.laptop else (options.minutes, SEEDS)
-    started, rows, folder = time.strftime("%Y-%m-%d"), {}, Path(tempfile.mkdtemp())
+    facts, rows, folder = environment(minutes), {}, Path(tempfile.mkdtemp())
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
@@ -157,7 +158,7 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if not options.laptop:
-        write(rows, minutes, started)
+        write(rows, minutes, facts)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""PixelSNAIL on CIFAR-10, 32x32x3, 256 levels, with the sizes of the authors' code: 12 blocks of 4 resnets, 256 feature maps, dropout 0.5.
+"""PixelSNAIL on CIFAR-10, 32x32x3, 256 levels: 12 blocks of 4 resnets, 256 feature maps, dropout 0.5.
 
     python -m experiments.pixelsnail_cifar10                                        TFDS's cifar10 (extra: tfds), one command on all hosts
     python -m experiments.pixelsnail_cifar10 --data.name FOLDER                     train.npz, test.npz of your own
     python -m experiments.pixelsnail_cifar10 --laptop --data.name FOLDER            a small model for a CPU
 
-The authors' code: batch 8 a GPU, 10 logistics, Polyak average 0.9995; keys of size 16 and values of 128 as we remember the paper, the
-optimizer as in PixelCNN++. Published: 2.85 bits/dim (Chen et al. 2017). Ours at full size: not run (needs an accelerator).
+The authors' code: 256 feature maps, batch 8 a GPU, 10 logistics, Polyak average 0.9995. The numbers of blocks and resnets, keys of size 16
+and values of 128 are as we remember the paper, the optimizer is that of PixelCNN++. Published: 2.85 bits/dim (Chen et al. 2017). Ours at full size: not run (needs an accelerator).
 """
 
 from dataclasses import replace

@@ -20,6 +20,8 @@ from jaxtyping import Array, Float
 from jaxgen.layers import EXACT, add_bias, columns, dot, shift, zeros
 
 IMAGE = ("NHWC", "HWIO", "NHWC")
+CONSTANT = 1e-6
+"""Variance below which an output counts as constant over a batch."""
 
 
 class Conv(NamedTuple):
@@ -112,10 +114,15 @@ class WeightNorm(nnx.Module):
         return self.layer(x.dtype)(x, *size)
 
     def _set_from(self, x, *size) -> None:
-        """gain := scale / std, bias := -mean scale / std of the outputs t = V / ||V|| * x, so that y has mean 0 and std `scale`."""
+        """gain := scale / std, bias := -mean scale / std of the outputs t = V / ||V|| * x, so that y has mean 0 and std `scale`.
+
+        An output that the batch does not move (the map above a single row, an image smaller than its last resolution) says nothing about
+        its gain, which is then `scale`: divided by that deviation it would explode layer after layer.
+        """
         self.gain[...], self.bias[...] = jnp.ones_like(self.gain[...]), jnp.zeros_like(self.bias[...])
         t = self.layer(x.dtype)(x, *size).astype(jnp.float32)
-        gain = self.scale * jax.lax.rsqrt(t.var((0, 1, 2)) + 1e-8)
+        variance = t.var((0, 1, 2))
+        gain = self.scale * jnp.where(variance > CONSTANT, jax.lax.rsqrt(jnp.maximum(variance, CONSTANT)), 1)
         self.gain[...], self.bias[...] = gain, -t.mean((0, 1, 2)) * gain
 
 

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxgen import benchmark
 from jaxgen.errors import ConfigError
-from jaxgen.models import build
+from jaxgen.models import ImageTransformerConfig, PixelCNNPPConfig, PixelSNAILConfig, build
 from jaxgen.models.gated_pixelcnn import GatedPixelCNNConfig
 from jaxgen.models.vae import VAEConfig
 
@@ -118,6 +119,17 @@ def test_a_model_may_say_its_own_number():
             return 42
 
     assert benchmark.flops_per_image(Mine()) == 42
+
+
+@pytest.mark.parametrize(
+    ("config", "gflop"),
+    [(PixelSNAILConfig.comparison(), 1.589), (ImageTransformerConfig.comparison(), 1.246), (PixelCNNPPConfig.comparison(), 5.970)],
+    ids=lambda value: type(value).__name__,
+)
+def test_products_that_a_better_program_would_not_need_are_not_counted(config, gflop):
+    """The whole cache is read where half of it is live, both branches of a `cond` are traced: by hand, every activation once."""
+    model = nnx.eval_shape(lambda: build(config))
+    assert benchmark.flops_per_image(model) == pytest.approx(gflop * 1e9, rel=2e-3)
 
 
 # --- The report ---------------------------------------------------------------------------------------------------------------------

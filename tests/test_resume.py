@@ -19,7 +19,10 @@ from tiny_runs import MODEL, complete, rows, same_model, saved, train, write_ima
 
 from jaxgen import checkpoint, cli, evaluation, experiment, manifest, sharding, training
 from jaxgen.checkpoint import Checkpointer
-from jaxgen.models import GatedPixelCNNConfig, build
+from jaxgen.data import DataConfig
+from jaxgen.experiment import Experiment
+from jaxgen.models import GatedPixelCNNConfig, PixelCNNPP, PixelCNNPPConfig, build
+from jaxgen.training import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,20 @@ def test_a_run_of_a_version_with_fewer_fields_goes_on(copy, thirty, capsys):
     assert len(changes) == 2 and "workdir changed" in changes[0] and changes[1] == "jaxgen: train.steps changed from 30 to 40"
     assert train(copy, steps=40, accumulate=2) == 2
     assert "train.accumulate changed from 1 to 2" in capsys.readouterr().err
+
+
+def test_data_dependent_initialisation_happens_once(thirty, tmp_path, monkeypatch):
+    """On the first batch of a run, not when it goes on: 2 + 2 steps are 4 steps bit for bit."""
+    calls, initialise = [], PixelCNNPP.initialise
+    monkeypatch.setattr(PixelCNNPP, "initialise", lambda model, batch: calls.append(len(batch["image"])) or initialise(model, batch))
+    monkeypatch.setattr(experiment, "draw_for", lambda *_, **__: np.zeros((1, 8, 8, 1), np.uint8))  # a sampler takes long to compile
+    model = PixelCNNPPConfig(width=4, resnets=1, resolutions=1, mixtures=1, dropout=0.0)
+    for name, parts in (("whole", (4,)), ("parts", (2, 4))):
+        for steps in parts:
+            options = TrainConfig(steps=steps, batch_size=32, eval_every=2)
+            assert experiment.train(Experiment(model, DataConfig(**tiny_runs.DATA), train=options, workdir=str(tmp_path / name))) == 0
+    assert calls == [32, 32]
+    assert same_model(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_data_may_move_but_not_change(copy, tmp_path, monkeypatch, capsys):

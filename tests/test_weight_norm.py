@@ -1,5 +1,6 @@
 """Weight-normalised convolutions against loops over taps, and the data-dependent initialisation of a PixelCNN++."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -133,3 +134,16 @@ def test_initialised_layers_have_mean_0_and_deviation_1_on_the_batch(monkeypatch
 def leaves(model) -> list:
     """(path, array) of all parameters."""
     return [(path, leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+
+
+@pytest.mark.parametrize("image_shape, resolutions", [((4, 4, 1), 3), ((1, 9, 1), 2)], ids=str)
+def test_outputs_that_the_batch_does_not_move_keep_their_scale(image_shape, resolutions):
+    """A last resolution of 1 x 1 and a single row have maps of zeros: gains of 1 / sqrt(0) would explode."""
+    config = PixelCNNPPConfig(image_shape=image_shape, levels=4, width=4, resnets=1, resolutions=resolutions, mixtures=2, dropout=0.0)
+    batch = {"image": jnp.asarray(np.random.default_rng(5).integers(0, 4, (16, *image_shape)), jnp.uint8)}
+    model = jax.jit(lambda: PixelCNNPP(config, rngs=nnx.Rngs(0)).initialise(batch))()
+    gains = [np.abs(np.asarray(leaf)).max() for path, leaf in jax.tree_util.tree_leaves_with_path(model) if "gain" in str(path)]
+    assert len(gains) > 10 and max(gains) < 100
+    gradients = jax.jit(jax.grad(lambda model: model.loss(batch, jax.random.key(0))[0], allow_int=True))(model)
+    norms = [float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients)]
+    assert np.isfinite(norms).all() and max(norms) > 0

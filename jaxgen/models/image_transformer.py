@@ -240,6 +240,23 @@ class ImageTransformer(AutoregressiveImages):
         parameters = self._parameters(x)[:, in_raster_order]
         return parameters.reshape(*image.shape[: 3 + self.head.channelwise], -1)
 
+    def flops_per_image(self) -> int:
+        """Two for every weight of a matrix at every place, and for every feature of every key and value that a place attends to.
+
+        The vectors of values and places are looked up; the small image is read once.
+        """
+        config, blocks = self.config, self.blocks
+        places, width = len(blocks.order), config.width
+        small = np.prod(config.low_resolution[: 2 + self.head.channelwise], dtype=int) if self.small is not None else 0
+
+        def weights(modules):
+            return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(modules, nnx.Param)) if leaf.ndim == 2)
+
+        sources = sum(weights(layer.source) for layer in self.layers if layer.source is not None)
+        decoder = (weights((self.layers, self.outputs)) - sources // 2) * places + sources // 2 * small
+        attended = 2 * width * (len(self.layers) * (int(blocks.allowed.sum()) + places * small) + len(self.encoder) * small * small)
+        return 2 * (decoder + weights(self.encoder) * small + attended)
+
     def _label_vector(self, condition: Condition) -> Float[Array, "B 1 D"]:
         return embed(self.label[...], condition.label)[:, None].astype(self.config.dtype)
 

@@ -257,6 +257,21 @@ class PixelCNNPP(WeightNormImages):
         _, ul = self.level((shift(u, 1, axis=1), shift(above, 1, axis=1) + shift(left, 1, axis=2)), run)
         return run.conv(self.outputs, jax.nn.elu(ul)).astype(jnp.float32)
 
+    def flops_per_image(self) -> int:
+        """Two for every weight at every position of its resolution; a strided or transposed convolution has the coarser one's."""
+
+        def of_level(level, height, width):
+            here = _weights((level.down_blocks, level.up_blocks)) * height * width
+            if level.coarsest:
+                return here
+            height, width = -(-height // 2), -(-width // 2)
+            between = _weights((level.down_u, level.down_ul, level.up_u, level.up_ul)) * height * width
+            return here + between + of_level(level.below, height, width)
+
+        height, width, _ = self.config.image_shape
+        ends = _weights((self.above_u, self.above_ul, self.left_ul, self.outputs)) * height * width
+        return 2 * (ends + of_level(self.level, height, width))
+
     # The same network, one row and one pixel at a time.
 
     def init_cache(self, n: int, label=None) -> Cache:
@@ -284,3 +299,8 @@ class PixelCNNPP(WeightNormImages):
         ul, column = pixel_of_level(network.level, cache.level, read_column(cache.level, c), x, r, c)
         parameters = add_bias(dot(jax.nn.elu(ul), network.outputs.kernel[0, 0]), network.outputs.bias).astype(jnp.float32)
         return cache._replace(level=write_column(cache.level, column, c)), parameters
+
+
+def _weights(modules) -> int:
+    """The number of weights of all convolutions."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(modules, nnx.Param)) if leaf.ndim == 4)

@@ -207,6 +207,13 @@ class PixelSNAIL(WeightNormImages):
         self.blocks = nnx.List([Block(config, i, rngs) for i in range(config.blocks)])
         self.outputs = WeightNorm(Conv, width, head.size, (1, 1), rngs)
 
+    def flops_per_image(self) -> int:
+        """Two for every weight of a convolution at every position, and for every key and value that a position attends to."""
+        (height, width, _), config = self.config.image_shape, self.config
+        places = height * width
+        weights = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self, nnx.Param)) if leaf.ndim == 4)
+        return 2 * (weights * places + config.blocks * (config.key + config.value) * places * (places - 1) // 2)
+
     def _position(self, r, c, dtype) -> Float[Array, "... 2"]:
         """Row and column, each in [-1/2, 1/2)."""
         height, width, _ = self.config.image_shape
