@@ -5,7 +5,8 @@
     python -m experiments.pixelsnail_cifar10 --laptop --data.name FOLDER            a small model for a CPU
 
 The authors' code: 256 feature maps, batch 8 a GPU, 10 logistics, Polyak average 0.9995. The numbers of blocks and resnets, keys of size 16
-and values of 128 are as we remember the paper, the optimizer is that of PixelCNN++. Published: 2.85 bits/dim (Chen et al. 2017). Ours at full size: not run (needs an accelerator).
+and values of 128 are as we remember the paper, the optimizer is that of PixelCNN++. Published: 2.85 bits/dim (Chen et al. 2017). Ours at
+full size: not run (needs an accelerator).
 """
 
 from dataclasses import replace

@@ -123,7 +123,7 @@ def test_a_model_may_say_its_own_number():
 
 @pytest.mark.parametrize(
     ("config", "gflop"),
-    [(PixelSNAILConfig.comparison(), 1.589), (ImageTransformerConfig.comparison(), 1.246), (PixelCNNPPConfig.comparison(), 5.970)],
+    [(PixelSNAILConfig.comparison(), 1.624), (ImageTransformerConfig.comparison(), 1.246), (PixelCNNPPConfig.comparison(), 5.970)],
     ids=lambda value: type(value).__name__,
 )
 def test_products_that_a_better_program_would_not_need_are_not_counted(config, gflop):
