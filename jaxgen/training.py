@@ -134,7 +134,7 @@ def new_state(model, optimizer: optax.GradientTransformation) -> TrainState:
 
 
 def init_state(model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first step, placed on the mesh."""
+    """The state before the first step, placed on the mesh. It may share arrays with `model`, and the step donates them: do not use it again."""
     return sharding.place_state(mesh, new_state(model, optimizer))
 
 
@@ -280,7 +280,7 @@ def fit(
             metrics = {name: float(np.asarray(value)) for name, value in pending[1].items()}
             if not metrics.pop("finite"):
                 got = f"loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}"
-                hint = "the last checkpoint is intact; go on from it with a lower --optimizer.learning_rate"
+                hint = "checkpoints that were saved before are intact; run again with a lower --optimizer.learning_rate"
                 raise NonFiniteError(f"step {pending[0]}", "a finite loss and gradient", got, hint)
             on_metrics(pending[0], metrics)
 
