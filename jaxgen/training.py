@@ -134,7 +134,7 @@ def new_state(model, optimizer: optax.GradientTransformation) -> TrainState:
 
 
 def init_state(model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first step, placed on the mesh. It may share arrays with `model`, and the step donates them: do not use it again."""
+    """The state before the first step, placed on the mesh. It may share arrays with `model`, donated by the step: do not use it again."""
     return sharding.place_state(mesh, new_state(model, optimizer))
 
 
