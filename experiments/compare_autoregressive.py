@@ -13,18 +13,21 @@ in this time on a CPU ranks neither architectures nor their papers.
 import argparse
 import json
 import os
+import platform
 import shutil
+import subprocess
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import flax
 import jax
 import numpy as np
 from flax import nnx
 
 import jaxgen
-from jaxgen import benchmark, evaluation, models
+from jaxgen import evaluation, models
 from jaxgen.data import load
 from jaxgen.experiment import Experiment, draw, train
 from jaxgen.training import OptimizerConfig, TrainConfig
@@ -73,15 +76,15 @@ def run(config, seed: int, minutes: float, folder: Path) -> dict:
 
 def environment(minutes: float) -> dict[str, str]:
     """Where and when, as the run begins: others may commit while it goes on."""
-    found = benchmark.environment(f"python -m experiments.compare_autoregressive --minutes {minutes:g}", None)
+    describe = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False, cwd=RESULTS).stdout.strip()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    devices = f"{found['devices']} {found['platform']} device(s), {cores} core(s)"
     return {
-        "date": found["date"],
-        "commit": found["commit"],
-        "device": f"{found['device']}, {devices}, load {os.getloadavg()[0]:.1f} at the start",
-        "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
-        "command": found["command"],
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit,
+        "device": f"{jax.device_count()} {jax.devices()[0].device_kind}, {cores} core(s), load {os.getloadavg()[0]:.1f} at the start",
+        "versions": f"Python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}",
+        "command": f"python -m experiments.compare_autoregressive --minutes {minutes:g}",
     }
 
 

@@ -45,7 +45,7 @@ PARAMETERS = {
 NO_SINGLE_RUN = {"compare_autoregressive"}  # scripts of another form
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
 SCRIPTS = [name for name in NAMES if name not in NO_SINGLE_RUN]
-LAPTOPS = ["gan_digits", "gan_ring", "gated_pixelcnn_digits", "vae_digits", "vae_mnist"]
+LAPTOPS = ["gan_digits", "gan_ring", "vae_digits", "vae_mnist"]  # that of gated_pixelcnn_digits is what .ci/run ends with
 
 
 @pytest.fixture(autouse=True)

@@ -136,9 +136,9 @@ def leaves(model) -> list:
     return [(path, leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))]
 
 
-@pytest.mark.parametrize("image_shape, resolutions", [((4, 4, 1), 3), ((1, 9, 1), 2)], ids=str)
+@pytest.mark.parametrize("image_shape, resolutions", [((1, 9, 1), 2)], ids=str)
 def test_outputs_that_the_batch_does_not_move_keep_their_scale(image_shape, resolutions):
-    """A last resolution of 1 x 1 and a single row have maps of zeros: gains of 1 / sqrt(0) would explode."""
+    """A single row, like a last resolution of 1 x 1, has maps of zeros: gains of 1 / sqrt(0) would explode."""
     config = PixelCNNPPConfig(image_shape=image_shape, levels=4, width=4, resnets=1, resolutions=resolutions, mixtures=2, dropout=0.0)
     batch = {"image": jnp.asarray(np.random.default_rng(5).integers(0, 4, (16, *image_shape)), jnp.uint8)}
     model = jax.jit(lambda: PixelCNNPP(config, rngs=nnx.Rngs(0)).initialise(batch))()
