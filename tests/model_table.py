@@ -110,6 +110,11 @@ def pixel_recurrent_sizes(layer: Callable[[int], int], *sizes: tuple[int, int]) 
     return tuple((sizes, pixel_recurrent_parameters(layer, **sizes)) for sizes in fields)
 
 
+def pixel_recurrent(name: str, config: type, sizes: dict, dependencies: Callable, **fields) -> Entry:
+    """An entry of the models of "Pixel Recurrent Neural Networks": their small sizes have the first and the last layers in common."""
+    return Entry(name, config, {**sizes, "head_width": 48, "input_kernel": 3}, dependencies, learning_rate=0.01, **fields)
+
+
 def pixelcnn_pp_parameters(image_shape, levels: int, width: int, resnets: int = 5, resolutions: int = 3, mixtures: int = 10) -> int:
     """Directions, gains and biases of an unconditional PixelCNN++."""
 
@@ -188,37 +193,34 @@ TABLE = [
         edges=({"input_kernel": 1, "kernel": 1}, {"input_kernel": 5, "layers": 0}, {"factorized": True, "kernel": 5, "input_kernel": 1}),
         full_sizes=tuple(({**COMPARISON, "factorized": f}, gated_pixelcnn_parameters(10, 128, 7, 32, 1, f)) for f in (True, False)),
     ),
-    Entry(
+    pixel_recurrent(
         "pixelcnn",
         PixelCNNConfig,
-        {"layers": 2, "width": 24, "head_width": 48, "input_kernel": 3},
+        {"layers": 2, "width": 24},
         causal_sets.pixelcnn,
         whole_past=None,
         edges=({"input_kernel": 7, "layers": 1},),
         full_sizes=pixel_recurrent_sizes(pixelcnn_layer, (15, 129), (15, 16)),
-        learning_rate=0.01,
         noise=0.15,
     ),
-    Entry(
+    pixel_recurrent(
         "row_lstm",
         RowLSTMConfig,
-        {"layers": 2, "width": 12, "head_width": 48, "input_kernel": 3, "kernel": 3},
+        {"layers": 2, "width": 12, "kernel": 3},
         causal_sets.row_lstm,
         whole_past=None,
         edges=({"kernel": 5, "layers": 1},),
         full_sizes=pixel_recurrent_sizes(row_lstm_layer, (12, 129), (7, 16)),
-        learning_rate=0.01,
         noise=0.1,
     ),
-    Entry(
+    pixel_recurrent(
         "diagonal_bilstm",
         DiagonalBiLSTMConfig,
-        {"layers": 1, "width": 12, "head_width": 48, "input_kernel": 3},
+        {"layers": 1, "width": 12},
         causal_sets.diagonal_bilstm,
         whole_past={},
         edges=({"layers": 2, "input_kernel": 5},),
         full_sizes=pixel_recurrent_sizes(diagonal_bilstm_layer, (12, 129), (7, 16)),
-        learning_rate=0.01,
         noise=0.2,
     ),
     Entry(
