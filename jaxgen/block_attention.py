@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgen.layers import EXACT, dot, normal
+from jaxgen.layers import EXACT, dot, normal, quarters, resize
 
 NEVER = -1e30
 """Score of a key that may not be read: its weight is exactly 0; finite, so that a padded query without keys gives no NaN."""
@@ -48,6 +48,16 @@ class Blocks:
         """[N]: where a place lies in the memory of its own block."""
         places = np.arange(len(self.order))
         return (self.memory[self.number] == places[:, None]).argmax(1)
+
+    @property
+    def ends(self) -> np.ndarray:
+        """[b]: the first place after every block."""
+        return self.query.max(1) + 1
+
+    def keys_read(self, queries: int) -> int:
+        """How many places of the memory blocks the first so many queries of the blocks read."""
+        read = (self.memory >= 0) & (self.memory <= self.query[:, :queries].max(1)[:, None])
+        return int(np.flatnonzero(read.any(0))[-1]) + 1
 
     @property
     def allowed(self) -> Bool[Array, "b Q M"]:
@@ -105,6 +115,16 @@ def attend(query: Float[Array, "*b q d"], keys: Float[Array, "*b m d"], values: 
     return jnp.einsum("...qm,...md->...qd", jax.nn.softmax(scores).astype(values.dtype), values, precision=EXACT)
 
 
+def attend_in_parts(query: Float[Array, "B b h Q d"], keys: Float[Array, "B b h M d"], values: Float[Array, "B b h M d"], blocks: Blocks):
+    """`attend` with the mask of the blocks, part by part: the first queries of a block do not even multiply with the last keys."""
+    outputs, start, allowed = [], 0, blocks.allowed[None, :, None]
+    for stop in quarters(query.shape[3]):
+        m = blocks.keys_read(stop)
+        outputs.append(attend(query[..., start:stop, :], keys[..., :m, :], values[..., :m, :], allowed[..., start:stop, :m]))
+        start = stop
+    return jnp.concatenate(outputs, axis=3)
+
+
 class Memory(NamedTuple):
     """What the sampler keeps of one layer: keys and values of the memory block, and of all places where there are several blocks."""
 
@@ -115,16 +135,12 @@ class Memory(NamedTuple):
 
     def fit(self, places: int) -> "Memory":
         """The memory block with room for so many places: the first ones, and zeros after them."""
+        return self._replace(keys=resize(self.keys, places, axis=2), values=resize(self.values, places, axis=2))
 
-        def resize(x):
-            return jnp.pad(x[:, :, :places], ((0, 0), (0, 0), (0, max(places - x.shape[2], 0)), (0, 0)))
-
-        return self._replace(keys=resize(self.keys), values=resize(self.values))
-
-    def gather(self, places: Int[Array, " M"]) -> tuple[Float[Array, "B h M d"], Float[Array, "B h M d"]]:
-        """Keys and values of a new memory block: what was generated of it; the rest will be written before it is read."""
+    def gather(self, places: Int[Array, " M"]) -> "Memory":
+        """A new memory block: what was generated of it; the rest will be written before it is read."""
         keys, values = (jnp.take(x, places, axis=2, mode="clip") for x in (self.all_keys, self.all_values))
-        return keys, values
+        return self._replace(keys=keys, values=values)
 
     def write(self, key: Float[Array, "B h d"], value: Float[Array, "B h d"], slot, place) -> "Memory":
         """The key and the value of one more place."""
@@ -153,7 +169,7 @@ class Attention(nnx.Module):
         query, keys, values = self._project(x, self.query, self.keys, self.values)
         query = _take(query, blocks.query).swapaxes(2, 3)
         keys, values = (_take(part, blocks.memory).swapaxes(2, 3) for part in (keys, values))
-        y = attend(query, keys, values, blocks.allowed[None, :, None])  # [B, b, h, Q, d]
+        y = attend_in_parts(query, keys, values, blocks)  # [B, b, h, Q, d]
         y = y.swapaxes(2, 3).reshape(x.shape[0], -1, x.shape[2])
         return dot(y if y.shape == x.shape else y[:, np.flatnonzero(blocks.query.ravel() >= 0)], self.out[...])
 

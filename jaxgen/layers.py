@@ -176,6 +176,23 @@ def take_group(x: Float[Array, "B D"], k, groups: int, halves: int = 1) -> Float
     return jax.lax.dynamic_index_in_dim(parts, k, axis=2, keepdims=False).reshape(batch, -1)
 
 
+def quarters(n: int) -> tuple[int, ...]:
+    """The ends of four equal parts of n places, of fewer where a part would have less than 64.
+
+    Attention to a past that grows part by part takes five eighths of the products that attention to everything and a mask take.
+    """
+    size = max(-(-n // 4), 64)
+    return tuple(min(start + size, n) for start in range(0, n, size))
+
+
+def resize(x: Array, size: int, axis: int) -> Array:
+    """The first `size` places of an axis, zeros after the last one."""
+    x = jax.lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, pad)
+
+
 def at(x: Array, i) -> Array:
     """x[i] along the leading axis, i may be traced."""
     return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)

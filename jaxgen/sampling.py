@@ -36,6 +36,7 @@ from jaxgen.conditions import (  # noqa: F401  (some are here for those who impo
 )
 from jaxgen.errors import ConfigError
 from jaxgen.fronts import Fronts
+from jaxgen.layers import at, put
 
 METHODS = ("cached", "naive", "fixed_point")
 CACHE_BYTES = 2**24
@@ -61,7 +62,9 @@ class AutoregressiveImages(nnx.Module):
     draws_in_fronts: bool = False
     """Whether this is its faster form, by its sizes and on this device."""
     rooms: tuple[int, ...] = ()
-    """Places at which a model with its own order has its cache grow, by `fit(cache, places)`; the last one is the end. () for never."""
+    """Rows, or places of a model's own order, at which its cache grows, by `fit(cache, rows)`; the last one is the end. () for never."""
+    ends: tuple[int, ...] = ()
+    """Ends of the blocks of a model's own order that are begun by `begin_block(cache, b)` where `step_in_block` is used for `step`."""
     conditions: tuple[str, ...] = ()
     """Names of what the network is given beside the image and the label: arguments of the methods below and fields of a batch."""
 
@@ -205,7 +208,7 @@ def _cached_group(model, draw, condition, image, mask, rows):
 
     inputs = (jnp.arange(height), image.transpose(1, 2, 0, 3), mask.transpose(1, 2, 0))
     start = (model.init_cache(n, condition), jnp.zeros((n, width, channels), jnp.uint8))
-    _, values = jax.lax.scan(row, start, inputs)  # [H, W, n, C]
+    values = _with_room(model, row, start, inputs)  # [H, W, n, C]
     return values.transpose(2, 0, 1, 3)
 
 
@@ -236,17 +239,33 @@ def in_fronts(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mas
     return _in_groups(group, model.init_fronts, draw, condition, rows)
 
 
-def _with_room(model, place, carry, inputs):
-    """The scan over all places, in parts where the model's cache grows: a shape is fixed within one scan."""
+def _with_room(model, step, carry, inputs):
+    """The scan over all rows or places, in parts where the model's cache grows: a shape is fixed within one scan."""
     if not model.rooms:
-        return jax.lax.scan(place, carry, inputs)[1]
+        return jax.lax.scan(step, carry, inputs)[1]
     values = []
     for begin, end in zip((0, *model.rooms), model.rooms, strict=False):
         cache, previous = carry
         part = jax.tree.map(lambda x: x[begin:end], inputs)  # noqa: B023 (called at once)
-        carry, drawn = jax.lax.scan(place, (model.fit(cache, end), previous), part)
+        carry, drawn = jax.lax.scan(step, (model.fit(cache, end), previous), part)
         values.append(drawn)
     return jnp.concatenate(values)
+
+
+def _in_blocks(model, place, carry, inputs, values):
+    """The same for a model that begins blocks: a loop for each of them, for a `cond` in a single one copies the caches at every step."""
+    ends = jnp.asarray((0, *model.ends))
+
+    def one(i, state):
+        carry, values = state
+        carry, value = place(carry, jax.tree.map(lambda x: at(x, i), inputs))
+        return carry, put(values, value, i)
+
+    def block(b, state):
+        (cache, previous), values = state
+        return jax.lax.fori_loop(ends[b], ends[b + 1], one, ((model.begin_block(cache, b), previous), values))
+
+    return jax.lax.fori_loop(0, len(model.ends), block, (carry, values))[1]
 
 
 def _finish_pixel(model, step_channel, draw, cache, parameters, noise, given, keep):
@@ -273,6 +292,7 @@ def in_order(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask
     """Place by place in the model's own order, through its cache."""
     order = jnp.asarray(model.order)
     r, c, *k = order.T
+    step = model.step_in_block if model.ends else model.step
 
     def group(rows):
         """The images `rows` of the batch: [g, H, W, C]."""
@@ -282,7 +302,7 @@ def in_order(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask
         def place(carry, inputs):
             cache, previous = carry
             i, (r, c, *k), given, keep = inputs
-            cache, parameters = model.step(cache, previous, i)
+            cache, parameters = step(cache, previous, i)
             noise = draw.noise(r, c)[rows]
             drawn = draw(parameters, noise[:, k[0]])[:, None] if k else draw(parameters, noise)
             value = jnp.where(keep[:, None], given, drawn)
@@ -290,9 +310,12 @@ def in_order(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask
 
         inputs = jnp.arange(len(order)), order, given.swapaxes(0, 1), keep.T
         start = model.init_cache(len(rows), jax.tree.map(lambda x: x[rows], condition)), jnp.zeros_like(inputs[2][0])
-        values = _with_room(model, place, start, inputs)
-        at = (slice(None), r, c, k[0]) if k else (slice(None), r, c)
-        return jnp.zeros_like(image[rows]).at[at].set(values[:, :, 0].T if k else values.swapaxes(0, 1))
+        if model.ends:
+            values = _in_blocks(model, place, start, inputs, jnp.zeros_like(inputs[2]))
+        else:
+            values = _with_room(model, place, start, inputs)
+        places = (slice(None), r, c, k[0]) if k else (slice(None), r, c)
+        return jnp.zeros_like(image[rows]).at[places].set(values[:, :, 0].T if k else values.swapaxes(0, 1))
 
     return _in_groups(group, model.init_cache, draw, condition, rows, least=2)
 

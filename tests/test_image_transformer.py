@@ -100,6 +100,17 @@ def test_all_methods_give_the_same_bits(case):
     np.testing.assert_array_equal(images["naive"][mask], given[mask])
 
 
+@pytest.mark.parametrize("blocks", [{"block": ()}, {"block": (70,), "memory": (40,)}], ids=["full attention", "long blocks"])
+def test_attention_in_parts_and_a_growing_cache_are_the_same_model(blocks):
+    """Enough places for several parts of the queries of a block, and of the cache."""
+    model, n = make((13, 11, 1), levels=2, layers=1, **{"memory": (), **blocks}), 3
+    assert model.rooms == (() if blocks["block"] else (64, 128, 143)) and model.ends == ((70, 140, 143) if blocks["block"] else ())
+    image = images_of(6, n, model.config)
+    np.testing.assert_allclose(step_by_step(model, image), full_pass(model, image), atol=1e-5, rtol=0)
+    drawn = model.sample(jax.random.key(1), n)
+    np.testing.assert_array_equal(model.sample(jax.random.key(1), n, method="fixed_point"), drawn)
+
+
 def test_draws_follow_the_probabilities_of_all_images():
     model = make((3, 3, 1), levels=2, block=(2, 2), memory=(1, 1))
     probability = np.exp(np.asarray(log_prob(model, jnp.asarray(all_images((3, 3, 1)))), np.float64))

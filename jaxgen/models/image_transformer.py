@@ -33,7 +33,7 @@ from jaxgen.conditions import check_images
 from jaxgen.config import check_types
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.layers import add_bias, box_filter, dot, dropout, embed, normal, scale_pixels, shift, zeros
+from jaxgen.layers import add_bias, box_filter, dot, dropout, embed, normal, quarters, scale_pixels, shift, zeros
 from jaxgen.logistic_mixture import DiscretizedLogisticMixture
 from jaxgen.sampling import AutoregressiveImages
 
@@ -285,10 +285,12 @@ class ImageTransformer(AutoregressiveImages):
     @property
     def rooms(self) -> tuple[int, ...]:
         """Every step reads the whole memory block: where that is everything, it grows by a quarter of all places at a time."""
-        if len(self.blocks.query) > 1:
-            return ()
-        places = len(self.blocks.order)
-        return tuple(sorted({-(-places * quarters // 4) for quarters in (1, 2, 3, 4)}))
+        return quarters(len(self.blocks.order)) if len(self.blocks.query) == 1 else ()
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Where there are several blocks: the ends of all."""
+        return tuple(self.blocks.ends.tolist()) if len(self.blocks.query) > 1 else ()
 
     def fit(self, cache: Cache, places: int) -> Cache:
         """The cache with memory blocks for so many places."""
@@ -296,26 +298,27 @@ class ImageTransformer(AutoregressiveImages):
 
     def step(self, cache: Cache, previous: UInt8[Array, "B c"], i) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of place i, given what was drawn at place i-1 (ignored at place 0): one channel, or a whole pixel."""
+        if not self.ends:
+            return self.step_in_block(cache, previous, i)
+        b = jnp.asarray(self.blocks.number)[i]
+        begins = i == jnp.asarray(self.blocks.query)[b, 0]
+        return self.step_in_block(jax.lax.cond(begins, self.begin_block, lambda cache, b: cache, cache, b), previous, i)
+
+    def begin_block(self, cache: Cache, b) -> Cache:
+        """Prepare block b once those before it are finished: the memories hold what was generated of its memory block."""
+        places = jnp.asarray(self.blocks.memory)[b]
+        return cache._replace(memories=tuple(memory.gather(places) for memory in cache.memories))
+
+    def step_in_block(self, cache: Cache, previous: UInt8[Array, "B c"], i) -> tuple[Cache, Float[Array, "B P"]]:
+        """`step` for the places of a block that `begin_block` has begun."""
         blocks, dtype = self.blocks, self.config.dtype
         order, slot = jnp.asarray(blocks.order), jnp.asarray(blocks.slot)[i]
         x = self.embedding.of_values(previous[:, None], order[i - 1, 2][None], dtype) * (i > 0).astype(dtype)
         x = x + self.embedding.of_places(order[i][None], dtype)[None]
         x = x if cache.label is None else x + cache.label
         memories = []
-        for layer, memory, source in zip(self.layers, self._begin_block(cache.memories, i), cache.encoded, strict=True):
+        for layer, memory, source in zip(self.layers, cache.memories, cache.encoded, strict=True):
             memory, attended = layer.attention.step(x[:, 0], memory, slot, i)
             x = layer.after(x, attended[:, None], source)
             memories.append(memory)
         return cache._replace(memories=tuple(memories)), self._parameters(x)[:, 0]
-
-    def _begin_block(self, memories: tuple[Memory, ...], i) -> tuple[Memory, ...]:
-        """At the first place of a block, the memories hold what was generated of its memory block."""
-        blocks = self.blocks
-        if len(blocks.query) == 1:
-            return memories
-        block = jnp.asarray(blocks.number)[i]
-        places, begins = jnp.asarray(blocks.memory)[block], i == jnp.asarray(blocks.query)[block, 0]
-        gather = lambda: tuple(memory.gather(places) for memory in memories)  # noqa: E731  (two short branches side by side)
-        keep = lambda: tuple((memory.keys, memory.values) for memory in memories)  # noqa: E731
-        gathered = jax.lax.cond(begins, gather, keep)
-        return tuple(memory._replace(keys=k, values=v) for memory, (k, v) in zip(memories, gathered, strict=True))

@@ -33,16 +33,12 @@ from jaxgen.config import check_types
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.gated_resnet import Pass, PushingResnet, Resnet, WeightNormImages
-from jaxgen.layers import EXACT, add_bias, at, dot, put, shift
+from jaxgen.layers import EXACT, add_bias, at, dot, put, quarters, resize, shift
 from jaxgen.logistic_mixture import DiscretizedLogisticMixture
 from jaxgen.weight_norm import Conv, WeightNorm, packed
 
 SOFTMAX_LEVELS = 32
 """One channel of at most so many levels has an exact discrete head; more levels or channels have the mixture."""
-
-PREFIXES = 4
-"""Attention is computed over so many lengths of the past, 64 positions or more apart: five eighths of the products that attending to all
-positions and masking has."""
 
 
 @dataclass(frozen=True)
@@ -100,36 +96,19 @@ def attend(
     return (mixed / jnp.where(total > 0, total, 1.0)).astype(value.dtype)
 
 
-def prefix(n: int) -> int:
-    """The length of one of the parts into which n positions are split for attention."""
-    return max(-(-n // PREFIXES), 64)
-
-
 def causal_attention(query: Float[Array, "B N d"], key: Float[Array, "B N d"], value: Float[Array, "B N E"]) -> Float[Array, "B N E"]:
     """Every position attends to those strictly before it, part by part: the queries of a part need no keys after it."""
-    n, outputs, key = query.shape[1], [], key.swapaxes(1, 2)
-    for start in range(0, n, prefix(n)):
-        stop = min(start + prefix(n), n)
+    outputs, start, key = [], 0, key.swapaxes(1, 2)
+    for stop in quarters(query.shape[1]):
         visible = jnp.arange(stop)[None] < jnp.arange(start, stop)[:, None]
         outputs.append(attend(query[:, start:stop], key[:, :, :stop], value[:, :stop], visible))
+        start = stop
     return jnp.concatenate(outputs, axis=1)
 
 
 def attend_before(p, query: Float[Array, "B d"], key: Float[Array, "B d N"], value: Float[Array, "B N E"]) -> Float[Array, "B E"]:
-    """Position p attends to those strictly before it.
-
-    One image uses the shortest part of its cache that holds them; of several images a part would be copied at every step, which costs more
-    than it saves (measured on a CPU), and all of the cache is read.
-    """
-    n = key.shape[2]
-    size = prefix(n) if query.shape[0] == 1 else n
-
-    def part(stop):
-        visible = jnp.arange(stop)[None] < p
-        return lambda query, key, value: attend(query[:, None], key[:, :, :stop], value[:, :stop], visible)[:, 0]
-
-    stops = [min(start + size, n) for start in range(0, n, size)]
-    return jax.lax.switch(jnp.maximum(p - 1, 0) // size, [part(stop) for stop in stops], query, key, value)
+    """Position p attends to those strictly before it."""
+    return attend(query[:, None], key, value, jnp.arange(key.shape[2])[None] < p)[:, 0]
 
 
 class Block(nnx.Module):
@@ -247,6 +226,18 @@ class PixelSNAIL(WeightNormImages):
         resnets = tuple(tuple(PushingResnet.of(resnet) for resnet in block.resnets) for block in network.blocks)
         base, last = jnp.zeros((columns, n, config.width), dtype), jnp.zeros((n, channels), jnp.uint8)
         return Cache(network, resnets, label, last, base, tuple(block() for _ in range(config.blocks)))
+
+    @property
+    def rooms(self) -> tuple[int, ...]:
+        """Every step reads all keys and values: they grow with the rows, by about a quarter of all places at a time."""
+        height, width, _ = self.config.image_shape
+        return tuple(sorted({-(-places // width) for places in quarters(height * width)}))
+
+    def fit(self, cache: Cache, rows: int) -> Cache:
+        """The cache with keys and values of the first so many rows."""
+        places = rows * self.config.image_shape[1]
+        blocks = (b._replace(key=resize(b.key, places, axis=2), value=resize(b.value, places, axis=1)) for b in cache.blocks)
+        return cache._replace(blocks=tuple(blocks))
 
     def begin_row(self, cache: Cache, finished_row: UInt8[Array, "B W C"], r) -> Cache:
         """Prepare row r once row r-1 is finished: its share in all 2 x 2 convolutions, for all columns at once; nothing is above row 0."""
