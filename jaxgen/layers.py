@@ -8,6 +8,8 @@ Causal sums are computed by "pushing": a finished row (pixel) is multiplied once
 the partial sums wait in the cache. So a step is one matrix product whatever the kernel size.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,9 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 EXACT = jax.lax.Precision.HIGHEST
 """Of every product: float32 means float32. By default GPUs and TPUs round the factors, and likelihoods with them; see `dtype` for speed."""
+
+FEW_IMAGES = 8
+"""So many images have their convolutions as products on a CPU."""
 
 
 def group_mask(features_in: int, features_out: int, groups: int, kind: str) -> np.ndarray:
@@ -91,6 +96,34 @@ def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray) -> Float[
 def dot(x: Float[Array, "... D"], weight: Float[Array, "D E"]) -> Float[Array, "... E"]:
     """x @ weight in the dtype of x: float32 parameters, activations in the compute dtype."""
     return jnp.matmul(x, weight.astype(x.dtype), precision=EXACT)
+
+
+def convolution(
+    x: Float[Array, "B H W D"],
+    kernel: Float[Array, "h w D E"],
+    padding: Sequence,
+    stride: int = 1,
+    spread: int = 1,
+    taps: int | None = None,
+) -> Float[Array, "B R C E"]:
+    """y[r, c] = sum_{i, j} K[i, j] x'[s r + i, s c + j], x' = x with spread - 1 zeros between its pixels and padded; dtype of x.
+
+    `taps`: only so many positions of the kernel, from its first row on, are not zero. On a CPU a few images are one product of all windows:
+    that is faster, and five to nine times so in a loop (gradients added up image by image), where XLA leaves the gradients of its own
+    convolutions to plain loops over every index. Many images are its convolution, which keeps no windows in memory.
+    """
+    kernel = kernel.astype(x.dtype)
+    if jax.default_backend() != "cpu" or x.shape[0] > FEW_IMAGES:
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride,) * 2, padding, lhs_dilation=(spread,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=EXACT
+        )
+    (h, w, features_in, features), taps = kernel.shape, kernel.shape[0] * kernel.shape[1] if taps is None else taps
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, spread - 1) for p in padding), (0, 0, 0)])
+    rows, columns = ((n - m) // stride + 1 for n, m in zip(x.shape[1:3], (h, w), strict=True))
+    ends = stride * (rows - 1) + 1, stride * (columns - 1) + 1
+    places = [divmod(t, w) for t in range(taps)]
+    windows = jnp.concatenate([x[:, i : i + ends[0] : stride, j : j + ends[1] : stride] for i, j in places], axis=-1)
+    return dot(windows, kernel.reshape(-1, features)[: taps * features_in])
 
 
 def add_bias(x: Float[Array, "... E"], bias: Float[Array, "..."]) -> Float[Array, "... E"]:

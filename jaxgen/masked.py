@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxgen.config import check_types
 from jaxgen.errors import ConfigError
-from jaxgen.layers import EXACT, add_bias, columns, dot, embed, group_mask, normal, take_group, zeros
+from jaxgen.layers import add_bias, columns, convolution, dot, embed, group_mask, normal, take_group, zeros
 
 
 def check_sizes(config, kernels: tuple[str, ...]):
@@ -134,14 +134,12 @@ class MaskedConv(nnx.Module):
 
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W E"]:
         """The whole image."""
-        m = self.taps
+        m, rows = self.taps, 0 if self.above is None else self.taps
         kernel = jnp.concatenate([self.left[...], self.masked_centre()[None]])[None]
+        taps = rows * self.kernel + m + (self.centre is not None)
         if self.above is not None:
             kernel = jnp.concatenate([self.above[...], jnp.pad(kernel, ((0, 0), (0, m), (0, 0), (0, 0)))])
-        pad = ((kernel.shape[0] - 1, 0), (m, kernel.shape[1] - 1 - m))
-        axes = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), pad, dimension_numbers=axes, precision=EXACT)
-        return add_bias(y, self.bias[...])
+        return add_bias(convolution(x, kernel, ((rows, 0), (m, kernel.shape[1] - 1 - m)), taps=taps), self.bias[...])
 
     def from_above(self, rows: Float[Array, "m W B D"], bias: Float[Array, "..."]) -> Float[Array, "W B E"]:
         """What the m rows above contribute to a row, bias included ([E], or [B, E] with a label's embedding)."""

@@ -57,7 +57,7 @@ class TrainConfig:
     """Length, size and rhythm of a run. Every `eval_every` steps: validation, a grid of samples, a checkpoint.
 
     accumulate: parts of a batch whose gradients are added up one after the other: less memory, and on a CPU faster where the activations
-    of a whole batch leave its caches.
+    of a whole batch leave its caches (28 x 28: as many parts as images). Parts of more than 8 images are slow there with convolutions.
     """
 
     steps: int = 1000

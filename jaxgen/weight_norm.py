@@ -17,9 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxgen.layers import EXACT, add_bias, columns, dot, shift, zeros
+from jaxgen.layers import add_bias, columns, convolution, dot, shift, zeros
 
-IMAGE = ("NHWC", "HWIO", "NHWC")
 CONSTANT = 1e-6
 """Variance below which an output counts as constant over a batch."""
 
@@ -38,8 +37,7 @@ class Conv(NamedTuple):
         if (height, width, self.stride) == (1, 1, 1):
             return add_bias(dot(x, self.kernel[0, 0]), self.bias)
         padding = ((height - 1, 0), (width // 2, (width - 1) // 2))
-        y = jax.lax.conv_general_dilated(x, self.kernel, (self.stride,) * 2, padding, dimension_numbers=IMAGE, precision=EXACT)
-        return add_bias(y, self.bias)
+        return add_bias(convolution(x, self.kernel, padding, self.stride), self.bias)
 
     def tap(self, x: Float[Array, "W B D"], i: int) -> Float[Array, "w B E"]:
         """What row x adds to all columns through row i of the kernel, without the bias."""
@@ -75,8 +73,7 @@ class Up(Conv):
         kernel = self.kernel.shape[:2]
         low = (kernel[0] - 1, kernel[1] // 2)
         padding = [(p, n - (2 * m - 1) - p + k - 1) for p, n, m, k in zip(low, size, x.shape[1:3], kernel, strict=True)]
-        y = jax.lax.conv_general_dilated(x, self.kernel, (1, 1), padding, lhs_dilation=(2, 2), dimension_numbers=IMAGE, precision=EXACT)
-        return add_bias(y, self.bias)
+        return add_bias(convolution(x, self.kernel, padding, spread=2), self.bias)
 
     def row(self, x: Float[Array, "w B D"], width: int) -> Float[Array, "2 W B E"]:
         """The two rows that row x spreads to, cropped to W columns."""
