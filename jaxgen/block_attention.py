@@ -109,10 +109,11 @@ def _take(x: Float[Array, "B N h d"], places: np.ndarray) -> Float[Array, "B b L
 
 
 def attend(query: Float[Array, "*b q d"], keys: Float[Array, "*b m d"], values: Float[Array, "*b m d"], allowed=None) -> Array:
-    """softmax(q k^T / sqrt d) v over the allowed keys, [..., q, d]; scores and weights in float32."""
-    scores = jnp.einsum("...qd,...md->...qm", query, keys, precision=EXACT).astype(jnp.float32) / np.sqrt(query.shape[-1])
+    """softmax(q k^T / sqrt d) v over the allowed keys, [..., q, d]; scores, softmax and sums in float32."""
+    exact = {"preferred_element_type": jnp.float32, "precision": EXACT}
+    scores = jnp.einsum("...qd,...md->...qm", query, keys, **exact) / np.sqrt(query.shape[-1])
     scores = scores if allowed is None else jnp.where(allowed, scores, NEVER)
-    return jnp.einsum("...qm,...md->...qd", jax.nn.softmax(scores).astype(values.dtype), values, precision=EXACT)
+    return jnp.einsum("...qm,...md->...qd", jax.nn.softmax(scores).astype(values.dtype), values, **exact).astype(values.dtype)
 
 
 def attend_in_parts(query: Float[Array, "B b h Q d"], keys: Float[Array, "B b h M d"], values: Float[Array, "B b h M d"], blocks: Blocks):

@@ -2,7 +2,7 @@
 
 python -m experiments.gated_pixelcnn_digits [--laptop] [--dry-run] [--restart] [--debug] [--model.width 64 ...]
 jaxgen train gated_pixelcnn --data.name my_images.npz
-jaxgen evaluate | sample | complete | bench | show  RUN
+jaxgen evaluate | sample | complete | upscale | bench | show  RUN
 """
 
 import argparse

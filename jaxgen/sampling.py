@@ -7,8 +7,8 @@ bit for bit (up to a tie within rounding). In bfloat16 the cache rounds at other
 
   naive        one full pass for every pixel (and channel): the oracle
   cached       `lax.scan` over rows of `lax.scan` over columns through the model's `init_cache / begin_row / step`; over the places of the
-               model's own order through `init_cache / step`; over its fronts, pixels that do not depend on each other, through
-               `init_fronts / step_front` where that is faster
+               model's own order through `init_cache / step`, its blocks one after the other; over its fronts, pixels that do not depend on
+               each other, through `init_fronts / step_front` where that is faster; in a few scans where the cache grows on the way
   fixed_point  x := F(x) with F one full pass and the draw, until nothing changes: at most N passes (Song et al. 2021, Jacobi iteration)
 """
 
@@ -325,20 +325,25 @@ def _in_groups(group, init_cache, draw: _Draw, condition, rows, least: int = 1) 
 
     least: on a CPU attention to the cache of one image alone takes four times as long as that of two.
     """
-    size = max(_group_size(len(rows), init_cache, draw.shape[0], condition), least if jax.default_backend() == "cpu" else 1)
+    size = max(_group_size(len(rows), init_cache, condition), least if jax.default_backend() == "cpu" else 1)
     if size == len(rows):
         return group(rows)
     filled = rows[jnp.minimum(jnp.arange(-(-len(rows) // size) * size), len(rows) - 1)]  # the last row fills up
     return jax.lax.map(group, filled.reshape(-1, size)).reshape(-1, *draw.shape[1:])[: len(rows)]
 
 
-def _group_size(images: int, init_cache, n: int, condition) -> int:
+def _group_size(images: int, init_cache, condition) -> int:
     """Of so many images, those whose caches a CPU keeps near its cores, two at the least; on accelerators all."""
     if jax.default_backend() != "cpu":
         return images
-    cache = jax.eval_shape(lambda: init_cache(n, condition))
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)) / n
-    groups = -(-images // max(2, int(CACHE_BYTES / size)))
+
+    def cache_bytes(rows):
+        cache = jax.eval_shape(lambda: init_cache(rows.size, jax.tree.map(lambda x: x[rows], condition)))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+
+    # What another image adds: the weights that a cache holds in their packed form are those of all images.
+    size = cache_bytes(np.zeros(2, int)) - cache_bytes(np.zeros(1, int))
+    groups = -(-images // max(2, CACHE_BYTES // size))
     return -(-images // groups)  # groups of equal size: the fewest images are computed twice
 
 

@@ -120,7 +120,7 @@ def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, entry, n):
     together = drawn_by(sampling.in_fronts, model, jax.random.key(1), label, known, jnp.float32(1))
     monkeypatch.setattr(sampling, "CACHE_BYTES", 1)
     drawn_by.clear_cache()
-    assert sampling._group_size(n, model.init_fronts, n, label) == min(n, 2)
+    assert sampling._group_size(n, model.init_fronts, label) == min(n, 2)
     np.testing.assert_array_equal(drawn_by(sampling.in_fronts, model, jax.random.key(1), label, known, jnp.float32(1)), together)
     drawn_by.clear_cache()
 

@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 from test_models import all_images, full_pass, images_of, log_prob, seen_inputs, step_by_step, with_noise
 
 from jaxgen import cli, data, experiment, sampling
-from jaxgen.block_attention import make_blocks
+from jaxgen.block_attention import attend, make_blocks
 from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment
 from jaxgen.layers import box_filter
@@ -138,8 +138,18 @@ def test_groups_of_images_are_drawn_like_one_batch(monkeypatch):
     together = np.asarray(model.sample(jax.random.key(1), 5))
     monkeypatch.setattr(sampling, "CACHE_BYTES", 1)
     sampling._sample.clear_cache()
-    assert sampling._group_size(5, model.init_cache, 5, model.condition(5)) == 2
+    assert sampling._group_size(5, model.init_cache, model.condition(5)) == 2
     np.testing.assert_array_equal(model.sample(jax.random.key(1), 5), together)
+
+
+def test_in_bfloat16_the_products_of_attention_give_float32():
+    """Read off the program: a CPU computes them so anyway, an accelerator rounds to what is asked for."""
+    query, keys, values = (jax.random.normal(jax.random.key(i), (2, 9, 8), jnp.bfloat16) for i in range(3))
+    products = [e for e in jax.make_jaxpr(attend)(query, keys, values).jaxpr.eqns if e.primitive.name == "dot_general"]
+    assert [e.outvars[0].aval.dtype for e in products] == [jnp.float32] * 2
+    found, exact = attend(query, keys, values), attend(*(x.astype(jnp.float32) for x in (query, keys, values)))
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, atol=0.02)
 
 
 # --- Super-resolution ---------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from jaxgen import sampling
 from jaxgen.distributions import Categorical, pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.models import GANConfig, GatedPixelCNNConfig, VAEConfig, build
+from jaxgen.models import GANConfig, GatedPixelCNNConfig, PixelCNNPPConfig, VAEConfig, build
 from jaxgen.sampling import METHODS, AutoregressiveImages, _sample
 
 
@@ -126,9 +126,21 @@ def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, n):
     together = np.asarray(model.sample(jax.random.key(1), n, label, known))
     monkeypatch.setattr(sampling, "CACHE_BYTES", 1)
     sampling._sample.clear_cache()
-    assert sampling._group_size(n, model.init_cache, n, model.condition(n, label)) == min(n, 2)
+    assert sampling._group_size(n, model.init_cache, model.condition(n, label)) == min(n, 2)
     np.testing.assert_array_equal(model.sample(jax.random.key(1), n, label, known), together)
     sampling._sample.clear_cache()
+
+
+def test_the_weights_in_a_cache_do_not_make_the_groups_smaller(monkeypatch):
+    """A group is as many images as fit: the packed weights of a PixelCNN++ are larger than the caches of many images."""
+    model, sizes = build(PixelCNNPPConfig(image_shape=(4, 4, 1), levels=2, width=24, resnets=1, resolutions=1)), {}
+    for n in (1, 2):
+        cache = jax.eval_shape(lambda n=n: model.init_cache(n, model.condition(n)))
+        sizes[n] = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
+    one = sizes[2] - sizes[1]
+    assert sizes[1] > 10 * one
+    monkeypatch.setattr(sampling, "CACHE_BYTES", 6 * one)
+    assert [sampling._group_size(n, model.init_cache, model.condition(n)) for n in (5, 6, 12, 13)] == [5, 6, 6, 5]
 
 
 TWO_DEVICES = """
