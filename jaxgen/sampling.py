@@ -344,7 +344,9 @@ def _group_size(images: int, init_cache, condition) -> int:
     # What another image adds: the weights that a cache holds in their packed form are those of all images.
     size = cache_bytes(np.zeros(2, int)) - cache_bytes(np.zeros(1, int))
     groups = -(-images // max(2, CACHE_BYTES // size))
-    return -(-images // groups)  # groups of equal size: the fewest images are computed twice
+    # Groups of equal size, up to twice as many, so that the fewest images are computed twice.
+    groups = min(range(groups, min(2 * groups, -(-images // 2) + 1)), key=lambda g: -(-images // g) * g)
+    return -(-images // groups)
 
 
 def naive(model, draw: _Draw, condition, image: UInt8[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt8[Array, "n H W C"]:

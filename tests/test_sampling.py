@@ -140,7 +140,7 @@ def test_the_weights_in_a_cache_do_not_make_the_groups_smaller(monkeypatch):
     one = sizes[2] - sizes[1]
     assert sizes[1] > 10 * one
     monkeypatch.setattr(sampling, "CACHE_BYTES", 6 * one)
-    assert [sampling._group_size(n, model.init_cache, model.condition(n)) for n in (5, 6, 12, 13)] == [5, 6, 6, 5]
+    assert [sampling._group_size(n, model.init_cache, model.condition(n)) for n in (1, 5, 6, 12, 13, 16)] == [1, 5, 6, 6, 5, 4]
 
 
 TWO_DEVICES = """
