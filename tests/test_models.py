@@ -242,7 +242,7 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @every_case
 def test_the_cached_form_equals_the_full_pass_at_every_position(entry, case, edge):
     sizes_of_case = entry.edges[list(CASES.values()).index(case) :: len(CASES)]
-    skip_unless_thorough(entry, edge)
+    skip_unless_thorough(entry, dear=edge or "num_classes" not in case)
     for sizes in sizes_of_case if edge else ({},):
         model = make(entry, **case, **sizes)
         image, label = images_of(6, 4, model.config), labels_of(4, model.config)
@@ -253,8 +253,8 @@ def test_the_cached_form_equals_the_full_pass_at_every_position(entry, case, edg
 @every_model
 @every_case
 def test_naive_cached_and_fixed_point_give_the_same_bits(entry, case):
-    model = make(entry, **case)
-    n, config = 4, model.config
+    skip_unless_thorough(entry, dear="num_classes" not in case)
+    model, n, config = make(entry, **case), 4, entry.make(**case)
     label, given = labels_of(n, config), images_of(8, n, config)
     mask = jax.random.bernoulli(jax.random.key(9), 0.4, (n, *config.image_shape[:2]))
     top = jnp.broadcast_to(jnp.arange(config.image_shape[0])[:, None] < 2, mask.shape[1:])
@@ -297,8 +297,8 @@ def test_an_image_depends_on_its_own_row_of_the_batch_only(entry, case):
 @every_model
 @every_case
 def test_completion_depends_on_given_and_generated_predecessors_only(entry, case):
-    model = make(entry, **case)
-    n, config, key = 4, model.config, jax.random.key(14)
+    skip_unless_thorough(entry, dear="num_classes" not in case)
+    model, n, config, key = make(entry, **case), 4, entry.make(**case), jax.random.key(14)
     height, width, channels = config.image_shape
     label, given = labels_of(n, config), images_of(15, n, config)
     mask = jax.random.bernoulli(jax.random.key(16), 0.5, (n, height, width))
