@@ -46,9 +46,12 @@ $(READY): requirements.lock pyproject.toml
 test: setup
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
-# All shapes, sizes and kinds of calls for all models, and every experiment's laptop mode: an hour of one core.
+# All shapes, sizes and kinds of calls for all models, and every experiment's laptop mode: an hour of one core. Then the equal bits of the
+# three samplers once more with XLA's optimizer, which the suite does without.
 thorough: setup
 	JAXGEN_THOROUGH=1 JAXGEN_EXPERIMENTS=all $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+	JAXGEN_THOROUGH=1 JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup \
+	  tests/test_models.py -k "same_bits or own_row"
 
 # Runs every notebook from its first cell to its last; the files stay as they are.
 notebooks: setup

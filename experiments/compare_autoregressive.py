@@ -54,7 +54,8 @@ def run(config, seed: int, minutes: float, folder: Path) -> dict:
         train=TrainConfig(steps=10**6, batch_size=64, seed=seed, ema_decay=0.995, eval_every=100, max_minutes=minutes),
         workdir=str(workdir),
     )
-    train(experiment)
+    if code := train(experiment):  # a run that was stopped has not had its time
+        raise SystemExit(code)
     model, test = jaxgen.load(workdir), load("digits", "test")
     result = evaluation.evaluate(model, test)
     steps = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["step"]

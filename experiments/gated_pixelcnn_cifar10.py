@@ -4,8 +4,8 @@
     python -m experiments.gated_pixelcnn_cifar10 --data.name FOLDER                 train.npz, test.npz of your own
     python -m experiments.gated_pixelcnn_cifar10 --laptop --data.name FOLDER        a small model for a CPU
 
-The paper states these sizes for ImageNet (200,000 updates of batch 128 on 32 GPUs, 60 hours) and none for CIFAR-10. Published: 3.03
-bits/dim (van den Oord et al. 2016, table 1). Ours at full size: not run (needs an accelerator).
+As we remember the paper, it states these sizes for ImageNet (200,000 updates of batch 128 on 32 GPUs, 60 hours) and none for CIFAR-10.
+Published: 3.03 bits/dim (van den Oord et al. 2016). Ours at full size: not run (needs an accelerator).
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
 """Gated PixelCNN on scikit-learn's digits, 8x8, 17 levels: the quickstart.
 
-    python -m experiments.gated_pixelcnn_digits            about a minute of training on 2 CPU cores
+    python -m experiments.gated_pixelcnn_digits            about 90 s of training on 2 CPU cores
     python -m experiments.gated_pixelcnn_digits --laptop   a few seconds: the same path end to end, a poor model
 
 Data: 1,293 train, 144 validation (chooses the step), 360 test images. Measured numbers: README.md, table of models.

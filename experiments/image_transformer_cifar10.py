@@ -5,7 +5,7 @@
     python -m experiments.image_transformer_cifar10 --laptop --data.name FOLDER     a small model for a CPU
     ... --model.head mixture --model.heads 8 --model.width 256 --model.hidden 512 --model.dropout 0.1        the paper's other model
 
-Published: 2.90 bits/dim with either head (Parmar et al. 2018, table 4); users report that they could not repeat it with the published
+Published: 2.90 bits/dim with either head (Parmar et al. 2018); users report that they could not repeat it with the published
 settings. Ours at full size: not run (needs an accelerator).
 """
 

@@ -6,7 +6,7 @@
 
 Each small image is the box filter of the true one, and bits/dim are those of the true image given the small one; compare with the same
 model without `low_resolution` (experiments/image_transformer_cifar10.py). `jaxgen upscale RUN` draws large images for the small ones of
-the test set. The paper (Parmar et al. 2018, section 5.2) upscales CelebA and CIFAR-10 and gives no bits/dim. Full size: not run (needs an
+the test set. The paper (Parmar et al. 2018) upscales CelebA and CIFAR-10 and gives no bits/dim. Full size: not run (needs an
 accelerator).
 """
 

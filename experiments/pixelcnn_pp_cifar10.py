@@ -5,7 +5,7 @@
     python -m experiments.pixelcnn_pp_cifar10 --laptop --data.name FOLDER           a small model for a CPU
 
 The authors' code: Adam 1e-3, b1 0.95, b2 0.9995, decay 0.999995 a step, Polyak average 0.9995, batch 8 x 16; its default width is 160.
-Published: 2.92 bits/dim (Salimans et al. 2017, table 1: 3.0 after 10 hours, 2.92 after about 5 days on 8 GPUs).
+Published: 2.92 bits/dim (Salimans et al. 2017; by the authors' code 3.0 after 10 hours, 2.92 after about 5 days on 8 GPUs).
 Ours at full size: not run (needs an accelerator).
 """
 

@@ -6,7 +6,8 @@
     python -m experiments.row_lstm_cifar10 --laptop --data.name FOLDER        a small model for a CPU
 
 Needs an accelerator at full size. Published: 3.07 bits/dim (van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural
-Networks"). Departures: Adam with a cosine schedule and batch 64, the paper has RMSProp and batch 16. Ours at full size: not run.
+Networks"). Departures: Adam with a cosine schedule and batch 64; the paper, as we remember it, has RMSProp and batch 16.
+Ours at full size: not run.
 """
 
 from dataclasses import replace

@@ -315,7 +315,7 @@ def _device() -> str:
     return jax.devices()[0].device_kind
 
 
-HEADER = f"{'model':<16} {'method':<12} {'batch':>5} {'images/s':>9} {'(wall)':>9} {'of peak':>8} {'GFLOP/s':>8} {'compile':>8}"
+HEADER = f"{'model':<23} {'method':<12} {'batch':>5} {'images/s':>9} {'(wall)':>9} {'of peak':>8} {'GFLOP/s':>8} {'compile':>8}"
 
 
 def line(row: Row) -> str:
@@ -325,7 +325,7 @@ def line(row: Row) -> str:
     notes += f"  {row['passes']} passes of {row['positions']}" if "passes" in row else ""
     notes += f"  in {row['accumulate']} parts" if row.get("accumulate", 1) > 1 else ""
     rates = f"{row['images_per_second']:>9.4g} {row['images_per_second_wall']:>9.4g} {fraction:>8} {row['peak_gflops']:>8.1f}"
-    return f"{row['model']:<16} {row['method']:<12} {row['batch']:>5} {rates} {row['compile_seconds']:>6.1f} s{notes}"
+    return f"{row['model']:<23} {row['method']:<12} {row['batch']:>5} {rates} {row['compile_seconds']:>6.1f} s{notes}"
 
 
 # --- The command --------------------------------------------------------------------------------------------------------------------
@@ -366,16 +366,17 @@ def run(options: argparse.Namespace, model) -> int:
         _pin(options.before)
         options.pinned = None
     out = report.check_out(options.out or os.path.join(options.run or "", "bench.json"))
-    chosen = _comparisons().values() if options.all else [_comparisons()[options.model]]
+    chosen = _comparisons() if options.all else {options.model: _comparisons()[options.model]}
     facts = environment(options.command, options.pinned) | {"models": [], "results": []}
     cores = f"{facts['cores']} core(s)" if facts["cores"] else "not pinned"
     print(f"{facts['device']}, {cores}, jax {facts['versions']['jax']}; images per second of {facts['second']}")
     print(HEADER, flush=True)
-    for one in [model] if model is not None else map(build, chosen):
-        facts["models"].append(_described(one))
+    models = [(type(model).__name__, model)] if model is not None else ((name, build(one)) for name, one in chosen.items())
+    for name, one in models:
+        facts["models"].append(_described(one) | {"model": name})
         for row in measure(one, options.batches, options.train_batch or None, options.repetitions):
-            facts["results"].append(row)
-            print(line(row), flush=True)
+            facts["results"].append(row | {"model": name})
+            print(line(facts["results"][-1]), flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(facts, indent=2) + "\n")
     print(f"written to {out}")

@@ -16,6 +16,7 @@ Parmar et al. 2018, "Image Transformer", sections 3.2 and 3.3. Caches are [B, he
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -118,11 +119,10 @@ def attend(query: Float[Array, "*b q d"], keys: Float[Array, "*b m d"], values: 
 
 def attend_in_parts(query: Float[Array, "B b h Q d"], keys: Float[Array, "B b h M d"], values: Float[Array, "B b h M d"], blocks: Blocks):
     """`attend` with the mask of the blocks, part by part: the first queries of a block do not even multiply with the last keys."""
-    outputs, start, allowed = [], 0, blocks.allowed[None, :, None]
-    for stop in quarters(query.shape[3]):
+    outputs, allowed = [], blocks.allowed[None, :, None]
+    for start, stop in pairwise((0, *quarters(query.shape[3]))):
         m = blocks.keys_read(stop)
         outputs.append(attend(query[..., start:stop, :], keys[..., :m, :], values[..., :m, :], allowed[..., start:stop, :m]))
-        start = stop
     return jnp.concatenate(outputs, axis=3)
 
 

@@ -38,7 +38,7 @@ from jaxgen.lock import RunLock
 
 CONFIG, STEPS, ARRAYS = "config.json", "checkpoints", "arrays"
 NEWEST = 2
-BEST_METRICS = ("bits_per_dim", "bits_per_dim_bound", "frechet_pixels")
+BEST_METRICS = ("bits_per_dim", "bits_per_dim_bound", "frechet_pixels")  # that of points says nothing of the modes that are missed
 NONE_SAVED, ALL_DAMAGED = -1, -2
 
 

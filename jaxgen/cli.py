@@ -295,6 +295,8 @@ def upscale(options: argparse.Namespace) -> int:
     experiment, model = _open(options)
     if small_shape(model) is None:
         raise ConfigError("RUN", "a model that upscales images (low_resolution is set)", type(model).__name__)
+    if options.n < 2:
+        raise ConfigError("--n", "2 or more: a small image, and then draws from it", options.n)
     extra = _sampler_options(model, options, temperature=1.0)
     out = _out(options, PICTURES["upscale"])
     dataset = load_data(experiment, options.split)

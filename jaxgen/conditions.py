@@ -5,6 +5,7 @@ raises a ConfigError that names the argument.
 """
 
 import operator
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxgen.errors import ConfigError
+from jaxgen.layers import embed
 
 
 def image_of(batch: dict, name: str = "image"):
@@ -125,17 +127,17 @@ def check_temperature(temperature) -> Float[Array, ""]:
     return jnp.asarray(value, jnp.float32)
 
 
-def interpolate(first, last, n: int, num_classes: int = 0) -> Float[Array, "n D"]:
+def interpolate(first, last, n: SupportsIndex, num_classes: int = 0) -> Float[Array, "n D"]:
     """n conditions on the straight line from one to another: y_i = (1 - t_i) first + t_i last with t_i = i / (n - 1).
 
-    Two vectors [D] give vectors for `vector=`; two classes of num_classes give weights of the classes for `label=`, which interpolate
-    between the embeddings of the two (van den Oord et al. 2016, section 3.3, on embeddings of portraits).
+    Two vectors [D] give vectors for `vector=`; two classes of num_classes, or weights of the classes, give weights of the classes for
+    `label=`, which interpolate between the embeddings of the two (van den Oord et al. 2016, section 3.3, on embeddings of portraits).
     """
-    if not (isinstance(n, int) and n > 1):
+    if (n := check_count(n)) < 2:
         raise ConfigError("n", "an integer above 1", n)
     if num_classes:
-        check_label(np.array([first, last]), num_classes, 2)
-        first, last = np.eye(num_classes, dtype=np.float32)[[first, last]]
+        ends = check_label([first, last], num_classes, 2)
+        first, last = embed(jnp.eye(num_classes), ends)
     first, last = jnp.asarray(first, jnp.float32), jnp.asarray(last, jnp.float32)
     if first.ndim != 1 or first.shape != last.shape:
         raise ConfigError("first and last", "two vectors [D], or two classes and num_classes", f"shapes {first.shape} and {last.shape}")

@@ -56,7 +56,9 @@ def train(experiment: Experiment, restart: bool = False) -> int:
     training_set, validation_set = load_data(experiment, "train"), load_data(experiment, "validation")
     fingerprint = training_set.fingerprint(options.batch_size, options.seed)
     mesh = sharding.make_mesh(options.fsdp)
-    optimizer = training.make_optimizer(experiment.optimizer, options.steps)
+    optimizer = make_optimizer(experiment)
+    if restart:  # what cannot begin must not delete anything
+        jax.eval_shape(lambda: training.new_state(build(experiment.model, options.seed), optimizer))
     begun = checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart, complete=_completed)
     with begun as checkpoints:
         model = build(experiment.model, options.seed)
@@ -80,11 +82,16 @@ def train(experiment: Experiment, restart: bool = False) -> int:
                 stop=stop,
                 max_seconds=options.max_minutes and 60 * options.max_minutes,
             )
+            run.save(int(state.step), state, last=True)  # again, where time was up and the save after validation has failed
             if stop.signal is None:
                 return 0
-            run.save(int(state.step), state, last=True)
             say(f"stopped by {signal.Signals(stop.signal).name} after step {int(state.step)}; saved; the same command goes on from there")
             return INTERRUPTED if stop.signal == signal.SIGINT else PREEMPTED
+
+
+def make_optimizer(experiment: Experiment):
+    """The optimizer of a run; a model with several players names them in its configuration."""
+    return training.make_optimizer(experiment.optimizer, experiment.train.steps, getattr(experiment.model, "players", ()))
 
 
 def _completed(old: dict) -> dict:
@@ -200,7 +207,7 @@ def first_images(dataset: Dataset, n: int) -> dict:
 def dry_run(experiment: Experiment) -> int:
     """Print shapes, parameter count, memory and sharding of a run; nothing is computed and no data is read."""
     mesh = sharding.make_mesh(experiment.train.fsdp)
-    optimizer = training.make_optimizer(experiment.optimizer, experiment.train.steps)
+    optimizer = make_optimizer(experiment)
     model = jax.eval_shape(lambda: build(experiment.model, experiment.train.seed))
     state = jax.eval_shape(lambda model: training.new_state(model, optimizer), model)
     shardings = jax.tree.leaves(sharding.state_sharding(mesh, state))
@@ -250,7 +257,7 @@ def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size
     if "nats" in result:
         say(f"{'  nats per image':<27} {result['nats']:.3f}")
     if "nats" in result and np.prod(dataset.image_shape) <= RULER_DIMENSIONS:
-        fit = [load_data(experiment, split) for split in ("train", "validation")]
+        fit = [load_data(experiment, split) for split in ("train", "validation") if split != dataset.split]
         for ruler, ruled in evaluation.rulers(fit, dataset).items():
             say(_line(f"  {ruler} ruler", evaluation.headline(ruled)[1], ruled))
     for other in sorted(set(result) - {"nats", "n", "standard_error", name}):

@@ -93,9 +93,10 @@ def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray) -> Float[
     return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def dot(x: Float[Array, "... D"], weight: Float[Array, "D E"]) -> Float[Array, "... E"]:
-    """x @ weight in the dtype of x: float32 parameters, activations in the compute dtype."""
-    return jnp.matmul(x, weight.astype(x.dtype), precision=EXACT)
+def dot(x: Float[Array, "... D"], weight: Float[Array, "D E"], dtype=None) -> Float[Array, "... E"]:
+    """x @ weight, factors in the dtype of x: float32 parameters, activations in the compute dtype. `dtype` is that of the sums: float32
+    for the parameters of a distribution, since a mean near 1 that is rounded to bfloat16 is half a level of 256 off."""
+    return jnp.matmul(x, weight.astype(x.dtype), precision=EXACT, preferred_element_type=dtype)
 
 
 def convolution(

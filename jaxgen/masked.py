@@ -187,7 +187,7 @@ class OutputLayers(nnx.Module):
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W C P"]:
         """The whole image, float32."""
         z = jax.nn.relu(self.hidden(jax.nn.relu(x)))
-        y = add_bias(dot(z, self.outputs.masked()).astype(jnp.float32), self.outputs.bias[...])
+        y = add_bias(dot(z, self.outputs.masked(), jnp.float32), self.outputs.bias[...])
         return y.reshape(*x.shape[:3], self.groups, -1)
 
     def pack(self, dtype) -> tuple:
@@ -203,7 +203,7 @@ class OutputLayers(nnx.Module):
         """Channel group k of the features: the new sums and the parameters of channel k."""
         z, y = sums
         z = z + dot(jax.nn.relu(x), of_group(packed[0], k))
-        y = y + dot(jax.nn.relu(take_group(z, k, self.groups)), of_group(packed[1], k)).astype(jnp.float32)
+        y = y + dot(jax.nn.relu(take_group(z, k, self.groups)), of_group(packed[1], k), jnp.float32)
         return (z, y), take_group(y, k, self.groups)
 
 

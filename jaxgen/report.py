@@ -61,10 +61,13 @@ class Reporter:
 
         The pixels of `mask` are marked as given.
         """
-        picture = figures.picture(np.asarray(images), levels, mask)
         if self._writer:
-            self._guarded("write images", _write_bytes, self.workdir / "images" / f"{name}_{step:08d}.png", figures.png(picture))
-            self._guarded("write for TensorBoard", self._tensorboard_image, step, name, picture)
+            self._guarded("write images", self._write_images, step, name, np.asarray(images), levels, mask)
+
+    def _write_images(self, step: int, name: str, images: Shaped[np.ndarray, "n ..."], levels: int, mask: Any) -> None:
+        picture = figures.picture(images, levels, mask)
+        self._guarded("write for TensorBoard", self._tensorboard_image, step, name, picture)
+        _write_bytes(self.workdir / "images" / f"{name}_{step:08d}.png", figures.png(picture))
 
     def progress(self, step: int, steps: int, batch_size: int, metrics: Mapping[str, Any]) -> None:
         """Print step, bits/dim, images per second since the last line, and the time left.

@@ -16,11 +16,11 @@ from jaxgen.errors import CheckpointError, ConfigError
 
 STORES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs"}
 """Object stores, and the package that each needs."""
-# What a run may change when it goes on, the learning rate too since lowering it rescues a run; any other change would make it another run.
+# What a run may change when it goes on, learning rates too since lower ones rescue a run; any other change would make it another run.
 # Whether the data is the same, wherever it lies now, its fingerprint says.
 HARMLESS = (
     "workdir", "data.name", "data.data_dir", "train.steps", "train.log_every", "train.eval_every", "train.max_minutes", "train.fsdp",
-    "optimizer.learning_rate",
+    "optimizer.learning_rate", "optimizer.players",
 )  # fmt: skip
 
 
@@ -101,6 +101,8 @@ def check_same_run(where: epath.Path, old: Mapping[str, Any], config: Mapping[st
     data = differences(old["fingerprint"], fingerprint)
     if "sha256" not in data:
         data.pop("name", None)  # a folder that moved
+    if hosts := data.pop("process_count", None):  # every number of processes reads the same global batches
+        harmless["the number of processes"] = hosts
     changes |= {f"data fingerprint {name}": change for name, change in data.items()}
     if changes:
         got = ", ".join(f"{name} changed from {change}" for name, change in sorted(changes.items()))

@@ -9,11 +9,13 @@ bit for bit (up to a tie within rounding). In bfloat16 the cache rounds at other
   cached       `lax.scan` over rows of `lax.scan` over columns through the model's `init_cache / begin_row / step`; over the places of the
                model's own order through `init_cache / step`, its blocks one after the other; over its fronts, pixels that do not depend on
                each other, through `init_fronts / step_front` where that is faster; in a few scans where the cache grows on the way
-  fixed_point  x := F(x) with F one full pass and the draw, until nothing changes: at most N passes (Song et al. 2021, Jacobi iteration)
+  fixed_point  x := F(x) with F one full pass and the draw, until nothing changes: at most N + 1 passes (Song et al. 2021, Jacobi iteration)
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
+from math import prod
 from typing import SupportsIndex
 
 import jax
@@ -34,6 +36,7 @@ from jaxgen.conditions import (  # noqa: F401  (some are here for those who impo
     image_of,
     interpolate,
 )
+from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError
 from jaxgen.fronts import Fronts
 from jaxgen.layers import at, put
@@ -98,8 +101,8 @@ class AutoregressiveImages(nnx.Module):
         given = {name: batch[name] for name in self.conditions if name in batch}
         condition = self.condition(image.shape[0], batch.get("label") if config.num_classes else None, image, **given)
         nats = -self._sum(self._logits(image, condition, key), image).mean()
-        bits_per_dim = nats / (np.prod(config.image_shape) * np.log(2))
-        return bits_per_dim, {"bits_per_dim": bits_per_dim, "nats": nats}
+        bits = bits_per_dim(nats, prod(config.image_shape))
+        return bits, {"bits_per_dim": bits, "nats": nats}
 
     def sample(
         self,
@@ -244,7 +247,7 @@ def _with_room(model, step, carry, inputs):
     if not model.rooms:
         return jax.lax.scan(step, carry, inputs)[1]
     values = []
-    for begin, end in zip((0, *model.rooms), model.rooms, strict=False):
+    for begin, end in pairwise((0, *model.rooms)):
         cache, previous = carry
         part = jax.tree.map(lambda x: x[begin:end], inputs)  # noqa: B023 (called at once)
         carry, drawn = jax.lax.scan(step, (model.fit(cache, end), previous), part)

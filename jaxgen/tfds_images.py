@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib.util
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from jaxtyping import Int
 from jaxgen.errors import DataError
 from jaxgen.images import check_labels, check_range, held_out, infer_levels
 
-EXTRA = 'pip install "jaxgen[tfds]"'
+EXTRA = 'pip install ".[tfds]" in a clone of jaxgen'
 LEVELS_FROM = 1000  # training images that decide between 2 and 256 levels
 HASHED = 16  # examples that stand for the content in the fingerprint
 
@@ -163,6 +164,8 @@ def _slice(builder: Any, name: str, split: str) -> str:
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
+    if re.match(r"\w+:[A-Za-z]", name):  # TFDS would download the set's own code and run it
+        raise DataError(name, wanted="a set that TFDS brings itself", got=f"one of the community {name.partition(':')[0]!r}")
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:

@@ -8,7 +8,7 @@ and `OptimizerConfig.players` gives each player its own optimizer: the step is t
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,7 +29,8 @@ class OptimizerConfig:
     """Adam (AdamW with weight_decay > 0): linear warm-up, then constant or cosine to zero, times decay_rate ** step.
 
     clip_norm: gradients are scaled down to this global norm.
-    players: (submodule, learning rate) pairs, each trained by an optimizer of its own; for models with several players.
+    players: (submodule, learning rate) pairs, each trained by an optimizer of its own, for models with several players; by default all of
+    the model's own with `learning_rate`.
     """
 
     learning_rate: float = 1e-3
@@ -48,6 +49,9 @@ class OptimizerConfig:
                 raise ConfigError(f"optimizer.{name}", f"a number in {low}..{high:g}", getattr(self, name))
         if self.warmup_steps < 0:
             raise ConfigError("optimizer.warmup_steps", "0 or more", self.warmup_steps)
+        names = [name for name, _ in self.players]
+        if len(set(names)) < len(names) or not all(0 <= rate <= 1e9 for _, rate in self.players):
+            raise ConfigError("optimizer.players", "pairs of a name, once each, and a learning rate in 0..1e+09", self.players)
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError("optimizer.clip_norm", "a positive number or None", self.clip_norm)
 
@@ -58,6 +62,7 @@ class TrainConfig:
 
     accumulate: parts of a batch whose gradients are added up one after the other: less memory, and on a CPU faster where the activations
     of a whole batch leave its caches (28 x 28: as many parts as images). Parts of more than 8 images are slow there with convolutions.
+    max_minutes: stop after so much time in steps of this call, validation and saving not counted; None for no limit.
     """
 
     steps: int = 1000
@@ -106,11 +111,14 @@ def _adam(config: OptimizerConfig, learning_rate: float, steps: int) -> optax.Gr
     return optax.chain(clip, optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay))
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer of a configuration; with players, `optax.partition` by the name of the model's submodule."""
-    if not config.players:
+def make_optimizer(config: OptimizerConfig, steps: int, players: Sequence[str] = ()) -> optax.GradientTransformation:
+    """The optimizer of a configuration; with players, `optax.partition` by the name of the model's submodule.
+
+    players: names of the model's own, which share the learning rate where the configuration has no pairs.
+    """
+    players, found = dict(config.players) or dict.fromkeys(players, config.learning_rate), set()
+    if not players:
         return _adam(config, config.learning_rate, steps)
-    players = dict(config.players)
 
     def labels(params):
         def label(path, _):
@@ -118,9 +126,13 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             if name not in players:
                 wanted = "a learning rate for every submodule with parameters"
                 raise ConfigError("optimizer.players", wanted, sorted(players), f"add {name!r}")
+            found.add(name)
             return name
 
-        return jax.tree_util.tree_map_with_path(label, params)
+        names = jax.tree_util.tree_map_with_path(label, params)
+        if unknown := sorted(set(players) - found):
+            raise ConfigError("optimizer.players", f"submodules of the model, {sorted(found)}", unknown)
+        return names
 
     return optax.partition({name: _adam(config, rate, steps) for name, rate in players.items()}, labels)
 
@@ -280,7 +292,7 @@ def fit(
             metrics = {name: float(np.asarray(value)) for name, value in pending[1].items()}
             if not metrics.pop("finite"):
                 got = f"loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}"
-                hint = "checkpoints that were saved before are intact; run again with a lower --optimizer.learning_rate"
+                hint = "checkpoints that were saved before are intact; run again with lower learning rates"
                 raise NonFiniteError(f"step {pending[0]}", "a finite loss and gradient", got, hint)
             on_metrics(pending[0], metrics)
 

@@ -87,10 +87,22 @@ class Up(Conv):
 
 
 class WeightNorm(nnx.Module):
-    """A convolution of the given form with kernel = gain V / ||V||; `scale` is the standard deviation of its outputs at initialisation."""
+    """A convolution of the given form with kernel = gain V / ||V||; `scale` is the standard deviation of its outputs at initialisation.
 
-    def __init__(self, form: type, features_in: int, features_out: int, kernel: tuple[int, int], rngs: nnx.Rngs, scale: float = 1.0):
-        self.form, self.scale = form, scale
+    `exact`: in float32 whatever the activations are, for the parameters of a distribution.
+    """
+
+    def __init__(
+        self,
+        form: type,
+        features_in: int,
+        features_out: int,
+        kernel: tuple[int, int],
+        rngs: nnx.Rngs,
+        scale: float = 1.0,
+        exact: bool = False,
+    ):
+        self.form, self.scale, self.exact = form, scale, exact
         shape = (*kernel, features_in, features_out)
         # Drawn flat: a draw with four axes takes five times as long to compile.
         direction = jax.random.normal(rngs.params(), (math.prod(shape),), jnp.float32)
@@ -100,7 +112,7 @@ class WeightNorm(nnx.Module):
 
     def layer(self, dtype=jnp.float32) -> Conv:
         """The convolution with its kernel computed and cast."""
-        direction = self.direction[...]
+        direction, dtype = self.direction[...], jnp.float32 if self.exact else dtype
         factor = self.gain[...] * jax.lax.rsqrt(jnp.square(direction).sum((0, 1, 2)) + 1e-12)
         return self.form(add_gain(direction, factor).astype(dtype), self.bias[...].astype(dtype))
 
@@ -108,7 +120,8 @@ class WeightNorm(nnx.Module):
         """The whole image. With `initialise`, on a copy that is under construction, gain and bias are set from x first."""
         if initialise:
             self._set_from(x, *size)
-        return self.layer(x.dtype)(x, *size)
+        layer = self.layer(x.dtype)
+        return layer(x.astype(layer.kernel.dtype), *size)
 
     def _set_from(self, x, *size) -> None:
         """gain := scale / std, bias := -mean scale / std of the outputs t = V / ||V|| * x, so that y has mean 0 and std `scale`.

@@ -216,10 +216,10 @@ TABLE = [
     pixel_recurrent(
         "diagonal_bilstm",
         DiagonalBiLSTMConfig,
-        {"layers": 1, "width": 12},
+        {"layers": 2, "width": 12},
         causal_sets.diagonal_bilstm,
-        whole_past={},
-        edges=({"layers": 2, "input_kernel": 5},),
+        whole_past={"layers": 1},
+        edges=({"layers": 1, "input_kernel": 5},),
         full_sizes=pixel_recurrent_sizes(diagonal_bilstm_layer, (12, 129), (7, 16)),
         noise=0.2,
     ),
@@ -249,7 +249,7 @@ TABLE = [
         {"blocks": 1, "width": 8, "resnets": 1, "key": 2, "value": 4, "mixtures": 2, "light": True, "dropout": 0.0},
         causal_sets.pixelsnail,
         whole_past={},
-        edges=({"blocks": 2}, {"resnets": 2, "light": False}),
+        edges=({"resnets": 2}, {"blocks": 2, "light": False}),
         full_sizes=tuple((sizes, pixelsnail_parameters(**sizes)) for sizes in PIXELSNAIL_SIZES),
     ),
 ]

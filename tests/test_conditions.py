@@ -42,6 +42,8 @@ def test_the_line_between_two_conditions():
     line = np.asarray(interpolate(np.array([0.0, 2.0]), np.array([4.0, -2.0]), 5))
     np.testing.assert_allclose(line, [[0, 2], [1, 1], [2, 0], [3, -1], [4, -2]])
     np.testing.assert_allclose(interpolate(2, 0, 3, num_classes=4), [[0, 0, 1, 0], [0.5, 0, 0.5, 0], [1, 0, 0, 0]])
+    mixed = interpolate(np.array([0.5, 0.5]), np.array([0.0, 1.0]), np.int64(3), num_classes=2)  # weights, and a count of numpy's
+    np.testing.assert_allclose(mixed, [[0.5, 0.5], [0.25, 0.75], [0, 1]])
 
 
 @pytest.mark.parametrize("entry", [entry for entry in TABLE if entry.name in ONE_OF_EACH], ids=lambda entry: entry.name)
@@ -58,7 +60,10 @@ def test_weights_of_classes_mix_their_embeddings(entry):
     assert (jumps < abs(ends[0] - ends[4]).max()).all(), "a step on the way is as long as the whole way"
 
 
-@pytest.mark.parametrize("entry", [entry for entry in TABLE if entry.name in ("gated_pixelcnn", "image_transformer")], ids=lambda e: e.name)
+LABELS_IN_THE_SAMPLER = ("gated_pixelcnn", "image_transformer", "pixelsnail")
+
+
+@pytest.mark.parametrize("entry", [entry for entry in TABLE if entry.name in LABELS_IN_THE_SAMPLER], ids=lambda entry: entry.name)
 def test_samples_between_classes_are_the_same_from_every_method(entry):
     model = MODELS[entry.config](entry.make((3, 4, 1), num_classes=3), rngs=nnx.Rngs(0))
     label = interpolate(0, 2, 4, num_classes=3)
@@ -134,6 +139,7 @@ WRONG = {
     "weights of other classes": (lambda: check_label(np.ones((2, 3), np.float32), 4, 2), r"^label: wanted shape \[2, 4\], got \[2, 3\]"),
     "a line of one point": (lambda: interpolate(VECTORS[0], VECTORS[1], 1), "^n: wanted an integer above 1, got 1"),
     "ends that differ": (lambda: interpolate(VECTORS[0], VECTORS[1, :2], 3), "^first and last: wanted two vectors"),
+    "a class and weights": (lambda: interpolate(0, np.array([0.0, 1.0]), 3, num_classes=2), "^label: wanted integers, or weights"),
     "a class that is not there": (lambda: interpolate(0, 3, 4, num_classes=3), "^label: wanted values in 0..2, got 3"),
     "size of vectors": (lambda: GatedPixelCNNConfig(vector_size=-1), "^vector_size: wanted 0"),
 }

@@ -1,5 +1,7 @@
 """The GAN's two players: one loss with exactly the two gradients, the non-saturating form, and the ring."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,10 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxgen import ring, sharding, training
+from jaxgen import ring, rundir, sharding, training
+from jaxgen.data import DataConfig
 from jaxgen.errors import ConfigError
+from jaxgen.experiment import Experiment, train
 from jaxgen.models.gan import GAN, GANConfig
 
 SMALL = {
@@ -85,6 +89,20 @@ def test_a_step_of_one_player_leaves_the_other_bit_equal(player, other):
     moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), getattr(state.model, player), getattr(before, player))
     assert all(jax.tree.leaves(moved))
     assert {"generator_loss", "discriminator_loss", "loss"} <= set(metrics)
+
+
+def test_without_pairs_every_player_has_an_optimizer_with_the_learning_rate():
+    data, states = batch(SMALL["points"], 8), []
+    named = training.OptimizerConfig(players=tuple((name, 3e-3) for name in SMALL["points"].players))
+    for optimizer in (
+        training.make_optimizer(training.OptimizerConfig(learning_rate=3e-3), 10, SMALL["points"].players),
+        training.make_optimizer(named, 10),
+    ):
+        state, _ = training.make_train_step(optimizer, sharding.make_mesh())(
+            training.init_state(make("points"), optimizer, sharding.make_mesh()), data, jax.random.key(3)
+        )
+        states.append(state.model)
+    assert equal(*states) and not equal(states[0], make("points"))
 
 
 def test_each_player_is_trained_as_if_by_its_own_optimizer():
@@ -182,6 +200,17 @@ def test_a_bad_field_is_named(bad, name):
 def test_a_label_is_refused():
     with pytest.raises(ConfigError, match="label"):
         make("mlp").sample(jax.random.key(0), 2, label=jnp.zeros(2, jnp.int32))
+
+
+def test_a_restart_that_cannot_begin_deletes_nothing(tmp_path):
+    options = training.TrainConfig(steps=2, eval_every=2, batch_size=8)
+    run = Experiment(SMALL["points"], DataConfig("ring"), train=options, workdir=str(tmp_path))
+    assert train(run) == 0
+    bad = dataclasses.replace(run, optimizer=training.OptimizerConfig(players=(("generator", 1e-3),)))
+    with pytest.raises(ConfigError, match="^optimizer.players: .*add 'discriminator'"):
+        train(bad, restart=True)
+    assert rundir.steps(rundir.folder(tmp_path) / "checkpoints") == [2]
+    assert train(run, restart=True) == 0
 
 
 # --- The ring -----------------------------------------------------------------------------------------------------------------------

@@ -229,6 +229,12 @@ def test_jaxgen_upscale_shows_every_small_image_and_draws_from_it(monkeypatch, t
     np.testing.assert_array_equal(images[~mask[:, 0, 0]], drawn[~mask[:, 0, 0]])
 
 
+def test_jaxgen_upscale_needs_room_for_a_draw(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_open", lambda options: (None, make((8, 8, 1), levels=17, low_resolution=(2, 2, 1), layers=1)))
+    assert cli.command("upscale", ["run", "--n=1"]) == 2
+    assert capsys.readouterr().err == "jaxgen: --n: wanted 2 or more: a small image, and then draws from it, got 1\n"
+
+
 def test_jaxgen_upscale_refuses_other_models(monkeypatch, capsys):
     model = make()
     monkeypatch.setattr(cli, "_open", lambda options: (Experiment(model.config), model))

@@ -39,8 +39,7 @@ def test_shift_moves_and_fills_with_zeros(by, axis):
     for i in range(x.shape[axis]):
         if 0 <= i - by < x.shape[axis]:
             moved[(i, slice(None)) if axis == 0 else (slice(None), i)] = x[(i - by, slice(None)) if axis == 0 else (slice(None), i - by)]
-    if abs(by) <= x.shape[axis]:
-        np.testing.assert_array_equal(layers.shift(jnp.asarray(x), by, axis), moved)
+    np.testing.assert_array_equal(layers.shift(jnp.asarray(x), by, axis), moved)
 
 
 @pytest.mark.parametrize("factorized", [False, True])

@@ -18,6 +18,7 @@ from model_table import TABLE, Entry
 from scipy.stats import chisquare
 
 from jaxgen.errors import ConfigError
+from jaxgen.layers import FEW_IMAGES
 from jaxgen.models import MODELS
 from jaxgen.sampling import METHODS
 from jaxgen.sharding import make_mesh
@@ -112,11 +113,11 @@ def seen_inputs(model, image, label=None):
     return jnp.moveaxis((outputs[:-1] != outputs[-1:]).any((1, -1)), 0, -1)
 
 
-def check_dependencies(entry: Entry, image_shape, label=None, train: bool = False, **sizes):
+def check_dependencies(entry: Entry, image_shape, label=None, train: bool = False, n: int = 8, **sizes):
     """The inputs that change an output are the declared ones: none more (a leak), none fewer (a blind spot)."""
     model = make(entry, image_shape, train, **sizes)
-    image = images_of(5, 8, model.config)
-    label = None if label is None else jnp.full((8,), label, jnp.int32)
+    image = images_of(5, n, model.config)
+    label = None if label is None else jnp.full((n,), label, jnp.int32)
     declared = entry.dependencies(model.config)
     seen = np.asarray(seen_inputs(model, image, label)).reshape(declared.shape)
     future = ~raster_past(*image_shape)[:, :, : declared.shape[2]]
@@ -129,7 +130,8 @@ def check_dependencies(entry: Entry, image_shape, label=None, train: bool = Fals
 
 @every_shape
 def test_every_output_sees_exactly_the_declared_inputs(entry, image_shape):
-    check_dependencies(entry, image_shape, train=image_shape == (5, 5, 3))
+    n = FEW_IMAGES + (image_shape == (3, 6, 1))  # one more image takes another form of every convolution
+    check_dependencies(entry, image_shape, train=image_shape == (5, 5, 3), n=n)
 
 
 @every_model
@@ -241,9 +243,11 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("edge", [False, True], ids=["", "edge sizes"])
 @every_case
 def test_the_cached_form_equals_the_full_pass_at_every_position(entry, case, edge):
-    sizes_of_case = entry.edges[list(CASES.values()).index(case) :: len(CASES)]
-    skip_unless_thorough(entry, dear=edge or "num_classes" not in case)
-    for sizes in sizes_of_case if edge else ({},):
+    sizes_of_case = entry.edges[list(CASES.values()).index(case) :: len(CASES)] if edge else ({},)
+    skip_unless_thorough(entry, dear="num_classes" not in case)
+    if not sizes_of_case:
+        pytest.skip("its edge sizes are in the other case")
+    for sizes in sizes_of_case:
         model = make(entry, **case, **sizes)
         image, label = images_of(6, 4, model.config), labels_of(4, model.config)
         full = full_pass(model, image, label)
@@ -356,21 +360,6 @@ def test_dropout_is_for_training_only(entry):
     loss = jax.jit(lambda model, key: model.loss(batch, key)[0])
     first, again, other = (float(loss(dropped, jax.random.key(key))) for key in (0, 0, 1))
     assert first == again != other and first != float(loss(plain, jax.random.key(0)))
-
-
-@every_model
-def test_bfloat16_keeps_float32_parameters_and_likelihoods(entry):
-    exact, model = (make(entry, (4, 4, 3), dtype=dtype) for dtype in ("float32", "bfloat16"))
-    model = nnx.merge(nnx.split(model)[0], nnx.state(exact))
-    image = images_of(19, 4, model.config)
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {np.dtype("float32")}
-    full, rough, spread = full_pass(exact, image), full_pass(model, image), float(full_pass(exact, image).std())
-    assert rough.dtype == jnp.float32 and log_prob(model, image).dtype == jnp.float32
-    assert (full != rough).any(), "the compute dtype is not used"
-    np.testing.assert_allclose(rough, full, atol=0.25 * spread, rtol=0)
-    assert float(jnp.abs(rough - full).mean()) < 0.02 * spread
-    if entry in THOROUGH:
-        assert float(jnp.abs(step_by_step(model, image) - full).mean()) < 0.02 * spread
 
 
 @every_model

@@ -276,6 +276,16 @@ def test_no_registry_is_named(name):
     assert not re.search(r"https?://|index-url|--index|find-links|--hash|\bpypi\b", text, re.IGNORECASE)
 
 
+def test_no_file_names_a_registry_host():
+    hosts = re.compile("py" + r"pi\.org|python" + r"hosted\.org|conda\." + r"anaconda\.org|index" + "-url", re.IGNORECASE)
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git repository")
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    texts = [name for name in names if not name.endswith(".png") and name != "tests/test_package.py"]
+    assert len(texts) > 80
+    assert not [name for name in texts if hosts.search((ROOT / name).read_text("utf-8"))]
+
+
 def test_one_version_everywhere():
     assert project()["version"] == jaxgen.__version__
     assert f"version: {jaxgen.__version__}" in (ROOT / "CITATION.cff").read_text("utf-8")

@@ -52,11 +52,17 @@ def test_harmless_changes_are_reported_and_kept(run, field, capsys):
     assert '"class": "Experiment"' in (run.workdir / "config.json").read_text()
 
 
-@pytest.mark.parametrize(("name", "value"), [("seed", 1), ("sha256", "cd"), ("batch_size", 8), ("process_count", 2)])
+@pytest.mark.parametrize(("name", "value"), [("seed", 1), ("sha256", "cd"), ("batch_size", 8)])
 def test_other_data_is_refused(run, name, value):
     run.close()
     with pytest.raises(ConfigError, match=f"data fingerprint {name} changed from .* to {value!r}"):
         Checkpointer(run.workdir, CONFIG, DATA | {name: value})
+
+
+def test_another_number_of_processes_is_reported(run, capsys):
+    run.close()
+    with Checkpointer(run.workdir, CONFIG, DATA | {"process_count": 2}):
+        assert "the number of processes changed from 1 to 2" in capsys.readouterr().err
 
 
 def test_another_model_is_refused(run):

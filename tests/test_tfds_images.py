@@ -271,15 +271,23 @@ def test_a_deleted_file_of_a_prepared_set(prepared, tmp_path: Path) -> None:
 def test_without_tensorflow_a_set_of_tfds_is_refused_before_its_download(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         data.load("mnist", "train", data_dir=str(tmp_path))
-    one_line(caught.value, "mnist (not yet prepared in", "TensorFlow", 'pip install "jaxgen[tfds]"')
+    one_line(caught.value, "mnist (not yet prepared in", "TensorFlow", 'pip install ".[tfds]" in a clone')
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", ["huggingface:mnist", "kaggle:some_set/config:1.0.0"])
+def test_a_community_set_is_refused_before_its_code_is_fetched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(DataError) as caught:
+        data.load(name, "train")
+    one_line(caught.value, name, "a set that TFDS brings itself", f"of the community '{name.partition(':')[0]}'")
 
 
 def test_without_tensorflow_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(DataError) as caught:
         data.load("mnist", "train")
-    one_line(caught.value, "mnist", "tensorflow-datasets", 'pip install "jaxgen[tfds]"')
+    one_line(caught.value, "mnist", "tensorflow-datasets", 'pip install ".[tfds]" in a clone')
 
 
 # ----------------------------------------------------------------------------------------------------------------- the real mnist, if there

@@ -202,6 +202,15 @@ def test_a_player_that_rests_keeps_every_bit():
 def test_a_player_without_learning_rate_is_an_error():
     with pytest.raises(ConfigError, match="^optimizer.players: .*add 'discriminator'$"):
         start(Players(), OptimizerConfig(players=(("generator", 0.1),)))
+    three = (("generator", 0.1), ("discriminator", 0.1), ("critic", 0.1))
+    with pytest.raises(ConfigError, match=r"^optimizer.players: wanted submodules of the model, \[.*\], got \['critic'\]$"):
+        start(Players(), OptimizerConfig(players=three))
+
+
+@pytest.mark.parametrize("players", [(("a", 0.1), ("a", 0.2)), (("a", -0.1),), (("a", float("nan")),)], ids=["twice", "negative", "nan"])
+def test_bad_rates_of_players_are_one_line(players):
+    with pytest.raises(ConfigError, match=r"^optimizer.players: wanted pairs of a name, once each, and a learning rate in [^\n]+$"):
+        OptimizerConfig(players=players)
 
 
 class Average(nnx.Variable):

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from scipy import stats
 
+from jaxgen.conditions import interpolate
 from jaxgen.distributions import gaussian_kl, gaussian_log_prob, gaussian_sample
 from jaxgen.errors import ConfigError
 from jaxgen.models.vae import VAE, VAEConfig, estimator_a, estimator_b, importance_bound
@@ -260,6 +261,18 @@ def test_it_uses_its_latent_code():
 def test_a_bad_field_is_named(bad, name):
     with pytest.raises(ConfigError, match=name):
         VAEConfig(**bad)
+
+
+def test_weights_of_classes_stand_for_the_classes_and_what_lies_between():
+    model, label = make("labels"), np.array([2, 0, 1], np.int32)
+    z = jax.random.normal(jax.random.key(1), (3, 2))
+    np.testing.assert_array_equal(model.decode(z, np.eye(3, dtype=np.float32)[label]), model.decode(z, label))
+    image = images(model.config, 3)
+    np.testing.assert_array_equal(model.encode(image, np.eye(3, dtype=np.float32)[label])[0], model.encode(image, label)[0])
+    line = np.asarray(model.decode(jnp.zeros((5, 2)), interpolate(0, 2, 5, num_classes=3)))
+    ends = np.asarray(model.decode(jnp.zeros((2, 2)), np.array([0, 2], np.int32)))
+    np.testing.assert_allclose(line[[0, 4]], ends, rtol=1e-5, atol=1e-6)
+    assert (line[2] != ends[0]).any() and (line[2] != ends[1]).any()
 
 
 def test_bad_images_are_refused():

@@ -24,7 +24,7 @@ computes the left branch of one pixel.
 
 van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.2, 3.3, 3.4 and table 1.
 Departures: x[i,j] in the first right branch, without which the last column has a blind spot; the widths are multiples of C (the paper's
-128 is not one of 3: use 129); Adam instead of RMSProp in the experiments.
+128 is not one of 3: use 129); Adam in the experiments (RMSProp there, we believe).
 """
 
 from dataclasses import dataclass

@@ -43,6 +43,7 @@ class GANConfig:
     depth: int = 2
     architecture: Literal["mlp", "conv"] = "mlp"
     num_classes: ClassVar[int] = 0  # unconditional
+    players: ClassVar[tuple[str, ...]] = ("generator", "discriminator")
 
     def __post_init__(self):
         check_types(self)

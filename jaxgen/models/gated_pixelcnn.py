@@ -210,7 +210,7 @@ class GatedPixelCNN(AutoregressiveImages):
             skips.append(skip)
         hidden, outputs = self._masked_head()
         z = add_bias(dot(jax.nn.relu(sum(skips)), hidden), self.hidden_bias[...])
-        logits = add_bias(dot(jax.nn.relu(z), outputs).astype(jnp.float32), self.outputs_bias[...])
+        logits = add_bias(dot(jax.nn.relu(z), outputs, jnp.float32), self.outputs_bias[...])
         return logits.reshape(*image.shape, self.head.size)
 
     # The same network, one row and one pixel at a time.
@@ -301,7 +301,7 @@ class GatedPixelCNN(AutoregressiveImages):
             if i < len(a) - 1:
                 h = take_group(residual[i], k, groups) + (h if i > 0 else 0)
         z = z + dot(jax.nn.relu(take_group(skip, k, groups)), _of_group(cache.head[0], k))
-        y = y + dot(jax.nn.relu(take_group(z, k, groups)), _of_group(cache.head[1], k)).astype(jnp.float32)
+        y = y + dot(jax.nn.relu(take_group(z, k, groups)), _of_group(cache.head[1], k), jnp.float32)
         cache = cache._replace(pixels=tuple(pixels))
         if groups > 1:
             cache = cache._replace(sums=(tuple(a), tuple(residual), skip, z, y))

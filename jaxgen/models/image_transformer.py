@@ -261,7 +261,7 @@ class ImageTransformer(AutoregressiveImages):
         return embed(self.label[...], condition.label)[:, None].astype(self.config.dtype)
 
     def _parameters(self, x: Float[Array, "B L D"]) -> Float[Array, "B L P"]:
-        return add_bias(dot(x, self.outputs[...]).astype(jnp.float32), self.outputs_bias[...])
+        return add_bias(dot(x, self.outputs[...], jnp.float32), self.outputs_bias[...])
 
     def _encode(self, condition: Condition, key=None) -> tuple:
         """The keys and values that every layer reads of the small image; None without one."""

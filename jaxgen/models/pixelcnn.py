@@ -18,7 +18,8 @@ In fronts: the blind spot lets several rows be drawn at once, each m + 1 columns
 `sample` does so where it is faster, see pixelcnn_fronts.py.
 
 van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.3, 3.4, 3.5 and table 1.
-Departures: the widths are multiples of C (the paper's 128 is not one of 3: use 129); Adam instead of RMSProp in the experiments.
+Departures: the widths are multiples of C (the paper's 128 is not one of 3: use 129); Adam in the experiments (RMSProp there, we
+believe).
 """
 
 from dataclasses import dataclass

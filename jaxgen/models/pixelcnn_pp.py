@@ -250,12 +250,12 @@ class PixelCNNPP(WeightNormImages):
         self.config, self.head = config, DiscretizedLogisticMixture(config.levels, channels, config.mixtures)
         self.above_u, self.above_ul, self.left_ul = (WeightNorm(Conv, channels + 1, width, size, rngs) for size in ((2, 3), (1, 3), (2, 1)))
         self.level = Level(config, 0, count(), rngs)
-        self.outputs = WeightNorm(Conv, width, self.head.size, (1, 1), rngs)
+        self.outputs = WeightNorm(Conv, width, self.head.size, (1, 1), rngs, exact=True)
 
     def _network(self, x: Float[Array, "B H W D"], run: Pass) -> Float[Array, "B H W P"]:
         u, above, left = (run.conv(layer, x) for layer in (self.above_u, self.above_ul, self.left_ul))
         _, ul = self.level((shift(u, 1, axis=1), shift(above, 1, axis=1) + shift(left, 1, axis=2)), run)
-        return run.conv(self.outputs, jax.nn.elu(ul)).astype(jnp.float32)
+        return run.conv(self.outputs, jax.nn.elu(ul))
 
     def flops_per_image(self) -> int:
         """Two for every weight at every position of its resolution; a strided or transposed convolution has the coarser one's."""
@@ -297,7 +297,7 @@ class PixelCNNPP(WeightNormImages):
         left = self._pixels(previous_pixel, cache.base.dtype) * (c > 0).astype(cache.base.dtype)
         x = at(cache.base, c) + dot(left, network.left_ul.kernel[1, 0])
         ul, column = pixel_of_level(network.level, cache.level, read_column(cache.level, c), x, r, c)
-        parameters = add_bias(dot(jax.nn.elu(ul), network.outputs.kernel[0, 0]), network.outputs.bias).astype(jnp.float32)
+        parameters = network.outputs(jax.nn.elu(ul).astype(jnp.float32))
         return cache._replace(level=write_column(cache.level, column, c)), parameters
 
 

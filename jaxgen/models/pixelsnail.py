@@ -22,6 +22,7 @@ Chen, Mishra, Rohaninejad, Abbeel 2017, "PixelSNAIL: An Improved Autoregressive 
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -98,11 +99,10 @@ def attend(
 
 def causal_attention(query: Float[Array, "B N d"], key: Float[Array, "B N d"], value: Float[Array, "B N E"]) -> Float[Array, "B N E"]:
     """Every position attends to those strictly before it, part by part: the queries of a part need no keys after it."""
-    outputs, start, key = [], 0, key.swapaxes(1, 2)
-    for stop in quarters(query.shape[1]):
+    outputs, key = [], key.swapaxes(1, 2)
+    for start, stop in pairwise((0, *quarters(query.shape[1]))):
         visible = jnp.arange(stop)[None] < jnp.arange(start, stop)[:, None]
         outputs.append(attend(query[:, start:stop], key[:, :, :stop], value[:, :stop], visible))
-        start = stop
     return jnp.concatenate(outputs, axis=1)
 
 
@@ -184,7 +184,7 @@ class PixelSNAIL(WeightNormImages):
         self.config, self.head = config, head
         self.above, self.left = (WeightNorm(Conv, channels + 1, width, size, rngs) for size in ((1, 3), (2, 1)))
         self.blocks = nnx.List([Block(config, i, rngs) for i in range(config.blocks)])
-        self.outputs = WeightNorm(Conv, width, head.size, (1, 1), rngs)
+        self.outputs = WeightNorm(Conv, width, head.size, (1, 1), rngs, exact=True)
 
     def flops_per_image(self) -> int:
         """Two for every weight of a convolution at every position, and for every key and value that a position attends to."""
@@ -206,7 +206,7 @@ class PixelSNAIL(WeightNormImages):
         h = shift(run.conv(self.above, x), 1, axis=1) + shift(run.conv(self.left, x), 1, axis=2)
         for block in self.blocks:
             h = block(x[..., :-1], h, pos, run)
-        parameters = run.conv(self.outputs, jax.nn.elu(h)).astype(jnp.float32)
+        parameters = run.conv(self.outputs, jax.nn.elu(h))
         return parameters[..., None, :] if self.head.channelwise else parameters
 
     # The same network, one row and one pixel at a time.
@@ -263,7 +263,7 @@ class PixelSNAIL(WeightNormImages):
         for block, resnets, state in zip(network.blocks, cache.resnets, cache.blocks, strict=True):
             state, h = step_of_block(block, resnets, state, x, h, positions, p, c)
             blocks.append(state)
-        parameters = network.outputs(jax.nn.elu(h)).astype(jnp.float32)
+        parameters = network.outputs(jax.nn.elu(h).astype(jnp.float32))
         return cache._replace(blocks=tuple(blocks)), parameters
 
 

@@ -17,7 +17,8 @@ The forget gates' biases begin at 1.
 Sampling: `begin_row` computes K_ss * h_{r-1} for all columns; `step` adds K_is, left and centre taps, and runs the cell.
 
 van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.1, 3.3, 3.4 and table 1.
-Departures: the widths are multiples of C (the paper's 128 is not one of 3: use 129); Adam instead of RMSProp in the experiments.
+Departures: the widths are multiples of C (the paper's 128 is not one of 3: use 129); Adam in the experiments (RMSProp there, we
+believe).
 """
 
 from dataclasses import dataclass

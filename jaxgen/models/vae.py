@@ -28,7 +28,7 @@ from jaxgen.conditions import check_count, check_images, check_key, check_label,
 from jaxgen.config import check_types
 from jaxgen.distributions import bits_per_dim, gaussian_kl, gaussian_log_prob, gaussian_sample, pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.layers import scale_pixels
+from jaxgen.layers import embed, scale_pixels
 
 LogDensity = Callable[[Float[Array, "B Z"]], Float[Array, " B"]]
 
@@ -187,7 +187,7 @@ class VAE(nnx.Module):
 
     def _with_label(self, x: Float[Array, "B D"], label) -> Float[Array, "B E"]:
         label = check_label(label, self.config.num_classes, x.shape[0])
-        return x if label is None else jnp.concatenate([x, jax.nn.one_hot(label, self.config.num_classes)], axis=-1)
+        return x if label is None else jnp.concatenate([x, embed(jnp.eye(self.config.num_classes), label)], axis=-1)
 
     def _log_likelihood(self, image: UInt8[Array, "B H W C"], z: Float[Array, "B Z"], label) -> Float[Array, " B"]:
         terms = self.head.log_prob(self.decode(z, label), image)
