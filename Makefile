@@ -47,11 +47,11 @@ test: setup
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 # All shapes, sizes and kinds of calls for all models, and every experiment's laptop mode: an hour of one core. Then the equal bits of the
-# three samplers once more with XLA's optimizer, which the suite does without.
+# three samplers and the equal numbers of several devices once more with XLA's optimizer, which the suite does without.
 thorough: setup
 	JAXGEN_THOROUGH=1 JAXGEN_EXPERIMENTS=all $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 	JAXGEN_THOROUGH=1 JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup \
-	  tests/test_models.py -k "same_bits or own_row"
+	  tests/test_models.py tests/test_sharding.py -k "same_bits or own_row or parameters_of_one"
 
 # Runs every notebook from its first cell to its last; the files stay as they are.
 notebooks: setup
@@ -60,9 +60,9 @@ notebooks: setup
 lint: setup
 	$(BIN)/ruff check .
 
-# Real SIGKILLs at random moments of a training, one of them inside a save; the suite does five.
+# Real SIGKILLs at random moments of a training, one of them inside a save, with XLA's optimizer; the suite does five without it.
 kill-test: setup
-	JAXGEN_KILLS=$(KILLS) $(BIN)/python -m pytest tests/test_interruption.py -k kill
+	JAXGEN_KILLS=$(KILLS) JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest tests/test_interruption.py -k kill
 
 # All autoregressive image models on digits with one budget of time: experiments/results/digits.md
 compare: setup

@@ -68,13 +68,15 @@ class Entry:
         return self.config(image_shape=image_shape, levels=levels, num_classes=num_classes, **{**self.small, **sizes})
 
 
-def gated_pixelcnn_parameters(layers: int, width: int, input_kernel: int, head_width: int, outputs: int, factorized: bool) -> int:
-    """Weights and biases of a grey Gated PixelCNN with kernel 3, counted layer by layer from its equations."""
-    m, two = input_kernel // 2, 2 * width
+def gated_pixelcnn_parameters(image_shape, levels: int, layers: int, width: int, kernel: int, head_width: int, factorized: bool) -> int:
+    """Weights and biases of a Gated PixelCNN with a 7 x 7 first layer, counted layer by layer from its equations."""
+    channels, outputs = image_shape[2], image_shape[2] * (1 if levels == 2 else levels)
+    m, two = kernel // 2, 2 * width
     link, out = two * two + two, width * two + two
-    first = (m + 1) * input_kernel * two + two + link + m * two + out
-    vertical = (3 * width * width + 2 * width * two if factorized else 2 * 3 * width * two) + two
-    other = vertical + link + 2 * width * two + out
+    taps = 3 * channels + (channels if channels > 1 else 0)  # the centre of mask A is there only between channels
+    first = 4 * 7 * channels * two + two + link + taps * two + out
+    vertical = (kernel * width * width + (m + 1) * width * two if factorized else (m + 1) * kernel * width * two) + two
+    other = vertical + link + (m + 1) * width * two + out
     head = width * head_width + head_width + head_width * outputs + outputs
     return first + layers * other - (width * width + width) + head  # the last layer has no residual
 
@@ -181,7 +183,10 @@ PIXELCNN_PP_SIZES = [
     {"image_shape": (32, 32, 3), "levels": 256, "width": 192},
     {"image_shape": (28, 28, 1), "levels": 2, "width": 64},
 ]
-COMPARISON = {"image_shape": (28, 28, 1), "levels": 2, "layers": 10, "width": 128, "input_kernel": 7, "kernel": 3, "head_width": 32}
+GATED_PIXELCNN_SIZES = [
+    {"image_shape": (28, 28, 1), "levels": 2, "layers": 10, "width": 128, "kernel": 3, "head_width": 32, "factorized": factorized}
+    for factorized in (True, False)
+] + [{"image_shape": (32, 32, 3), "levels": 256, "layers": 19, "width": 384, "kernel": 5, "head_width": 768, "factorized": False}]
 
 TABLE = [
     Entry(
@@ -191,7 +196,7 @@ TABLE = [
         gated_pixelcnn_dependencies,
         whole_past={"input_kernel": 7, "layers": 1},
         edges=({"input_kernel": 1, "kernel": 1}, {"input_kernel": 5, "layers": 0}, {"factorized": True, "kernel": 5, "input_kernel": 1}),
-        full_sizes=tuple(({**COMPARISON, "factorized": f}, gated_pixelcnn_parameters(10, 128, 7, 32, 1, f)) for f in (True, False)),
+        full_sizes=tuple((sizes, gated_pixelcnn_parameters(**sizes)) for sizes in GATED_PIXELCNN_SIZES),
     ),
     pixel_recurrent(
         "pixelcnn",
