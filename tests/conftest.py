@@ -50,6 +50,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {entry.name}" if entry else item.path.name))
 
 
+MOST_MAPS = 30_000
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Forgets compiled programs before there are too many: each is several memory maps, and with 65,530 of them Linux ends a process."""
+    maps = Path("/proc/self/maps")
+    if nextitem is None or _group(item) == _group(nextitem) or not maps.exists():
+        return
+    if maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+
+
+def _group(item: pytest.Item) -> str:
+    return item.get_closest_marker("xdist_group").args[0]
+
+
 @pytest.fixture
 def real_data():
     """`real_data("mnist")` is the folder $JAXGEN_DATA/mnist; the test is skipped, with the reason, where it is absent."""
