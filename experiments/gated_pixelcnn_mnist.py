@@ -2,7 +2,7 @@
 
     python -m experiments.gated_pixelcnn_mnist                                      TFDS's own binarized_mnist (extra: tfds)
     python -m experiments.gated_pixelcnn_mnist --data.name FOLDER                   train.npz, valid.npz, test.npz of your own
-    python -m experiments.gated_pixelcnn_mnist --laptop --data.name FOLDER          a small model, two minutes on 2 CPU cores
+    python -m experiments.gated_pixelcnn_mnist --laptop --data.name FOLDER          a small model, a few minutes on a CPU
 
 Needs an accelerator at full size. Published on this binarization: PixelCNN 81.30, Row LSTM 80.54, Diagonal BiLSTM 79.20 nats (van den
 Oord, Kalchbrenner, Kavukcuoglu 2016); the Gated PixelCNN paper gives no number for it. Full size: not run.

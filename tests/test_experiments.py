@@ -1,6 +1,6 @@
 """Every experiment script: its configuration is data, its model has the size that is written here, its laptop mode runs.
 
-The suite runs the laptop modes that compile in seconds; JAXGEN_EXPERIMENTS=all runs every one (four minutes on one core).
+The suite runs the laptop modes that compile in seconds; JAXGEN_EXPERIMENTS=all runs every one (a few minutes on one core).
 """
 
 import importlib
