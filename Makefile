@@ -46,8 +46,8 @@ $(READY): requirements.lock pyproject.toml
 test: setup
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
-# All shapes, sizes and kinds of calls for all models, and every experiment's laptop mode: half an hour of one core. Then the equal bits of the
-# three samplers and the equal numbers of several devices once more with XLA's optimizer, which the suite does without.
+# All shapes, sizes and kinds of calls for all models, and every experiment's laptop mode; then the equal bits of the three samplers and the
+# equal numbers of several devices once more with XLA's optimizer, which the suite does without: half an hour of one core.
 thorough: setup
 	JAXGEN_THOROUGH=1 JAXGEN_EXPERIMENTS=all $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 	JAXGEN_THOROUGH=1 JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup \

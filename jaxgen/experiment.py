@@ -58,7 +58,7 @@ def train(experiment: Experiment, restart: bool = False) -> int:
     mesh = sharding.make_mesh(options.fsdp)
     optimizer = make_optimizer(experiment)
     if restart:  # what cannot begin must not delete anything
-        jax.eval_shape(lambda: training.new_state(build(experiment.model, options.seed), optimizer))
+        _shapes(experiment, optimizer)
     begun = checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart, complete=_completed)
     with begun as checkpoints:
         model = build(experiment.model, options.seed)
@@ -92,6 +92,11 @@ def train(experiment: Experiment, restart: bool = False) -> int:
 def make_optimizer(experiment: Experiment):
     """The optimizer of a run; a model with several players names them in its configuration."""
     return training.make_optimizer(experiment.optimizer, experiment.train.steps, getattr(experiment.model, "players", ()))
+
+
+def _shapes(experiment: Experiment, optimizer) -> training.TrainState:
+    """The state before the first step as shapes and dtypes: nothing is computed."""
+    return jax.eval_shape(lambda: training.new_state(build(experiment.model, experiment.train.seed), optimizer))
 
 
 def _completed(old: dict) -> dict:
@@ -208,8 +213,7 @@ def dry_run(experiment: Experiment) -> int:
     """Print shapes, parameter count, memory and sharding of a run; nothing is computed and no data is read."""
     mesh = sharding.make_mesh(experiment.train.fsdp)
     optimizer = make_optimizer(experiment)
-    model = jax.eval_shape(lambda: build(experiment.model, experiment.train.seed))
-    state = jax.eval_shape(lambda model: training.new_state(model, optimizer), model)
+    state = _shapes(experiment, optimizer)
     shardings = jax.tree.leaves(sharding.state_sharding(mesh, state))
     leaves = jax.tree_util.tree_leaves_with_path(state)
     per_device = 0
@@ -218,7 +222,7 @@ def dry_run(experiment: Experiment) -> int:
         name = jax.tree_util.keystr(path)
         if name.startswith(".model"):
             print(f"{name.removeprefix('.model'):<60} {leaf.dtype.name:<9} {str(list(leaf.shape)):<22} {placed.spec}")
-    shape, count = list(experiment.model.image_shape), sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    shape, count = list(experiment.model.image_shape), sum(leaf.size for leaf in jax.tree.leaves(nnx.state(state.model, nnx.Param)))
     print(f"data                  {experiment.data.name}, not read; images {shape} of {experiment.model.levels} levels, as the model says")
     print(f"parameters            {count:,}")
     print(f"state per device      {per_device / 2**20:,.1f} MiB (parameters, optimizer, average), before activations")

@@ -115,8 +115,8 @@ def _several_hosts(env) -> bool:
     if env.get("JAX_PLATFORMS") == "cpu":
         return False
     # A batch script under Slurm knows the number of tasks too, but only srun starts them and sets their nodes.
-    tasks = env.get("SLURM_NTASKS", "") if "SLURM_STEP_NODELIST" in env else env.get("OMPI_COMM_WORLD_SIZE", "")
-    many_tasks = tasks.isdecimal() and int(tasks) > 1
+    tasks = [env.get("SLURM_NTASKS", "") if "SLURM_STEP_NODELIST" in env else "", env.get("OMPI_COMM_WORLD_SIZE", "")]
+    many_tasks = any(count.isdecimal() and int(count) > 1 for count in tasks)
     pod = "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env
     tpu_vm = os.path.exists("/dev/accel0") or (os.path.exists("/dev/vfio/0") and "TPU_NAME" in env)
     return many_tasks or pod or tpu_vm

@@ -292,7 +292,8 @@ def fit(
             metrics = {name: float(np.asarray(value)) for name, value in pending[1].items()}
             if not metrics.pop("finite"):
                 got = f"loss {metrics['loss']}, gradient norm {metrics['gradient_norm']}"
-                hint = "checkpoints that were saved before are intact; run again with lower learning rates"
+                rates = "a lower --optimizer.learning_rate, or lower rates in --optimizer.players"
+                hint = f"checkpoints that were saved before are intact; run again with {rates}"
                 raise NonFiniteError(f"step {pending[0]}", "a finite loss and gradient", got, hint)
             on_metrics(pending[0], metrics)
 

@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_a_lower_rate_goes_on(copy, 
     assert train(copy, steps=60, learning_rate=1e9) == 5
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.search(r"step 3\d: wanted a finite loss and gradient, got loss .*(nan|inf)", line)
-    assert "run again with lower learning rates" in line
+    assert "a lower --optimizer.learning_rate" in line
     assert saved(copy) == [20, 30]
     assert same_model(copy, thirty)
     assert all(row["step"] < 40 for row in rows(copy))

@@ -175,6 +175,7 @@ def test_an_incomplete_group_is_an_error(monkeypatch):
         ({"SLURM_NTASKS": "4"}, False),  # a batch script that has not called srun
         ({"SLURM_NTASKS": "", "SLURM_STEP_NODELIST": "n1"}, False),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, True),
         ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
         ({"TPU_WORKER_HOSTNAMES": "host-0"}, False),
         ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "n[1-4]", "JAX_PLATFORMS": "cpu"}, False),
