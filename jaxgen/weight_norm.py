@@ -24,7 +24,7 @@ CONSTANT = 1e-6
 
 
 class Conv(NamedTuple):
-    """The convolution above, kernel and bias in the dtype of the activations."""
+    """The convolution above, kernel and bias in the dtype in which it is computed: that of the activations, or float32."""
 
     kernel: Float[Array, "h w D E"]
     bias: Float[Array, " E"]
@@ -34,6 +34,7 @@ class Conv(NamedTuple):
     def __call__(self, x: Float[Array, "*shape D"]) -> Float[Array, "*out E"]:
         """The whole image [B, H, W, D]; with stride 2, ceil(H / 2) x ceil(W / 2). A 1 x 1 kernel takes positions of any shape."""
         height, width = self.kernel.shape[:2]
+        x = x.astype(self.kernel.dtype)
         if (height, width, self.stride) == (1, 1, 1):
             return add_bias(dot(x, self.kernel[0, 0]), self.bias)
         padding = ((height - 1, 0), (width // 2, (width - 1) // 2))
@@ -120,8 +121,7 @@ class WeightNorm(nnx.Module):
         """The whole image. With `initialise`, on a copy that is under construction, gain and bias are set from x first."""
         if initialise:
             self._set_from(x, *size)
-        layer = self.layer(x.dtype)
-        return layer(x.astype(layer.kernel.dtype), *size)
+        return self.layer(x.dtype)(x, *size)
 
     def _set_from(self, x, *size) -> None:
         """gain := scale / std, bias := -mean scale / std of the outputs t = V / ||V|| * x, so that y has mean 0 and std `scale`.

@@ -297,7 +297,7 @@ class PixelCNNPP(WeightNormImages):
         left = self._pixels(previous_pixel, cache.base.dtype) * (c > 0).astype(cache.base.dtype)
         x = at(cache.base, c) + dot(left, network.left_ul.kernel[1, 0])
         ul, column = pixel_of_level(network.level, cache.level, read_column(cache.level, c), x, r, c)
-        parameters = network.outputs(jax.nn.elu(ul).astype(jnp.float32))
+        parameters = network.outputs(jax.nn.elu(ul))
         return cache._replace(level=write_column(cache.level, column, c)), parameters
 
 

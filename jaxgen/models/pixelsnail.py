@@ -263,7 +263,7 @@ class PixelSNAIL(WeightNormImages):
         for block, resnets, state in zip(network.blocks, cache.resnets, cache.blocks, strict=True):
             state, h = step_of_block(block, resnets, state, x, h, positions, p, c)
             blocks.append(state)
-        parameters = network.outputs(jax.nn.elu(h).astype(jnp.float32))
+        parameters = network.outputs(jax.nn.elu(h))
         return cache._replace(blocks=tuple(blocks)), parameters
 
 
