@@ -9,8 +9,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _SUBMODULES = (
-    "checkpoint", "cli", "config", "data", "distributions", "errors", "evaluation", "experiment",
-    "layers", "models", "report", "sampling", "sharding", "training",
+    "checks", "cli", "config", "data", "distributions", "errors", "evaluation", "experiment",
+    "layers", "models", "runs", "sampling", "sharding", "trained", "training",
 )  # fmt: skip
 
 __all__ = ["__version__", "load", *_SUBMODULES]
@@ -19,7 +19,7 @@ __all__ = ["__version__", "load", *_SUBMODULES]
 def __getattr__(name: str):
     """`jaxgen.load` and the submodules, on demand."""
     if name == "load":
-        return import_module("jaxgen.checkpoint").load
+        return import_module("jaxgen.trained").load
     if name in _SUBMODULES:
         return import_module(f"jaxgen.{name}")
     raise AttributeError(f"module 'jaxgen' has no attribute {name!r}")

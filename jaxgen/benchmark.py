@@ -32,18 +32,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxgen import config, report, sharding, training
+from jaxgen import config, sharding, training
 from jaxgen.errors import ConfigError
-from jaxgen.layers import EXACT
+from jaxgen.layers.convolutions import EXACT
 from jaxgen.models import MODELS, build
+from jaxgen.runs import report
 from jaxgen.sampling import AutoregressiveImages
 
 BATCHES = (1, 16, 64)
 REPETITIONS = 5
 PEAK_SIZES = {"cpu": (768, 1024)}  # of square matrices; an accelerator needs larger ones
 ACCELERATOR_PEAK_SIZES = (4096, 8192)
-NAIVE_SECONDS = 10.0  # a longer naive sampler is timed for a few of its passes only
-NAIVE_PASSES = 4
+NAIVE_SECONDS, NAIVE_PASSES = 10.0, 4  # a longer naive sampler is timed for a few of its passes only
 Row = dict[str, Any]
 
 

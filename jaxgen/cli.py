@@ -21,9 +21,10 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from jaxgen import benchmark, checkpoint, config, figures, report, sharding
-from jaxgen.conditions import interpolate
+from jaxgen import benchmark, config, sharding, trained
+from jaxgen.checks import interpolate
 from jaxgen.data import DataConfig
+from jaxgen.data.images import SPLITS
 from jaxgen.errors import ConfigError, JaxgenError
 from jaxgen.experiment import (
     GRID,
@@ -44,8 +45,8 @@ from jaxgen.experiment import (
     vector_size,
     write_grid,
 )
-from jaxgen.images import SPLITS
 from jaxgen.models import MODELS
+from jaxgen.runs import checkpoint, figures, report
 from jaxgen.sampling import METHODS
 
 __all__ = ["Experiment", "command", "main"]
@@ -239,7 +240,7 @@ def _options(words: list[str]) -> list[list[str]]:
 def _open(options: argparse.Namespace):
     """The experiment and the model of a run."""
     experiment = config.from_json([Experiment, *MODELS], checkpoint.read_config(options.run))
-    return experiment, checkpoint.load(options.run, step=options.step)
+    return experiment, trained.load(options.run, step=options.step)
 
 
 def evaluate(options: argparse.Namespace) -> int:

@@ -16,11 +16,12 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from jaxgen import benchmark, checkpoint, config, evaluation, report, sharding, training
+from jaxgen import benchmark, config, evaluation, sharding, trained, training
 from jaxgen.data import DataConfig, Dataset
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.layers import box_filter
+from jaxgen.layers.convolutions import box_filter
 from jaxgen.models import MODELS, build
+from jaxgen.runs import checkpoint, report
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 GRID = 64
@@ -236,7 +237,7 @@ def finish(experiment: Experiment) -> None:
 
     Every process loads and evaluates, the first one draws.
     """
-    folder, model, test = epath.Path(experiment.workdir), checkpoint.load(experiment.workdir), load_data(experiment, "test")
+    folder, model, test = epath.Path(experiment.workdir), trained.load(experiment.workdir), load_data(experiment, "test")
     say(f"\nreport of {experiment.workdir}")
     print_evaluation(experiment, model, test, experiment.train.batch_size)
     if jax.process_index() > 0:

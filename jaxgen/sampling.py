@@ -25,7 +25,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
-from jaxgen.conditions import (  # noqa: F401  (some are here for those who import them from this file)
+from jaxgen.checks import (  # noqa: F401  (some are here for those who import them from this file)
     check_count,
     check_images,
     check_key,
@@ -38,8 +38,8 @@ from jaxgen.conditions import (  # noqa: F401  (some are here for those who impo
 )
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError
-from jaxgen.fronts import Fronts
-from jaxgen.layers import at, put
+from jaxgen.layers.convolutions import at, put
+from jaxgen.layers.fronts import Fronts
 
 METHODS = ("cached", "naive", "fixed_point")
 CACHE_BYTES = 2**24

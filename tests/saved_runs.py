@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.checkpoint import Checkpointer
+from jaxgen.runs.checkpoint import Checkpointer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = {

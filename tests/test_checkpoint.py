@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from saved_runs import CONFIG, DATA, flip, same_bits, state, two_steps
 
-from jaxgen import checkpoint, lock, manifest, rundir
-from jaxgen.checkpoint import Checkpointer
 from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.runs import checkpoint, directory, lock, manifest
+from jaxgen.runs.checkpoint import Checkpointer
 
 run = pytest.fixture(two_steps)
 
@@ -219,7 +219,7 @@ def test_a_mistyped_store_is_not_a_local_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def store(monkeypatch):
-    monkeypatch.setattr(rundir, "is_local", lambda path: False)
+    monkeypatch.setattr(directory, "is_local", lambda path: False)
 
 
 def test_a_store_commits_by_the_manifest(store, tmp_path, monkeypatch):
@@ -252,4 +252,4 @@ def test_a_store_refuses_a_live_pid_of_this_host_only(store, tmp_path, capsys):
         (tmp_path / "lock").write_text(note % (host, pid))
         Checkpointer(tmp_path, CONFIG).close()
         assert f"gone: pid {pid} on host {host}" in capsys.readouterr().err
-        assert lock._holder(rundir.folder(tmp_path) / "lock") == {}
+        assert lock._holder(directory.folder(tmp_path) / "lock") == {}

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from saved_runs import CONFIG, child, finish, same_bits
 
-from jaxgen import manifest
-from jaxgen.checkpoint import Checkpointer
 from jaxgen.errors import ConfigError
+from jaxgen.runs import manifest
+from jaxgen.runs.checkpoint import Checkpointer
 
 HOLD = """
 import sys, time
-from jaxgen.checkpoint import Checkpointer
+from jaxgen.runs.checkpoint import Checkpointer
 saver = Checkpointer(sys.argv[1], {"model": {"class": "A"}})
 print("holding", flush=True)
 time.sleep(100)
@@ -51,7 +51,7 @@ def test_a_torn_lock_file_is_taken_over(tmp_path):
 KILL = """
 import os, signal, sys
 import numpy as np
-from jaxgen import checkpoint
+from jaxgen.runs import checkpoint
 
 workdir, moment = sys.argv[1:]
 saver = checkpoint.Checkpointer(workdir, {"model": {"class": "A"}})
@@ -105,7 +105,7 @@ EIGHT = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from jaxgen import sharding
-from jaxgen.checkpoint import Checkpointer
+from jaxgen.runs.checkpoint import Checkpointer
 
 assert jax.device_count() == 8
 tree = {"w": jnp.zeros((64, 64)), "b": jnp.zeros(5)}
@@ -132,8 +132,9 @@ PAIR = """
 import sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxgen import manifest, sharding
-from jaxgen.checkpoint import Checkpointer
+from jaxgen import sharding
+from jaxgen.runs import manifest
+from jaxgen.runs.checkpoint import Checkpointer
 from jaxgen.errors import CheckpointError
 
 workdir, port, index = sys.argv[1:]

@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 import jaxgen
-from jaxgen import benchmark, checkpoint, cli, config, data, evaluation, experiment, training
+from jaxgen import benchmark, cli, config, data, evaluation, experiment, training
 from jaxgen.__main__ import COMMANDS, main
 from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS, GANConfig, GatedPixelCNNConfig
+from jaxgen.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 GATED = ["train", "gated_pixelcnn", "--model.width=6", "--model.layers=1", "--model.head_width=8"]

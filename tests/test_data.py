@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxgen import data, images
+from jaxgen import data
+from jaxgen.data import images
 from jaxgen.errors import ConfigError, DataError, JaxgenError
 
 

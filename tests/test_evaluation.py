@@ -14,8 +14,9 @@ import pytest
 from flax import nnx
 from scipy import linalg, stats
 
-from jaxgen import evaluation, ring, sharding
+from jaxgen import evaluation, sharding
 from jaxgen.data import Dataset, load
+from jaxgen.data import points as ring
 from jaxgen.errors import ConfigError, DataError, NonFiniteError
 from jaxgen.evaluation import GaussianModel, UniformModel, bits_per_dim, evaluate, frechet_distance, headline, mode_coverage, rulers
 from jaxgen.models.gan import GAN, GANConfig

@@ -11,7 +11,7 @@ from model_table import TABLE
 from test_models import CASES, full_pass, images_of, labels_of, make
 
 from jaxgen import benchmark, sampling
-from jaxgen.fronts import Fronts
+from jaxgen.layers.fronts import Fronts
 from jaxgen.models import PixelCNNConfig, build
 
 IN_FRONTS = [entry for entry in TABLE if entry.config is PixelCNNConfig]

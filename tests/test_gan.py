@@ -9,11 +9,13 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxgen import ring, rundir, sharding, training
+from jaxgen import sharding, training
 from jaxgen.data import DataConfig
+from jaxgen.data import points as ring
 from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment, train
 from jaxgen.models.gan import GAN, GANConfig
+from jaxgen.runs import directory
 
 SMALL = {
     "points": GANConfig((2,), 0, latent=2, hidden=16),
@@ -209,7 +211,7 @@ def test_a_restart_that_cannot_begin_deletes_nothing(tmp_path):
     bad = dataclasses.replace(run, optimizer=training.OptimizerConfig(players=(("generator", 1e-3),)))
     with pytest.raises(ConfigError, match="^optimizer.players: .*add 'discriminator'"):
         train(bad, restart=True)
-    assert rundir.steps(rundir.folder(tmp_path) / "checkpoints") == [2]
+    assert directory.steps(directory.folder(tmp_path) / "checkpoints") == [2]
     assert train(run, restart=True) == 0
 
 

@@ -15,10 +15,10 @@ from scipy.stats import chisquare
 from test_models import all_images, full_pass, images_of, log_prob, seen_inputs, step_by_step, with_noise
 
 from jaxgen import cli, data, experiment, sampling
-from jaxgen.block_attention import attend, make_blocks
 from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment
-from jaxgen.layers import box_filter
+from jaxgen.layers.attention import attend, make_blocks
+from jaxgen.layers.convolutions import box_filter
 from jaxgen.models import ImageTransformerConfig, build
 from jaxgen.sampling import METHODS
 from jaxgen.sharding import make_mesh

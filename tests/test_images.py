@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from test_data import one_line, pixels
 
-from jaxgen import data, images
+from jaxgen import data
+from jaxgen.data import images
 from jaxgen.errors import DataError
 
 # ------------------------------------------------------------------------------------------------------------------------------------- .npz

@@ -28,7 +28,8 @@ START = re.compile(r"(training to step|resumed from step (\d+) of|is finished at
 # The command without the report at its end, which measures speeds for seconds.
 TRAIN_ONLY = """
 import os, signal, sys, time
-from jaxgen import __main__, checkpoint, cli, manifest
+from jaxgen import __main__, cli
+from jaxgen.runs import checkpoint, manifest
 cli.finish = lambda experiment: None
 {}
 sys.exit(__main__.main())

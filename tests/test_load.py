@@ -15,9 +15,9 @@ from saved_runs import DATA, ROOT, flip, same_bits
 
 import jaxgen
 from jaxgen import config, models, sharding, training
-from jaxgen.checkpoint import Checkpointer
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
+from jaxgen.runs.checkpoint import Checkpointer
 
 TINY = GatedPixelCNNConfig(image_shape=(4, 4, 1), levels=3, layers=1, width=4, head_width=4, input_kernel=3)
 
@@ -97,7 +97,7 @@ def test_the_version_is_that_of_the_package():
 
 
 def test_importing_checkpoint_does_not_import_orbax():
-    script = "import sys, jaxgen; jaxgen.load; print('jaxgen.checkpoint' in sys.modules, 'orbax' in sys.modules)"
+    script = "import sys, jaxgen; jaxgen.load; print('jaxgen.runs.checkpoint' in sys.modules, 'orbax' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.split() == ["True", "False"]
     with pytest.raises(AttributeError, match="nothing_like_that"):

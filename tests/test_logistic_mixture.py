@@ -10,7 +10,7 @@ from scipy.special import logsumexp
 from scipy.stats import chisquare, logistic
 
 from jaxgen.errors import ConfigError
-from jaxgen.logistic_mixture import DiscretizedLogisticMixture, discretized_logistic_log_prob, log1mexp_exp
+from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture, discretized_logistic_log_prob, log1mexp_exp
 
 MEANS = (-30.0, -1.5, -1.0, -0.003, 0.2, 1.0, 4.0)
 LOG_SCALES = (-7.0, -5.5, -3.0, 0.0, 3.0)

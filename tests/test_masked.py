@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from jaxgen.errors import ConfigError
-from jaxgen.masked import GATES, Masked1x1, MaskedConv, forget_bias, lstm_cell
+from jaxgen.layers.masked import GATES, Masked1x1, MaskedConv, forget_bias, lstm_cell
 from jaxgen.models import DiagonalBiLSTMConfig, PixelCNNConfig, RowLSTMConfig, build, diagonal_bilstm
 from jaxgen.models.diagonal_bilstm import DiagonalLayer, skew, unskew
 from jaxgen.models.row_lstm import RowLSTMLayer

@@ -18,7 +18,7 @@ from model_table import TABLE, Entry
 from scipy.stats import chisquare
 
 from jaxgen.errors import ConfigError
-from jaxgen.layers import FEW_IMAGES
+from jaxgen.layers.convolutions import FEW_IMAGES
 from jaxgen.models import MODELS
 from jaxgen.sampling import METHODS
 from jaxgen.sharding import make_mesh

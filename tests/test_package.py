@@ -19,27 +19,60 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = sorted(path for folder in ("jaxgen", "experiments", "tests") for path in (ROOT / folder).rglob("*.py"))
 PACKAGE = [path for path in CODE if path.is_relative_to(ROOT / "jaxgen")]
 
-# One way down. Every file of jaxgen/ belongs to one row and imports only from its own row, if that is allowed, and from the rows named.
-COMMON = {"errors", "config", "sharding"}
-LAYERS = {"layers", "distributions", "conditions", "sampling", "masked", "logistic_mixture", "weight_norm", "block_attention"}
-LAYERS |= {"gated_resnet", "fronts"}
-MODELS = {"models"}
-RUNS = {"training", "evaluation", "data", "checkpoint", "report"} | {"figures", "images", "leaves", "lock", "manifest", "ring", "rundir"}
-RUNS |= {"tfds_images"}
-COMMANDS = {"experiment", "benchmark", "cli", "__main__"}
-MAY_IMPORT = [
-    (COMMON, COMMON),
-    (LAYERS, COMMON | LAYERS),
-    (MODELS, COMMON | LAYERS),
-    (RUNS, COMMON | RUNS | {"distributions"}),
-    (COMMANDS, COMMON | LAYERS | MODELS | RUNS | COMMANDS),
-]
-# checkpoint.load rebuilds a model from the closed list of configurations.
-EXCEPTIONS = {("checkpoint", "models")}
-# data.load("ring") makes its set in a file that builds a Dataset: the only pair that needs each other, at different times.
-CYCLES = {("data", "ring")}
-# Models that a paper composes of others (none yet), and a model of two cached forms, each in a file of its own.
-COMPOSED_MODELS = {("pixelcnn", "pixelcnn_fronts")}
+# One way down: a file imports from the rows named for its own, and from the files before it in its own row's order, if it has one.
+# A room (a folder) is one word here; what its files may use of each other stands in ROOMS.
+MAY_IMPORT = {
+    "errors": set(),
+    "config": {"errors"},
+    "checks": {"errors"},
+    "sharding": {"errors"},
+    "distributions": {"errors"},
+    "data": {"errors"},
+    "runs": {"errors"},
+    "sampling": {"errors", "checks", "distributions", "layers"},
+    "layers": {"errors", "config", "checks", "distributions", "sampling"},
+    "models": {"errors", "config", "checks", "data", "distributions", "layers", "sampling"},
+    "training": {"errors", "sharding"},
+    "evaluation": {"errors", "sharding", "distributions"},
+    "trained": {"config", "models", "runs"},
+    "benchmark": {"errors", "config", "layers", "models", "runs", "sampling", "sharding", "training"},
+    "experiment": {"benchmark", "config", "data", "errors", "evaluation", "layers", "models", "runs", "sharding", "trained", "training"},
+    "cli": {"benchmark", "checks", "config", "data", "errors", "experiment", "models", "runs", "sampling", "sharding", "trained"},
+    "__main__": {"errors", "cli"},
+}
+# Inside a room: a file and the files of its room that it may import.
+ROOMS = {
+    "data": {
+        "features": set(),
+        "images": {"features"},
+        "tfds": {"images"},
+        "dataset": {"features", "images", "tfds"},
+        "points": {"dataset"},
+        "loading": {"dataset", "images", "points", "tfds"},
+        "__init__": {"dataset", "loading"},
+    },
+    "layers": {
+        "convolutions": set(),
+        "logistic_mixture": {"convolutions"},
+        "attention": {"convolutions"},
+        "fronts": {"convolutions"},
+        "masked": {"convolutions"},
+        "pixelcnn_fronts": {"convolutions", "fronts", "masked"},
+        "weight_norm": {"convolutions"},
+        "gated_resnet": {"convolutions", "weight_norm"},
+        "__init__": set(),
+    },
+    "runs": {
+        "leaves": set(),
+        "lock": set(),
+        "directory": set(),
+        "manifest": {"directory"},
+        "checkpoint": {"directory", "leaves", "lock", "manifest"},
+        "figures": set(),
+        "report": {"figures"},
+        "__init__": set(),
+    },
+}
 
 
 @cache
@@ -69,31 +102,38 @@ def dependencies(path):
 # --- Structure ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [p for p in PACKAGE if p.name != "__init__.py" or p.parent.name == "models"], ids=str)
+def inside_its_room(path):
+    """The files of its own room that a file imports."""
+    return {name.split(".")[2] for name in imports(path) if name.startswith(f"jaxgen.{part(path)}.")}
+
+
+@pytest.mark.parametrize("path", [p for p in PACKAGE if p != ROOT / "jaxgen" / "__init__.py"], ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_run_one_way(path):
-    rows = [allowed for row, allowed in MAY_IMPORT if part(path) in row]
-    assert len(rows) == 1, f"{path.name} is new: give it its row above"
-    own = MODELS if path.name == "__init__.py" else set()
-    wrong = {other for other in dependencies(path) - rows[0] - own if (part(path), other) not in EXCEPTIONS}
-    if part(path) == "models" and path.name != "__init__.py":
-        used = {name.split(".")[2] for name in imports(path) if name.startswith("jaxgen.models.")}
-        wrong = (wrong - MODELS) | {other for other in used if (path.stem, other) not in COMPOSED_MODELS}
-    assert not wrong
+    room = part(path)
+    assert room in MAY_IMPORT, f"{path.name} is new: give it its row above"
+    assert not dependencies(path) - MAY_IMPORT[room] - {room}
+    if room in ROOMS:
+        assert path.stem in ROOMS[room], f"{path.name} is new in its room: give it its row above"
+        assert not inside_its_room(path) - ROOMS[room][path.stem]
+    elif room == "models" and path.stem != "__init__":
+        assert not inside_its_room(path), "a model imports another one only where the paper composes them"
 
 
 def test_imports_have_no_cycle():
+    files = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in PACKAGE}
     graph = {}
-    for path in PACKAGE:
-        if path != ROOT / "jaxgen" / "__init__.py":
-            others = {other for other in dependencies(path) if other != part(path) and (part(path), other) not in CYCLES}
-            graph.setdefault(part(path), set()).update(others)
-    assert set(graph) >= COMMON | LAYERS | {"training"}
+    for name, path in files.items():
+        if name != "jaxgen.__init__":
+            words = {word for word in imports(path) if word.startswith("jaxgen.")}
+            graph[name] = {other for other in files if any(word == other or word.startswith(f"{other}.") for word in words)}
+            graph[name] |= {other for other in files if other.removesuffix(".__init__") in words and other.endswith(".__init__")}
+    assert len(graph) > 30 and graph["jaxgen.training"] >= {"jaxgen.sharding", "jaxgen.errors"}
     list(graphlib.TopologicalSorter(graph).static_order())
 
 
 def test_training_and_commands_name_no_model():
     for path in PACKAGE:
-        if part(path) in COMMON | LAYERS | RUNS | COMMANDS:
+        if part(path) != "models":
             named = {name for name in imports(path) if name.startswith("jaxgen.models.")}
             assert named <= {"jaxgen.models.MODELS", "jaxgen.models.build"}, path
 
@@ -206,7 +246,8 @@ def test_the_modules_of_a_notebook_add_nothing_heavy_and_touch_no_device():
 import sys, jax, optax
 from flax import nnx
 before = set(sys.modules)
-from jaxgen import checkpoint, config, data, distributions, evaluation, layers, models, report, sampling, sharding, training
+from jaxgen import config, data, distributions, evaluation, layers, models, sampling, sharding, training
+from jaxgen.runs import checkpoint, report
 print(*[name for name in {HEAVY} if name in set(sys.modules) - before])
 from jax._src import xla_bridge
 print("devices" if xla_bridge.backends_are_initialized() else "")

@@ -8,8 +8,8 @@ from flax import nnx
 
 from jaxgen.distributions import Bernoulli, Categorical
 from jaxgen.errors import ConfigError
-from jaxgen.layers import quarters
-from jaxgen.logistic_mixture import DiscretizedLogisticMixture
+from jaxgen.layers.convolutions import quarters
+from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
 from jaxgen.models.pixelsnail import PixelSNAIL, PixelSNAILConfig, attend_before, causal_attention
 
 SMALL = {"blocks": 1, "width": 6, "resnets": 1, "key": 2, "value": 3, "mixtures": 2, "dropout": 0.0}

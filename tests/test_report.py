@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgen import figures, report
 from jaxgen.errors import ConfigError
+from jaxgen.runs import figures, report
 
 
 @pytest.fixture(name="start")
@@ -123,7 +123,7 @@ def test_only_the_writer_writes(start, tmp_path, capsys):
 
 WRITER = """
 import sys
-from jaxgen.report import Reporter
+from jaxgen.runs.report import Reporter
 start = int(sys.argv[2])
 reporter = Reporter(sys.argv[1], resume_step=start)
 for step in range(start + 1, 10**9):

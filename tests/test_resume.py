@@ -17,11 +17,12 @@ from etils import epath
 from flax import nnx
 from tiny_runs import MODEL, complete, rows, same_model, saved, train, write_images
 
-from jaxgen import checkpoint, cli, evaluation, experiment, manifest, sharding, training
-from jaxgen.checkpoint import Checkpointer
+from jaxgen import cli, evaluation, experiment, sharding, training
 from jaxgen.data import DataConfig
 from jaxgen.experiment import Experiment
 from jaxgen.models import GatedPixelCNNConfig, PixelCNNPP, PixelCNNPPConfig, build
+from jaxgen.runs import checkpoint, manifest
+from jaxgen.runs.checkpoint import Checkpointer
 from jaxgen.training import TrainConfig
 
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from scipy import stats
 
-from jaxgen.conditions import interpolate
+from jaxgen.checks import interpolate
 from jaxgen.distributions import gaussian_kl, gaussian_log_prob, gaussian_sample
 from jaxgen.errors import ConfigError
 from jaxgen.models.vae import VAE, VAEConfig, estimator_a, estimator_b, importance_bound

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxgen.layers.weight_norm import Conv, Down, Up, WeightNorm
 from jaxgen.models import PixelCNNPP, PixelCNNPPConfig
-from jaxgen.weight_norm import Conv, Down, Up, WeightNorm
 
 
 def made(form: type, kernel: tuple[int, int], features=(3, 4)):

@@ -36,8 +36,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from jaxgen.distributions import pixel_head
-from jaxgen.layers import EXACT, add_bias, dot, normal, scale_pixels, shift, take_group
-from jaxgen.masked import (
+from jaxgen.layers.convolutions import EXACT, add_bias, dot, normal, scale_pixels, shift, take_group
+from jaxgen.layers.masked import (
     Masked1x1,
     MaskedConv,
     OutputLayers,

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt8
 
-from jaxgen.conditions import check_count, check_images, check_key, check_label, image_of
+from jaxgen.checks import check_count, check_images, check_key, check_label, image_of
 from jaxgen.config import check_types
 from jaxgen.errors import ConfigError
-from jaxgen.layers import scale_pixels
+from jaxgen.layers.convolutions import scale_pixels
 
 SLOPE = 0.2  # of the leaky ReLU (Radford et al. 2016)
 

@@ -31,11 +31,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from jaxgen.conditions import check_vector
+from jaxgen.checks import check_vector
 from jaxgen.config import check_types
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.layers import (
+from jaxgen.layers.convolutions import (
     HorizontalConv,
     VerticalConv,
     add_bias,

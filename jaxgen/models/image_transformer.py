@@ -1,6 +1,6 @@
 """Image Transformer: self-attention over the positions generated before, within local blocks or over all of them.
 
-    p(x) = prod_i p(x_i | x_<i)  in the generation order of block_attention.py
+    p(x) = prod_i p(x_i | x_<i)  in the generation order of layers/attention.py
 
 Categorical head: a position is one channel of a pixel, the channel innermost; its value k has a row in the channel's table of V vectors.
 Mixture head (discretized logistics): a position is a pixel, its vector a linear map of its C channels. At place i of the order:
@@ -28,13 +28,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Integer, UInt8
 
-from jaxgen.block_attention import Attention, Blocks, Memory, make_blocks
-from jaxgen.conditions import check_images
+from jaxgen.checks import check_images
 from jaxgen.config import check_types
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.layers import add_bias, box_filter, dot, dropout, embed, normal, quarters, scale_pixels, shift, zeros
-from jaxgen.logistic_mixture import DiscretizedLogisticMixture
+from jaxgen.layers.attention import Attention, Blocks, Memory, make_blocks
+from jaxgen.layers.convolutions import add_bias, box_filter, dot, dropout, embed, normal, quarters, scale_pixels, shift, zeros
+from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
 from jaxgen.sampling import AutoregressiveImages
 
 

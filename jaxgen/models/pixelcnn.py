@@ -15,7 +15,7 @@ layer and of every 3 x 3 convolution.
 Sampling by rows: `begin_row` computes for all columns what the row above contributes to every 3 x 3 convolution; `step` adds the left and
 the centre tap, three matrix products a block: a pixel pushes its left tap to the pixel after it in the product that it needs for itself.
 In fronts: the blind spot lets several rows be drawn at once, each m + 1 columns behind the one above it (m = 3 for a 7 x 7 first layer);
-`sample` does so where it is faster, see pixelcnn_fronts.py.
+`sample` does so where it is faster, see layers/pixelcnn_fronts.py.
 
 van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.3, 3.4, 3.5 and table 1.
 Departures: the widths are multiples of C (the paper's 128 is not one of 3: use 129); Adam in the experiments (RMSProp there, we
@@ -31,9 +31,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from jaxgen.distributions import pixel_head
-from jaxgen.fronts import Fronts
-from jaxgen.layers import dot, normal, scale_pixels, take_group
-from jaxgen.masked import (
+from jaxgen.layers.convolutions import dot, normal, scale_pixels, take_group
+from jaxgen.layers.fronts import Fronts
+from jaxgen.layers.masked import (
     Masked1x1,
     MaskedConv,
     OutputLayers,
@@ -47,7 +47,7 @@ from jaxgen.masked import (
     of_group,
     put_group,
 )
-from jaxgen.models.pixelcnn_fronts import FrontCache, PixelCNNFronts
+from jaxgen.layers.pixelcnn_fronts import FrontCache, PixelCNNFronts
 from jaxgen.sampling import AutoregressiveImages
 
 

@@ -30,10 +30,10 @@ from jaxtyping import Array, Float, UInt8
 
 from jaxgen.config import check_types
 from jaxgen.errors import ConfigError
-from jaxgen.gated_resnet import Pass, Resnet, WeightNormImages
-from jaxgen.layers import add_bias, at, dot, put, shift
-from jaxgen.logistic_mixture import DiscretizedLogisticMixture
-from jaxgen.weight_norm import Conv, Down, Up, WeightNorm, packed
+from jaxgen.layers.convolutions import add_bias, at, dot, put, shift
+from jaxgen.layers.gated_resnet import Pass, Resnet, WeightNormImages
+from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
+from jaxgen.layers.weight_norm import Conv, Down, Up, WeightNorm, packed
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,10 @@ from jaxtyping import Array, Bool, Float, UInt8
 from jaxgen.config import check_types
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.gated_resnet import Pass, PushingResnet, Resnet, WeightNormImages
-from jaxgen.layers import EXACT, add_bias, at, dot, put, quarters, resize, shift
-from jaxgen.logistic_mixture import DiscretizedLogisticMixture
-from jaxgen.weight_norm import Conv, WeightNorm, packed
+from jaxgen.layers.convolutions import EXACT, add_bias, at, dot, put, quarters, resize, shift
+from jaxgen.layers.gated_resnet import Pass, PushingResnet, Resnet, WeightNormImages
+from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
+from jaxgen.layers.weight_norm import Conv, WeightNorm, packed
 
 SOFTMAX_LEVELS = 32
 """One channel of at most so many levels has an exact discrete head; more levels or channels have the mixture."""

@@ -30,8 +30,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from jaxgen.distributions import pixel_head
-from jaxgen.layers import add_bias, columns, dot, normal, scale_pixels, take_group
-from jaxgen.masked import (
+from jaxgen.layers.convolutions import add_bias, columns, dot, normal, scale_pixels, take_group
+from jaxgen.layers.masked import (
     Masked1x1,
     MaskedConv,
     OutputLayers,

@@ -24,11 +24,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from jaxgen.conditions import check_count, check_images, check_key, check_label, image_of
+from jaxgen.checks import check_count, check_images, check_key, check_label, image_of
 from jaxgen.config import check_types
 from jaxgen.distributions import bits_per_dim, gaussian_kl, gaussian_log_prob, gaussian_sample, pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.layers import embed, scale_pixels
+from jaxgen.layers.convolutions import embed, scale_pixels
 
 LogDensity = Callable[[Float[Array, "B Z"]], Float[Array, " B"]]
 

@@ -6,9 +6,9 @@ import pytest
 from saved_runs import CONFIG, DATA, state, two_steps
 
 import jaxgen
-from jaxgen import checkpoint
-from jaxgen.checkpoint import Checkpointer
 from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.runs import checkpoint
+from jaxgen.runs.checkpoint import Checkpointer
 
 run = pytest.fixture(two_steps)
 

@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgen.layers import EXACT, dot, normal, quarters, resize
+from jaxgen.layers.convolutions import EXACT, dot, normal, quarters, resize
 
 NEVER = -1e30
 """Score of a key that may not be read: its weight is exactly 0; finite, so that a padded query without keys gives no NaN."""

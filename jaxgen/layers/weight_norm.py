@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxgen.layers import add_bias, columns, convolution, dot, shift, zeros
+from jaxgen.layers.convolutions import add_bias, columns, convolution, dot, shift, zeros
 
 CONSTANT = 1e-6
 """Variance below which an output counts as constant over a batch."""

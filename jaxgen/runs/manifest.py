@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from jaxgen.rundir import flush
+from jaxgen.runs.directory import flush
 
 NAME = "manifest.json"
 FORMAT = 1

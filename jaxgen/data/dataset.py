@@ -1,4 +1,4 @@
-"""Data sets of images as checked uint8 batches: `load(name, split)` and `Dataset`.
+"""A data set as batches: `Dataset`, one split, whose order is a function of the seed.
 
     train = load("digits", "train")
     batch = train.batch(step, 64, seed)      # {"image": uint8 [B, H, W, C], "label": int32 [B]}: a function of (seed, step, process)
@@ -12,84 +12,24 @@ The order is made with numpy (`images.permutation`), not with grain's index shuf
 costs 18 ms a batch of 64 for 100 images and 2.0 ms for the digits, against 0.02 ms here (one CPU core, grain 0.2.18). grain does the
 reading ahead in `Dataset.batches` for sets that live on disk.
 
-How sets are split, read and checked: images.py (digits, files of your own) and tfds_images.py.
+How sets are split, read and checked: images.py (digits, files of your own) and tfds.py; which name means which set: loading.py.
 """
 
 import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
+from jaxgen.data.images import ArraySource, array_source, permutation
+from jaxgen.data.tfds import DiskSource
 from jaxgen.errors import ConfigError, DataError
-from jaxgen.images import ArraySource, array_source, check_split, digits, permutation, read_path
-from jaxgen.tfds_images import DiskSource, open_split
 
 Batch = dict[str, np.ndarray]
 READ_AHEAD = 4  # batches
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which data: `digits`, `ring` (points), a TFDS name, or a path (an .npz file, a folder with train.npz and test.npz or of pictures).
-
-    A path begins with `/`, `.` or `~`, ends with `.npz`, or has a `/` and exists; a folder beside you is `./name`.
-    levels: number of grey levels V, values are 0..V-1; None: 17 for digits, else 2 if no value is above 1, else 256.
-    data_dir, manual_dir: TFDS's folder of prepared sets (None: its own default) and the folder of files fetched by hand.
-    """
-
-    name: str = "digits"
-    levels: int | None = None
-    data_dir: str | None = None
-    manual_dir: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError("data.name", wanted="digits, a TFDS name or a path", got="nothing")
-        if self.levels is not None and not 2 <= self.levels <= 256:
-            raise ConfigError("data.levels", wanted="2 to 256", got=self.levels)
-
-    def load(self, split: str) -> "Dataset":
-        """The `split` ("train", "validation" or "test") of this set, checked."""
-        return load(self.name, split, levels=self.levels, data_dir=self.data_dir, manual_dir=self.manual_dir)
-
-
-def load(name: str, split: str, *, levels: int | None = None, data_dir: str | None = None, manual_dir: str | None = None) -> "Dataset":
-    """One split of a data set; the arguments are the fields of `DataConfig`.
-
-    Raises DataError for what is wrong with the data (file, index, wanted, got), ConfigError for what is wrong with the arguments.
-    """
-    check_split(split)
-    DataConfig(name, levels, data_dir, manual_dir)
-    if name == "ring":
-        from jaxgen.ring import ring  # it makes a Dataset, so it imports this file
-
-        return ring(split)
-    if name == "digits":
-        source = digits(split, levels)
-    elif (path := _path(name)) is not None:
-        source = read_path(path, split, levels)
-    else:
-        source = open_split(name, split, data_dir, manual_dir, levels)
-    return Dataset(source, name, split)
-
-
-def _path(name: str) -> Path | None:
-    """The path that `name` means, or None for the name of a set; DataError if it can only be a path and is not there."""
-    try:
-        path = Path(name).expanduser()
-        there = path.exists()
-    except (OSError, RuntimeError) as error:  # a name that is too long, a home that is unknown
-        raise DataError(name[:80], wanted="an existing file or folder", got=str(error)[:160]) from error
-    if not (name.startswith(("/", ".", "~")) or name.endswith(".npz") or ("/" in name and there)):
-        return None
-    if not there:
-        raise DataError(name, wanted="an existing file or folder", got="nothing there")
-    return path
 
 
 @dataclass(frozen=True)

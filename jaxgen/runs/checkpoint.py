@@ -1,6 +1,6 @@
 """Checkpoints that survive kill -9, a full disk and a flipped bit; the only file that imports orbax.
 
-    workdir/config.json                     the configuration, for people (rundir.py)
+    workdir/config.json                     the configuration, for people (directory.py)
     workdir/lock                            one run per directory (lock.py)
     workdir/checkpoints/200/arrays/         the state as a flat dict {path in the tree: array}, written by orbax
     workdir/checkpoints/200/manifest.json   config, data fingerprint, metrics, versions, dtypes, shapes, sha256 of every file (manifest.py)
@@ -31,10 +31,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgen import leaves, rundir
-from jaxgen import manifest as manifests
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.lock import RunLock
+from jaxgen.runs import directory, leaves
+from jaxgen.runs import manifest as manifests
+from jaxgen.runs.lock import RunLock
 
 CONFIG, STEPS, ARRAYS = "config.json", "checkpoints", "arrays"
 NEWEST = 2
@@ -45,8 +45,8 @@ NONE_SAVED, ALL_DAMAGED = -1, -2
 class Checkpointer:
     """Saves and restores the state of the one run of a directory. Every process of a run makes one; process 0 writes and holds the lock.
 
-    config is the run's configuration as JSON (`load` builds `config["model"]`), fingerprint says what its data is. A run that has
-    checkpoints goes on only with the same config, rundir.HARMLESS excepted, and the same fingerprint; restart=True deletes them instead.
+    config is the run's configuration as JSON (`jaxgen.load` builds `config["model"]`), fingerprint says what its data is. A run that has
+    checkpoints goes on only with the same config, directory.HARMLESS excepted, and the same fingerprint; restart=True deletes them instead.
     best_metric names the metric, lower is better, whose best step is kept beside the newest two; default: the first of BEST_METRICS given.
     complete(config) gives fields that the version which began the run did not have their defaults, so that they count as unchanged.
     Raises ConfigError (a folder that cannot be written, another live run, changed config or data), CheckpointError (another model).
@@ -61,8 +61,8 @@ class Checkpointer:
         restart: bool = False,
         complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     ):
-        self.workdir = rundir.folder(workdir)
-        self._steps, self._local = self.workdir / STEPS, rundir.is_local(self.workdir)
+        self.workdir = directory.folder(workdir)
+        self._steps, self._local = self.workdir / STEPS, directory.is_local(self.workdir)
         # As they will be read back: tuples become lists.
         self._config, self._fingerprint = (json.loads(json.dumps(dict(facts))) for facts in (config, fingerprint or {}))
         self._best_metrics = (best_metric,) if best_metric else BEST_METRICS
@@ -84,11 +84,11 @@ class Checkpointer:
             old = manifests.readable(self._steps, self.steps())
             if old and not restart:  # where no manifest can be read, restore() will refuse
                 last = old[max(old)]
-                rundir.check_model(self.workdir, last, self._config)
+                directory.check_model(self.workdir, last, self._config)
                 completed = last | {"config": json.loads(json.dumps(self._complete(last["config"])))}
-                rundir.check_same_run(self.workdir, completed, self._config, self._fingerprint)
+                directory.check_same_run(self.workdir, completed, self._config, self._fingerprint)
             self._clear(restart)
-            rundir.write_json(self.workdir / CONFIG, self._config)
+            directory.write_json(self.workdir / CONFIG, self._config)
         except BaseException:
             self.close()
             raise
@@ -96,12 +96,12 @@ class Checkpointer:
     def _clear(self, restart: bool) -> None:
         for path in self._steps.iterdir():
             unfinished = path.name.endswith(".tmp") or (not self._local and not (path / manifests.NAME).exists())
-            if unfinished or (restart and rundir.is_step(path.name)):
+            if unfinished or (restart and directory.is_step(path.name)):
                 self._delete(path)
 
     def steps(self) -> list[int]:
         """The steps on disk, oldest first, damaged ones too."""
-        return rundir.steps(self._steps)
+        return directory.steps(self._steps)
 
     def save(self, step: int, state: Any, metrics: Mapping[str, Any] | None = None) -> None:
         """Writes `state` as checkpoint `step`; complete when it returns. A step that this run has saved or restored already stays as it is.
@@ -136,8 +136,8 @@ class Checkpointer:
         if step == ALL_DAMAGED:
             raise _all_damaged(self._steps, steps)
         manifest = manifests.read(self._steps / str(step))
-        rundir.check_model(self.workdir, manifest, self._config)
-        rundir.report_versions(manifest["versions"])
+        directory.check_model(self.workdir, manifest, self._config)
+        directory.report_versions(manifest["versions"])
         state = _read(self._steps / str(step), manifest, target)
         self._ours, self._damaged = {step}, {other for other in steps if other > step}
         return step, state
@@ -173,9 +173,9 @@ class Checkpointer:
             final = self._steps / str(facts["step"])
             self._delete(final)  # a damaged step that this run fell back from and has now reached again
             folder.rename(final)
-            rundir.flush(self._steps)
+            directory.flush(self._steps)
         if not (self.workdir / CONFIG).exists():  # somebody removed the folder of a live run
-            rundir.write_json(self.workdir / CONFIG, self._config)
+            directory.write_json(self.workdir / CONFIG, self._config)
 
     def _facts(self, step: int, arrays: dict[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
         numbers = {name: float(value) for name, value in metrics.items()}
@@ -186,7 +186,7 @@ class Checkpointer:
             "fingerprint": self._fingerprint,
             "metrics": numbers,
             "score": next((numbers[name] for name in self._best_metrics if numbers.get(name) is not None), None),
-            "versions": rundir.versions(),
+            "versions": directory.versions(),
             "arrays": {name: {"dtype": array.dtype.name, "shape": list(array.shape)} for name, array in arrays.items()},
         }
 
@@ -217,21 +217,22 @@ class Checkpointer:
             return
         if not self._local:
             (path / manifests.NAME).unlink(missing_ok=True)
-        elif rundir.is_step(path.name):
+        elif directory.is_step(path.name):
             path = path.rename(path.with_name(f"{path.name}.deleted{os.urandom(4).hex()}.tmp"))
         path.rmtree()
 
 
-def load(path: str | os.PathLike, step: int | None = None, which: Literal["best", "latest"] = "best") -> Any:
-    """The trained model of a run directory: built from its saved config, with the averaged (EMA) weights, on this process's first device.
+def read_model(
+    path: str | os.PathLike,
+    shapes_of: Callable[[Mapping[str, Any]], Any],
+    step: int | None = None,
+    which: Literal["best", "latest"] = "best",
+) -> Any:
+    """The averaged (EMA) model of one checkpoint of a run; `shapes_of` turns its saved configuration into the model as shapes and dtypes.
 
-    step picks a checkpoint; otherwise which="best" takes the one with the best validation score (the newest where none has a score). Only
-    the model's own arrays are read, and only after their hashes, dtypes and shapes were checked. Takes no lock: a run may be going on.
-    Raises CheckpointError (nothing there, no such step, damaged), ConfigError (`which`, or a config that this version does not know).
+    Only the model's own arrays are read, and only after their hashes, dtypes and shapes were checked. Takes no lock: a run may be going on.
+    Raises CheckpointError (nothing there, no such step, damaged), ConfigError (`which`, or what `shapes_of` refuses).
     """
-    from jaxgen import models
-    from jaxgen.config import from_json
-
     if which not in ("best", "latest"):
         raise ConfigError("which", "best or latest", repr(which))
     folder, steps = _existing(path)
@@ -242,9 +243,8 @@ def load(path: str | os.PathLike, step: int | None = None, which: Literal["best"
     if found is None:
         raise _all_damaged(folder, candidates)
     manifest = manifests.read(folder / str(found))
-    config = from_json(tuple(models.MODELS), manifest["config"].get("model", {}))
     # Shapes only: nothing is allocated before they were compared with the file.
-    return _read(folder / str(found), manifest, jax.eval_shape(lambda: models.build(config)), ("ema/", "model/"))
+    return _read(folder / str(found), manifest, shapes_of(manifest["config"].get("model", {})), ("ema/", "model/"))
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
@@ -265,8 +265,8 @@ def list_metrics(path: str | os.PathLike) -> dict[int, dict[str, float | None]]:
 
 def _existing(path: str | os.PathLike) -> tuple[epath.Path, list[int]]:
     """The folder of checkpoints of a run and its steps, of which there is at least one."""
-    folder = rundir.folder(path) / STEPS
-    steps = rundir.steps(folder)
+    folder = directory.folder(path) / STEPS
+    steps = directory.steps(folder)
     if not steps:
         raise CheckpointError("path", "a run directory with checkpoints", os.fspath(path), "available steps: none; train first")
     return folder, steps
@@ -289,7 +289,7 @@ def _best_first(folder: epath.Path, steps: Sequence[int]) -> list[int]:
 def _all_damaged(folder: epath.Path, steps: Sequence[int]) -> CheckpointError:
     return CheckpointError(
         "checkpoint", "an intact step", f"only damaged ones in {folder}: {', '.join(map(str, steps))}",
-        f"the files are named above; available steps: {rundir.steps(folder)}; bring them back from a copy, or train anew with --restart",
+        f"the files are named above; available steps: {directory.steps(folder)}; bring them back from a copy, or train anew with --restart",
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from jaxgen.errors import ConfigError
-from jaxgen.layers import scale_pixels
+from jaxgen.layers.convolutions import scale_pixels
 
 LOWEST_LOG_SCALE = -7.0
 """Narrower components are as wide as this: an eighth of a bin at 256 levels."""

@@ -2,8 +2,8 @@
 
     x = centre_k + 0.02 noise,  k uniform in 0..7,  centre_k = 2 (cos(2 pi k / 8), sin(2 pi k / 8))
 
-The set of Metz et al. 2016 ("Unrolled GANs"), radius and width as in Srivastava et al. 2017 ("VEEGAN"). A data set like those of data.py,
-with points float32 [N, 2] in the place of images: batches are {"point": float32 [B, 2]}, `levels` is 0.
+The set of Metz et al. 2016 ("Unrolled GANs"), radius and width as in Srivastava et al. 2017 ("VEEGAN"). A data set like any other, with
+points float32 [N, 2] in the place of images: batches are {"point": float32 [B, 2]}, `levels` is 0.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
-from jaxgen.data import Dataset
+from jaxgen.data.dataset import Dataset
 
 MODES, RADIUS, SCALE = 8, 2.0, 0.02
 SIZES = {"train": 50_000, "validation": 10_000, "test": 10_000}

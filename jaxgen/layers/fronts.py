@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgen.layers import EXACT, at
+from jaxgen.layers.convolutions import EXACT, at
 
 
 @dataclass(frozen=True)

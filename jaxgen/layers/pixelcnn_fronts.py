@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from jaxgen.fronts import Fronts
-from jaxgen.layers import EXACT, put, scale_pixels
-from jaxgen.masked import joint_bias, of_group
+from jaxgen.layers.convolutions import EXACT, put, scale_pixels
+from jaxgen.layers.fronts import Fronts
+from jaxgen.layers.masked import joint_bias, of_group
 
 
 class Packed(NamedTuple):

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxgen.errors import ConfigError
-from jaxgen.layers import embed
 
 
 def image_of(batch: dict, name: str = "image"):
@@ -137,7 +136,7 @@ def interpolate(first, last, n: SupportsIndex, num_classes: int = 0) -> Float[Ar
         raise ConfigError("n", "an integer above 1", n)
     if num_classes:
         ends = check_label([first, last], num_classes, 2)
-        first, last = embed(jnp.eye(num_classes), ends)
+        first, last = jax.nn.one_hot(ends, num_classes) if jnp.issubdtype(ends.dtype, jnp.integer) else ends
     first, last = jnp.asarray(first, jnp.float32), jnp.asarray(last, jnp.float32)
     if first.ndim != 1 or first.shape != last.shape:
         raise ConfigError("first and last", "two vectors [D], or two classes and num_classes", f"shapes {first.shape} and {last.shape}")

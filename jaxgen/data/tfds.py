@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from jaxgen.data.images import check_labels, check_range, held_out, infer_levels
 from jaxgen.errors import DataError
-from jaxgen.images import check_labels, check_range, held_out, infer_levels
 
 EXTRA = 'pip install ".[tfds]" in a clone of jaxgen'
 LEVELS_FROM = 1000  # training images that decide between 2 and 256 levels

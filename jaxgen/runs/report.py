@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from jaxgen import figures
 from jaxgen.errors import ConfigError
+from jaxgen.runs import figures
 
 LOG = logging.getLogger("jaxgen")
 PROGRESS_SECONDS = 10.0

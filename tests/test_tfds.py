@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from test_data import numbered, one_line, rows_of
 
-from jaxgen import data, images, tfds_images
+from jaxgen import data
+from jaxgen.data import images, tfds
 from jaxgen.errors import DataError
 
 HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
@@ -40,7 +41,7 @@ class SlowList:
 
 
 def on_disk(source: SlowList) -> data.Dataset:
-    return data.Dataset(tfds_images.DiskSource(source, source, "slow/train", "1.0.0", (2, 1, 1), 256, 0), "slow", "train")
+    return data.Dataset(tfds.DiskSource(source, source, "slow/train", "1.0.0", (2, 1, 1), 256, 0), "slow", "train")
 
 
 @pytest.mark.parametrize("make", [numbered, lambda n: on_disk(SlowList(n))], ids=["memory", "disk"])
@@ -93,7 +94,7 @@ def test_columns_of_a_set_on_disk_index_like_arrays() -> None:
 
 
 def test_values_out_of_range_on_disk_name_the_row() -> None:
-    narrow = tfds_images.DiskSource(SlowList(12), None, "slow/train", "1.0.0", (2, 1, 1), 8, 0)
+    narrow = tfds.DiskSource(SlowList(12), None, "slow/train", "1.0.0", (2, 1, 1), 8, 0)
     with pytest.raises(DataError) as caught:
         narrow.read(np.array([2, 9, 3]))
     one_line(caught.value, "slow/train:image[9, 1, 0, 0]", "0..7 (8 levels)", "got 9")

@@ -2,7 +2,7 @@
 
 A masked convolution sees the rows above, the pixels to the left and, at its own pixel, the channel groups that its mask allows (A: groups
 before; B: these and its own). Taps that see the future do not exist; only the centre tap is masked, whenever it is used. In the sampler,
-rows are `[W, B, D]` and pixels `[B, D]`; a pixel's channel group k is pushed to everything that reads it (see layers.py).
+rows are `[W, B, D]` and pixels `[B, D]`; a pixel's channel group k is pushed to everything that reads it (see convolutions.py).
 
 van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.4 and 3.5.
 """
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxgen.config import check_types
 from jaxgen.errors import ConfigError
-from jaxgen.layers import add_bias, columns, convolution, dot, embed, group_mask, normal, take_group, zeros
+from jaxgen.layers.convolutions import add_bias, columns, convolution, dot, embed, group_mask, normal, take_group, zeros
 
 
 def check_sizes(config, kernels: tuple[str, ...]):

@@ -1,0 +1,136 @@
+"""Features: what a named column of a data set holds, in the terms of tensorflow-datasets.
+
+    {"image": Image((28, 28, 1), levels=2), "label": ClassLabel(10)}
+
+A feature checks arrays, says in which unit the negative log-probability of an example is told and how many dimensions that unit counts.
+A model's configuration names the features that it needs (`config.features`) and the one that it models (`config.modelled`); all others are
+what it is given. Every check raises one DataError with the place, what was wanted and what came, and returns the array in its one form.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from jaxgen.errors import ConfigError, DataError
+
+
+def smallest_unsigned(levels: int) -> np.dtype:
+    """The smallest unsigned integer type that holds 0 .. levels-1."""
+    return np.min_scalar_type(levels - 1)
+
+
+@dataclass(frozen=True)
+class Image:
+    """Integers [N, H, W, C] in {0 .. levels-1}, of the smallest unsigned type that holds them."""
+
+    shape: tuple[int, int, int]
+    levels: int = 256
+    unit = "bits/dim"
+
+    @property
+    def dimensions(self) -> int:
+        """D = H W C."""
+        return prod(self.shape)
+
+    def check(self, array: np.ndarray, origin: str) -> np.ndarray:
+        """The images of a batch or a set."""
+        if array.shape[1:] != tuple(self.shape) or array.ndim != 4:
+            raise DataError(origin, f"images of shape {list(self.shape)}", list(array.shape[1:]))
+        return integers(array, self.levels, origin, f"{self.levels} levels")
+
+
+@dataclass(frozen=True)
+class ClassLabel:
+    """Integers [N] in {0 .. classes-1}, int32."""
+
+    classes: int
+    unit = "nats"
+    dimensions = 1
+
+    def check(self, array: np.ndarray, origin: str) -> np.ndarray:
+        """The labels of a batch or a set."""
+        if array.ndim != 1:
+            raise DataError(origin, "shape [N], one label for each example", list(array.shape))
+        return integers(array, self.classes, origin, f"{self.classes} classes").astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Real numbers [N, D], float32, finite: something a model is given."""
+
+    size: int
+    unit = "nats"
+
+    @property
+    def dimensions(self) -> int:
+        """D."""
+        return self.size
+
+    def check(self, array: np.ndarray, origin: str) -> np.ndarray:
+        """The vectors of a batch or a set."""
+        if array.shape[1:] != (self.size,):
+            raise DataError(origin, f"vectors of size {self.size}", list(array.shape[1:]))
+        if array.dtype.kind != "f":
+            raise DataError(origin, "a floating-point dtype", str(array.dtype))
+        if not np.isfinite(array).all():
+            row, column = np.argwhere(~np.isfinite(array))[0]
+            raise DataError(f"{origin}[{row}, {column}]", "a finite number", array[row, column])
+        return array.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Points(Vector):
+    """Real numbers [N, d], float32, finite: points of R^d that a model has a density of."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Strings as integers [N, length] in {0 .. vocabulary-1}. 0 is the stop token: it ends a string, and fills what is left of its row.
+
+    symbols: what the tokens 1 .. vocabulary-1 stand for, where they are text. The true length of a string is the number of its tokens
+    before the first stop token; a model that gives the stop token a probability too has a distribution over strings of every length.
+    """
+
+    length: int
+    vocabulary: int
+    symbols: tuple[str, ...] = ()
+    unit = "bits/character"
+
+    def __post_init__(self) -> None:
+        if self.symbols and len(self.symbols) != self.vocabulary - 1:
+            raise ConfigError("symbols", f"{self.vocabulary - 1}, one for every token but the stop token", len(self.symbols))
+
+    @property
+    def dimensions(self) -> int:
+        """Of a string as long as can be."""
+        return self.length
+
+    @staticmethod
+    def lengths(array):
+        """True lengths [N]: how many tokens stand before the first stop token."""
+        return (array != 0).sum(-1)
+
+    def check(self, array: np.ndarray, origin: str) -> np.ndarray:
+        """The strings of a batch or a set."""
+        if array.shape[1:] != (self.length,):
+            raise DataError(origin, f"shape [N, {self.length}]", list(array.shape))
+        array = integers(array, self.vocabulary, origin, f"{self.vocabulary} tokens, the stop token included")
+        stopped = np.maximum.accumulate(array == 0, axis=1)
+        if (wrong := stopped & (array != 0)).any():
+            row, place = np.argwhere(wrong)[0]
+            raise DataError(f"{origin}[{row}, {place}]", "0 after the first 0, which ends the string", int(array[row, place]))
+        return array
+
+
+Feature = Image | ClassLabel | Vector | Points | Tokens
+
+
+def integers(array: np.ndarray, levels: int, origin: str, why: str) -> np.ndarray:
+    """Integers in {0 .. levels-1}, in the smallest unsigned type; the first value outside is named."""
+    if array.dtype.kind not in "bui":
+        raise DataError(origin, "an integer dtype", str(array.dtype))
+    if ((outside := (array < 0) | (array >= levels)) if array.size else np.zeros(0, bool)).any():
+        place = tuple(np.argwhere(outside)[0])
+        raise DataError(f"{origin}[{', '.join(map(str, place))}]", f"a value in 0..{levels - 1} ({why})", int(array[place]))
+    return np.ascontiguousarray(array, smallest_unsigned(levels))
