@@ -1,0 +1,27 @@
+"""With XLA's optimizer, which users have and the rest of the suite does without: the cached sampler gives the bits of the naive one, for every
+model; `make thorough` repeats all cases of all three samplers so."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+from test_models import every_model, labels_of, make
+
+SHAPE = (3, 5, 1)  # no other test has it, so that no program compiled without the optimizer is used here
+
+
+@pytest.fixture
+def optimizer():
+    """XLA as users have it; the setting is read when a program is compiled."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
+
+
+@every_model
+def test_cached_and_naive_give_the_same_bits_with_the_optimizer(entry, optimizer):
+    model, n = make(entry, SHAPE, levels=2, num_classes=2), 3
+    images = {method: np.asarray(model.sample(jax.random.key(0), n, labels_of(n, model.config), method=method)) for method in ("cached", "naive")}
+    np.testing.assert_array_equal(images["cached"], images["naive"])
+    assert 0 < images["naive"].mean() < 1
