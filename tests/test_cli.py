@@ -15,11 +15,10 @@ import pytest
 from PIL import Image
 
 import jaxgen
-from jaxgen import benchmark, cli, config, data, evaluation, experiment, training
+from jaxgen import benchmark, cli, config, data, evaluation, experiment, trained, training
 from jaxgen.__main__ import COMMANDS, main
 from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS, GANConfig, GatedPixelCNNConfig
-from jaxgen.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 GATED = ["train", "gated_pixelcnn", "--model.width=6", "--model.layers=1", "--model.head_width=8"]
@@ -359,7 +358,7 @@ def test_the_report_at_the_end_is_of_the_best_checkpoint(there, monkeypatch):
     def load(path, step=None, which="best"):
         raise Loaded(str(path), step, which)
 
-    monkeypatch.setattr(checkpoint, "load", load)
+    monkeypatch.setattr(trained, "load", load)
     with pytest.raises(Loaded) as loaded:
         experiment.finish(Experiment(GatedPixelCNNConfig(), workdir="gated"))
     assert loaded.value.args == ("gated", None, "best")
@@ -389,7 +388,7 @@ def test_known_halves(shape):
     assert outside[0].all() and outside[:, 0].all() and not outside[height // 2, width // 2]
 
 
-@pytest.mark.parametrize("file", ["training", "checkpoint", "cli", "experiment", "evaluation", "report", "benchmark"])
+@pytest.mark.parametrize("file", ["training", "runs/checkpoint", "cli", "experiment", "evaluation", "runs/report", "benchmark"])
 def test_no_branch_on_the_family_of_a_model(file):
     """Neither a class, nor its configuration, nor its file is named in code; what a model can do is read from its methods."""
     names = {name for config_class, model in MODELS.items() for name in (config_class.__name__, model.__name__, cli.module_name(model))}

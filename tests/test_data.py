@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from jaxgen import data
+from jaxgen.data import dataset as datasets
 from jaxgen.data import images
 from jaxgen.errors import ConfigError, DataError, JaxgenError
 
@@ -58,7 +59,7 @@ def test_each_epoch_is_a_permutation_and_nothing_is_dropped(n: int, batch_size: 
 def test_batch_is_a_function_of_seed_and_step_only() -> None:
     dataset = numbered(50)
     first = {step: rows_of(dataset.batch(step, 16, 1)) for step in range(12)}
-    data._permutation.cache_clear()
+    datasets._permutation.cache_clear()
     again = {step: rows_of(numbered(50).batch(step, 16, 1)) for step in reversed(range(12))}
     assert first == again
     assert first[0] != rows_of(dataset.batch(0, 16, 2))

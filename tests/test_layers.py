@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxgen import layers
+from jaxgen.layers import convolutions as layers
 
 
 def random(seed: int, *shape: int) -> np.ndarray:

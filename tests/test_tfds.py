@@ -15,7 +15,7 @@ import pytest
 from test_data import numbered, one_line, rows_of
 
 from jaxgen import data
-from jaxgen.data import images, tfds
+from jaxgen.data import dataset, images, tfds
 from jaxgen.errors import DataError
 
 HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
@@ -64,9 +64,9 @@ def test_batches_read_ahead_and_stop() -> None:
     source = SlowList(40)
     stream = on_disk(source).batches(0, 4, 0)
     next(stream)
-    assert within_ten_seconds(lambda: source.reads >= 1 + data.READ_AHEAD)  # ahead
+    assert within_ten_seconds(lambda: source.reads >= 1 + dataset.READ_AHEAD)  # ahead
     time.sleep(0.1)
-    assert source.reads <= 4 + data.READ_AHEAD  # but bounded
+    assert source.reads <= 4 + dataset.READ_AHEAD  # but bounded
     del stream
     assert within_ten_seconds(lambda: not [thread for thread in threading.enumerate() if "grain" in thread.name])
 
