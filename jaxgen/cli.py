@@ -3,6 +3,8 @@
 python -m experiments.gated_pixelcnn_digits [--laptop] [--dry-run] [--restart] [--debug] [--model.width 64 ...]
 jaxgen train gated_pixelcnn --data.name my_images.npz
 jaxgen evaluate | sample | complete | upscale | bench | show  RUN
+
+A script takes these commands too, for runs of its own model: python my_model.py sample RUN
 """
 
 import argparse
@@ -13,7 +15,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import jax
@@ -67,14 +69,20 @@ FLAGS = {
 
 
 def main(experiment: Experiment, laptop: Experiment | None = None, argv: Sequence[str] | None = None) -> None:
-    """The body of an experiment script: train (or resume), evaluate, sample, plot; then exit with the documented code."""
+    """The body of an experiment script: train (or resume), evaluate, sample, plot; then exit with the documented code.
+
+    `experiment.model` is a configuration of `jaxgen.models`, or any frozen dataclass with a method `build(rngs)` that makes a model. If the
+    first word is a command, it works on a run of this script: `python my_model.py evaluate RUN`.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     script = sys.modules["__main__"]
+    prog = f"python -m {script.__spec__.name}" if script.__spec__ else f"python {os.path.basename(sys.argv[0])}"
+    if argv and argv[0] in COMMANDS:
+        sys.exit(command(argv[0], argv[1:], prog, [type(experiment.model)]))
     if "--laptop" in argv and laptop is not None:
         experiment = laptop
-    prog = f"python -m {script.__spec__.name}" if script.__spec__ else None
     flags = [flag for flag in FLAGS if laptop is not None or flag != "--laptop"]
-    sys.exit(guarded(lambda rest: run(experiment, rest, prog, script.__doc__, flags), argv))
+    sys.exit(guarded(lambda rest: run(experiment, rest, prog, script.__doc__, flags, COMMANDS), argv))
 
 
 def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
@@ -97,10 +105,22 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
         return error.exit_code if known else 1
 
 
-def run(experiment: Experiment, argv: Sequence[str], prog: str | None, description: str | None, flags: Sequence[str]) -> int:
-    """Parse the overrides, train to the end and write the final report; returns the exit code."""
-    about = "\n".join([description or "", "Flags:", *(f"  {flag:<10} {FLAGS[flag]}" for flag in flags)])
-    experiment = config.parse(experiment, [word for word in argv if word not in flags], about, prog)
+def run(
+    experiment: Experiment,
+    argv: Sequence[str],
+    prog: str,
+    description: str | None,
+    flags: Sequence[str],
+    commands: Iterable[str] = (),
+) -> int:
+    """Parse the overrides, train to the end and write the final report; returns the exit code. `commands` are those of the script."""
+    if commands and argv and not argv[0].startswith("-"):
+        close = difflib.get_close_matches(argv[0], commands, n=1)
+        hint = f"did you mean {close[0]}?" if close else ""
+        raise ConfigError("command", f"one of {', '.join(commands)}, or --field value to train", repr(argv[0]), hint)
+    about = [description or "", "", f"Commands for a run of this script: {prog} {' | '.join(commands)} RUN", ""][: 4 if commands else 2]
+    about += ["Flags:", *(f"  {flag:<10} {FLAGS[flag]}" for flag in flags)]
+    experiment = config.parse(experiment, [word for word in argv if word not in flags], "\n".join(about), prog)
     sharding.start_distributed()
     sharding.check_batch_size(experiment.train.batch_size, parts=experiment.train.accumulate)
     if "--dry-run" in argv:
@@ -114,11 +134,11 @@ def run(experiment: Experiment, argv: Sequence[str], prog: str | None, descripti
 # --- Commands -----------------------------------------------------------------------------------------------------------------------
 
 
-def command(name: str, words: Sequence[str]) -> int:
-    """`jaxgen NAME ...`: the exit code."""
+def command(name: str, words: Sequence[str], prog: str = "jaxgen", models: Sequence[type] = ()) -> int:
+    """`jaxgen NAME ...`: the exit code. `models` are configuration classes that a run may name beside those of `jaxgen.models`."""
     if name == "train":
         return guarded(train_command, words)
-    return guarded(lambda rest: COMMANDS[name](_parse(name, rest)), words)
+    return guarded(lambda rest: COMMANDS[name](_parse(name, rest, prog), models), words)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -161,9 +181,9 @@ _seed.__name__ = "integer in 0..2**32-1"
 _positive.__name__ = "positive integer"  # argparse says "invalid positive integer value: '0'"
 
 
-def _parse(name: str, words: Sequence[str]) -> argparse.Namespace:
+def _parse(name: str, words: Sequence[str], prog: str) -> argparse.Namespace:
     """The options of a command that works on a run."""
-    parser = _Parser(prog=f"jaxgen {name}", description=COMMANDS[name].__doc__, allow_abbrev=False)
+    parser = _Parser(prog=f"{prog} {name}", description=COMMANDS[name].__doc__, allow_abbrev=False)
     if name == "bench":
         return benchmark.parse(parser, words)
     parser.add_argument("run", metavar="RUN", help="run directory, local or gs://")
@@ -237,23 +257,24 @@ def _options(words: list[str]) -> list[list[str]]:
     return [group for group in groups if group]
 
 
-def _open(options: argparse.Namespace):
+def _open(options: argparse.Namespace, models: Sequence[type]):
     """The experiment and the model of a run."""
-    experiment = config.from_json([Experiment, *MODELS], checkpoint.read_config(options.run))
-    return experiment, trained.load(options.run, step=options.step)
+    saved = checkpoint.read_config(options.run)
+    experiment = config.from_json([Experiment, *trained.classes(saved.get("model", {}), models)], saved)
+    return experiment, trained.load(options.run, step=options.step, models=models)
 
 
-def evaluate(options: argparse.Namespace) -> int:
+def evaluate(options: argparse.Namespace, models: Sequence[type] = ()) -> int:
     """The metric of a split with its standard error, beside the rulers."""
-    experiment, model = _open(options)
+    experiment, model = _open(options, models)
     batch_size = options.batch_size or experiment.train.batch_size
     print_evaluation(experiment, model, load_data(experiment, options.split), batch_size, options.samples, options.bound)
     return 0
 
 
-def sample(options: argparse.Namespace) -> int:
+def sample(options: argparse.Namespace, models: Sequence[type] = ()) -> int:
     """A PNG grid of samples, and images per second; a model that is given vectors draws for those of the test images."""
-    experiment, model = _open(options)
+    experiment, model = _open(options, models)
     extra = _sampler_options(model, options, temperature=1.0, method=None)
     if has(model, "mesh") and extra.get("method") is None and jax.local_device_count() == jax.device_count() > 1:
         extra["mesh"] = sharding.make_mesh()
@@ -278,9 +299,9 @@ def _between(model, options: argparse.Namespace):
     return np.asarray(interpolate(options.label, options.to, max(columns, 2), classes))[np.arange(options.n) % columns]
 
 
-def complete(options: argparse.Namespace) -> int:
+def complete(options: argparse.Namespace, models: Sequence[type] = ()) -> int:
     """Images of a split completed from a given part, the given pixels marked."""
-    experiment, model = _open(options)
+    experiment, model = _open(options, models)
     if not has(model, "known"):
         raise ConfigError("RUN", "a model that can complete images", type(model).__name__)
     extra = _sampler_options(model, options, temperature=1.0)
@@ -291,9 +312,9 @@ def complete(options: argparse.Namespace) -> int:
     return 0
 
 
-def upscale(options: argparse.Namespace) -> int:
+def upscale(options: argparse.Namespace, models: Sequence[type] = ()) -> int:
     """Images of a split drawn from their small ones, which are shown enlarged and marked."""
-    experiment, model = _open(options)
+    experiment, model = _open(options, models)
     if small_shape(model) is None:
         raise ConfigError("RUN", "a model that upscales images (low_resolution is set)", type(model).__name__)
     if options.n < 2:
@@ -320,14 +341,14 @@ def _sampler_options(model, options: argparse.Namespace, **defaults) -> dict:
     return given
 
 
-def bench(options: argparse.Namespace) -> int:
+def bench(options: argparse.Namespace, models: Sequence[type] = ()) -> int:
     """Sampling and training speed in images per CPU second, beside the peak of this machine's matrix products."""
-    return benchmark.run(options, _open(options)[1] if options.run else None)
+    return benchmark.run(options, _open(options, models)[1] if options.run else None)
 
 
-def show(options: argparse.Namespace) -> int:
+def show(options: argparse.Namespace, models: Sequence[type] = ()) -> int:
     """Configuration, parameters, checkpoints and their validation metrics."""
-    experiment, model = _open(options)
+    experiment, model = _open(options, models)
     print(json.dumps(config.to_json(experiment), indent=2))
     print(f"parameters  {sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))):,}")
     for step, metrics in checkpoint.list_metrics(options.run).items():

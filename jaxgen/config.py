@@ -83,7 +83,7 @@ def _closed_set(classes: Iterable[type]) -> Classes:
             known[hint.__name__] = hint
             queue += _hints(hint).values()
         elif known[hint.__name__] is not hint:
-            raise TypeError(f"two classes named {hint.__name__}")
+            raise ConfigError("config", "classes of different names", f"two named {hint.__name__}", "give yours another name")
     return known
 
 

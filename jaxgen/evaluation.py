@@ -145,7 +145,7 @@ def _compiled(kind: str, samples: int, out: NamedSharding | None):
 
 
 def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples: int) -> Float[Array, " B"]:
-    image, conditional = batch["image"], model.config.num_classes > 0
+    image, conditional = batch["image"], getattr(model.config, "num_classes", 0) > 0
     if kind == "exact":
         given = {name: batch[name] for name in getattr(model, "conditions", ()) if name in batch}
         return model.log_prob(image, batch["label"], **given) if conditional else model.log_prob(image, **given)

@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import signal
 import sys
+from functools import partial
 from typing import Any
 
 import jax
@@ -60,7 +61,8 @@ def train(experiment: Experiment, restart: bool = False) -> int:
     optimizer = make_optimizer(experiment)
     if restart:  # what cannot begin must not delete anything
         _shapes(experiment, optimizer)
-    begun = checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart, complete=_completed)
+    complete = partial(_completed, type(experiment.model))
+    begun = checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart, complete=complete)
     with begun as checkpoints:
         model = build(experiment.model, options.seed)
         state = training.init_state(model, optimizer, mesh)
@@ -100,9 +102,9 @@ def _shapes(experiment: Experiment, optimizer) -> training.TrainState:
     return jax.eval_shape(lambda: training.new_state(build(experiment.model, experiment.train.seed), optimizer))
 
 
-def _completed(old: dict) -> dict:
-    """The configuration of an older version with the defaults of the fields that it did not have."""
-    return config.to_json(config.from_json([Experiment, *MODELS], old))
+def _completed(model: type, old: dict) -> dict:
+    """The configuration of an older version with the defaults of the fields that it did not have; `model` is the class of today's."""
+    return config.to_json(config.from_json([Experiment, *MODELS, model], old))
 
 
 def _beginning(experiment: Experiment, resumed: int) -> str:
@@ -189,7 +191,7 @@ def draw_for(model, dataset: Dataset, key, n: int, label: int | np.ndarray | Non
     shape, vectors = small_shape(model), vector_size(model)
     if shape or vectors:
         batch = first_images(dataset, n)
-        label = batch["label"] if label is None and model.config.num_classes else label
+        label = batch["label"] if label is None and getattr(model.config, "num_classes", 0) else label
         options |= {"low_resolution": box_filter(jnp.asarray(batch["image"]), shape)} if shape else {}
         options |= {"vector": batch["vector"]} if vectors else {}
     return draw(model, key, n, label, **options)
@@ -237,7 +239,8 @@ def finish(experiment: Experiment) -> None:
 
     Every process loads and evaluates, the first one draws.
     """
-    folder, model, test = epath.Path(experiment.workdir), trained.load(experiment.workdir), load_data(experiment, "test")
+    folder, test = epath.Path(experiment.workdir), load_data(experiment, "test")
+    model = trained.load(experiment.workdir, models=[type(experiment.model)])
     say(f"\nreport of {experiment.workdir}")
     print_evaluation(experiment, model, test, experiment.train.batch_size)
     if jax.process_index() > 0:
@@ -284,7 +287,7 @@ def complete_images(model, dataset: Dataset, keep: str, n: int, path, key, label
     """Completions of the set's first images, four of each, as a grid with the given pixels marked."""
     mask = known_mask(model.config.image_shape, keep)
     batch = first_images(dataset, n)
-    if label is None and model.config.num_classes:
+    if label is None and getattr(model.config, "num_classes", 0):
         label = batch["label"]
     images = draw_for(model, dataset, key, n, label, known=(batch["image"], mask), **options)
     write_grid(path, images, model, mask)

@@ -1,25 +1,46 @@
 """`jaxgen.load`: the trained model of a run directory. It stands here because it needs both the models and the checkpoints."""
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 
 from jaxgen import config
+from jaxgen.errors import ConfigError
 from jaxgen.models import MODELS, build
 from jaxgen.runs import checkpoint
 
 
-def load(path: str | os.PathLike, step: int | None = None, which: Literal["best", "latest"] = "best") -> Any:
+def load(
+    path: str | os.PathLike,
+    step: int | None = None,
+    which: Literal["best", "latest"] = "best",
+    models: Sequence[type] = (),
+) -> Any:
     """The trained model of a run directory: built from its saved config, with the averaged (EMA) weights, on this process's first device.
 
     step picks a checkpoint; otherwise which="best" takes the one with the best validation score (the newest where none has a score). Only
     the model's own arrays are read, and only after their hashes, dtypes and shapes were checked. Takes no lock: a run may be going on.
-    Raises CheckpointError (nothing there, no such step, damaged), ConfigError (`which`, or a config that this version does not know).
+    models: configuration classes of your own, each with a method `build(rngs)`. A file can name these and those of `jaxgen.models`, and
+    nothing else.
+    Raises CheckpointError (nothing there, no such step, damaged), ConfigError (`which`, or a config of a class that is not listed).
     """
 
     def shapes_of(saved):
-        model_config = config.from_json(tuple(MODELS), saved)
+        model_config = config.from_json(classes(saved, models), saved)
         return jax.eval_shape(lambda: build(model_config))
 
     return checkpoint.read_model(path, shapes_of, step, which)
+
+
+def classes(saved: Mapping[str, Any], models: Sequence[type] = ()) -> list[type]:
+    """The configuration classes that a saved model may name: those of `jaxgen.models` and `models`.
+
+    Raises ConfigError where it names a class that is in neither.
+    """
+    known, name = [*MODELS, *models], saved.get("class")
+    if isinstance(name, str) and name not in [cls.__name__ for cls in known]:
+        hint = f"jaxgen.load(path, models=[{name}]) in Python, or the script that trained it: python my_model.py COMMAND RUN"
+        raise ConfigError("models", "the class of the run's model, which is not one of jaxgen.models", name, hint)
+    return known

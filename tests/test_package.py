@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "models": {"errors", "config", "checks", "data", "distributions", "layers", "sampling"},
     "training": {"errors", "sharding"},
     "evaluation": {"errors", "sharding", "distributions"},
-    "trained": {"config", "models", "runs"},
+    "trained": {"config", "errors", "models", "runs"},
     "benchmark": {"errors", "config", "layers", "models", "runs", "sampling", "sharding", "training"},
     "experiment": {"benchmark", "config", "data", "errors", "evaluation", "layers", "models", "runs", "sharding", "trained", "training"},
     "cli": {"benchmark", "checks", "config", "data", "errors", "experiment", "models", "runs", "sampling", "sharding", "trained"},

@@ -2,6 +2,7 @@
 
 from flax import nnx
 
+from jaxgen.errors import ConfigError
 from jaxgen.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalBiLSTMConfig
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
@@ -27,5 +28,13 @@ MODELS = {
 
 
 def build(config, seed: int = 0):
-    """The model of a configuration with freshly drawn parameters."""
-    return MODELS[type(config)](config, rngs=nnx.Rngs(seed))
+    """The model of a configuration with freshly drawn parameters: by the list above, or by the configuration's own `build(rngs)`.
+
+    Raises ConfigError where it has neither.
+    """
+    rngs = nnx.Rngs(seed)
+    if type(config) in MODELS:
+        return MODELS[type(config)](config, rngs=rngs)
+    if not hasattr(config, "build"):
+        raise ConfigError("model", "a configuration of jaxgen.models, or one with a method build(rngs)", type(config).__name__)
+    return config.build(rngs)
