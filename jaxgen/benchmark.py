@@ -33,11 +33,11 @@ import numpy as np
 from flax import nnx
 
 from jaxgen import config, sharding, training
+from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import EXACT
 from jaxgen.models import MODELS, build
 from jaxgen.runs import report
-from jaxgen.sampling import AutoregressiveImages
 
 BATCHES = (1, 16, 64)
 REPETITIONS = 5

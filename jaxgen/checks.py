@@ -99,6 +99,28 @@ def check_known(known, n: int, image_shape: tuple[int, int, int], levels: int):
     return jnp.broadcast_to(image, (n, *image_shape)), jnp.broadcast_to(jnp.asarray(mask), (n, height, width))
 
 
+def check_known_places(known, n: int, length: int, head) -> tuple[Array, Array]:
+    """(values, mask) as [n, length] in the dtype of the head and bool; one row serves the whole batch; None means nothing is known."""
+    if known is None:
+        return jnp.zeros((n, length), head.dtype), jnp.zeros((n, length), bool)
+    if not (isinstance(known, tuple | list) and len(known) == 2):
+        raise ConfigError("known", "a pair (values, mask)", type(known).__name__)
+    values, mask = _numbers(known[0], "known values", "numbers"), _numbers(known[1], "known mask", "dtype bool")
+    if mask.dtype != bool:
+        raise ConfigError("known mask", "dtype bool", mask.dtype)
+    for argument, array in (("known values", values), ("known mask", mask)):
+        if array.shape not in ((length,), (n, length)):
+            raise ConfigError(argument, f"shape [{n}, {length}] or [{length}]", list(array.shape))
+    whole, levels = jnp.issubdtype(head.dtype, jnp.integer), getattr(head, "levels", None)
+    if whole and not jnp.issubdtype(values.dtype, jnp.integer):
+        raise ConfigError("known values", "integers", values.dtype)
+    if whole and not isinstance(values, jax.core.Tracer):
+        outside = np.asarray(values)[(np.asarray(values) < 0) | (np.asarray(values) >= levels)]
+        if outside.size:
+            raise ConfigError("known values", f"values in 0..{levels - 1}", int(outside[0]))
+    return jnp.broadcast_to(jnp.asarray(values).astype(head.dtype), (n, length)), jnp.broadcast_to(jnp.asarray(mask), (n, length))
+
+
 def check_count(n, argument: str = "n") -> int:
     """`n` as a positive int; whatever Python takes as an index, numpy's integers too, but no bool."""
     try:

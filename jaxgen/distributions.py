@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 
@@ -20,6 +21,7 @@ class Bernoulli:
     channelwise = True  # one set of parameters for every channel, conditioned on the channels before it
     levels = 2
     size = 1
+    dtype = jnp.uint8
 
     def log_prob(self, parameters: Float[Array, "*shape 1"], x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
         """log p(x) in nats for each element."""
@@ -46,6 +48,11 @@ class Categorical:
     def size(self) -> int:
         """Parameters per element."""
         return self.levels
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of draws: the smallest unsigned type that holds 0 .. levels-1."""
+        return np.min_scalar_type(self.levels - 1)
 
     def log_prob(self, parameters: Float[Array, "*shape V"], x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
         """log p(x) = logits[x] - logsumexp(logits), in nats for each element."""

@@ -10,9 +10,9 @@ from flax import nnx
 from model_table import TABLE
 from test_models import CASES, full_pass, images_of, labels_of, make
 
-from jaxgen import benchmark, sampling
-from jaxgen.layers.fronts import Fronts
-from jaxgen.models import PixelCNNConfig, build
+from jaxgen import autoregressive, benchmark, sampling
+from jaxgen.layers.fronts import Fronts, in_fronts
+from jaxgen.models import PixelCNNConfig, build, pixelcnn
 
 IN_FRONTS = [entry for entry in TABLE if entry.config is PixelCNNConfig]
 every_model = pytest.mark.parametrize("entry", IN_FRONTS, ids=lambda entry: entry.name)
@@ -20,7 +20,7 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
 def test_all_models_in_fronts_are_here():
-    assert [entry for entry in TABLE if nnx.eval_shape(partial(build, entry.make((3, 4, 1)))).fronts is not None] == IN_FRONTS
+    assert [entry for entry in TABLE if hasattr(nnx.eval_shape(partial(build, entry.make((3, 4, 1)))), "fronts")] == IN_FRONTS
 
 
 @pytest.mark.parametrize(("height", "width", "skew"), [(4, 6, 2), (1, 5, 4), (6, 1, 2), (9, 3, 4), (28, 28, 4), (5, 8, 3)])
@@ -91,9 +91,9 @@ def test_bfloat16_in_fronts(entry):
 
 @partial(jax.jit, static_argnames="form")
 def drawn_by(form, model, key, label, known, temperature):
-    """Images by `sampling.cached` (rows) or `sampling.in_fronts`: `sample` takes the one that is faster at the model's sizes."""
+    """Images by `sampling.by_rows` or `in_fronts`: `sample` takes the one that is faster at the model's sizes."""
     n = known[0].shape[0]
-    draw = sampling._Draw(model.head, key, known[0].shape, temperature)
+    draw = sampling.Draw(model.head, key, known[0].shape, temperature)
     return form(model, draw, model.condition(n, label), *known, jnp.arange(n))
 
 
@@ -105,7 +105,7 @@ def test_rows_and_fronts_draw_the_same_bits(entry, case):
     mask = jax.random.bernoulli(jax.random.key(9), 0.4, given.shape[:3])
     for keep, temperature in [(jnp.zeros_like(mask), 1.0), (mask, 1.0), (~mask, 2.0)]:
         arguments = model, key, label, (given, keep), jnp.float32(temperature)
-        images = [np.asarray(drawn_by(form, *arguments)) for form in (sampling.cached, sampling.in_fronts)]
+        images = [np.asarray(drawn_by(form, *arguments)) for form in (sampling.by_rows, in_fronts)]
         np.testing.assert_array_equal(images[1], images[0])
         np.testing.assert_array_equal(images[1][keep], given[keep])
         np.testing.assert_array_equal(images[1], model.sample(key, n, label, (given, keep), temperature=temperature))
@@ -117,11 +117,11 @@ def test_rows_and_fronts_draw_the_same_bits(entry, case):
 def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, entry, n):
     model = make(entry, (3, 4, 1), num_classes=2)
     label, known = labels_of(n, model.config), sampling.check_known(None, n, (3, 4, 1), 4)
-    together = drawn_by(sampling.in_fronts, model, jax.random.key(1), label, known, jnp.float32(1))
+    together = drawn_by(in_fronts, model, jax.random.key(1), label, known, jnp.float32(1))
     monkeypatch.setattr(sampling, "CACHE_BYTES", 1)
     drawn_by.clear_cache()
-    assert sampling._group_size(n, model.init_fronts, label) == min(n, 2)
-    np.testing.assert_array_equal(drawn_by(sampling.in_fronts, model, jax.random.key(1), label, known, jnp.float32(1)), together)
+    assert sampling.group_size(n, model.init_fronts, label) == min(n, 2)
+    np.testing.assert_array_equal(drawn_by(in_fronts, model, jax.random.key(1), label, known, jnp.float32(1)), together)
     drawn_by.clear_cache()
 
 
@@ -129,7 +129,7 @@ def test_the_number_of_flops_is_that_of_the_form_by_rows():
     """Which computes every activation once; in fronts some pixels are computed in vain."""
     model = build(PixelCNNConfig(image_shape=(5, 4, 1), levels=2, layers=2, width=16, head_width=8))
     known = sampling.check_known(None, 1, (5, 4, 1), 2)
-    rows = benchmark.product_flops(lambda model: drawn_by(sampling.cached, model, jax.random.key(0), None, known, jnp.float32(1)), model)
+    rows = benchmark.product_flops(lambda model: drawn_by(sampling.by_rows, model, jax.random.key(0), None, known, jnp.float32(1)), model)
     assert benchmark.flops_per_image(model) == rows
 
 
@@ -138,11 +138,11 @@ def test_the_number_of_flops_is_that_of_the_form_by_rows():
 def test_sample_takes_the_form_that_is_faster(monkeypatch, faster):
     config = PixelCNNConfig(image_shape=(16, 16, 1), levels=2, layers=1, width=16 if faster else 64, head_width=4)
     model, called = build(config), []
-    for name in ("cached", "in_fronts"):
-        form = getattr(sampling, name)
-        monkeypatch.setattr(sampling, name, lambda *args, name=name, form=form: called.append(name) or form(*args))
+    for module, name in ((autoregressive, "by_rows"), (pixelcnn, "in_fronts")):
+        form = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, name=name, form=form: called.append(name) or form(*args))
     sampling._sample.clear_cache()
     jax.eval_shape(lambda model: model.sample(jax.random.key(0), 2), model)
-    assert called == ["in_fronts" if faster else "cached"] and model.draws_in_fronts == faster
+    assert called == ["in_fronts" if faster else "by_rows"] and model.draws_in_fronts == faster
     assert not build(PixelCNNConfig(image_shape=(8, 8, 1), width=16)).draws_in_fronts, "too many pixels outside so small an image"
     sampling._sample.clear_cache()

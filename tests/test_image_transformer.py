@@ -139,7 +139,7 @@ def test_groups_of_images_are_drawn_like_one_batch(monkeypatch):
     together = np.asarray(model.sample(jax.random.key(1), 5))
     monkeypatch.setattr(sampling, "CACHE_BYTES", 1)
     sampling._sample.clear_cache()
-    assert sampling._group_size(5, model.init_cache, model.condition(5)) == 2
+    assert sampling.group_size(5, model.init_cache, model.condition(5)) == 2
     np.testing.assert_array_equal(model.sample(jax.random.key(1), 5), together)
 
 

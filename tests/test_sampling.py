@@ -11,10 +11,11 @@ from scipy.special import expit
 from scipy.stats import chisquare
 
 from jaxgen import sampling
+from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.distributions import Categorical, pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.models import GANConfig, GatedPixelCNNConfig, PixelCNNPPConfig, VAEConfig, build
-from jaxgen.sampling import METHODS, AutoregressiveImages, _sample
+from jaxgen.sampling import METHODS, _sample
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, n):
     together = np.asarray(model.sample(jax.random.key(1), n, label, known))
     monkeypatch.setattr(sampling, "CACHE_BYTES", 1)
     sampling._sample.clear_cache()
-    assert sampling._group_size(n, model.init_cache, model.condition(n, label)) == min(n, 2)
+    assert sampling.group_size(n, model.init_cache, model.condition(n, label)) == min(n, 2)
     np.testing.assert_array_equal(model.sample(jax.random.key(1), n, label, known), together)
     sampling._sample.clear_cache()
 
@@ -140,7 +141,7 @@ def test_the_weights_in_a_cache_do_not_make_the_groups_smaller(monkeypatch):
     one = sizes[2] - sizes[1]
     assert sizes[1] > 10 * one
     monkeypatch.setattr(sampling, "CACHE_BYTES", 6 * one)
-    assert [sampling._group_size(n, model.init_cache, model.condition(n)) for n in (1, 5, 6, 12, 13, 16)] == [1, 5, 6, 6, 5, 4]
+    assert [sampling.group_size(n, model.init_cache, model.condition(n)) for n in (1, 5, 6, 12, 13, 16)] == [1, 5, 6, 6, 5, 4]
 
 
 TWO_DEVICES = """

@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgen.layers.convolutions import EXACT, dot, normal, quarters, resize
+from jaxgen.layers.convolutions import EXACT, at, dot, normal, put, quarters, resize
 
 NEVER = -1e30
 """Score of a key that may not be read: its weight is exactly 0; finite, so that a padded query without keys gives no NaN."""
@@ -124,6 +124,25 @@ def attend_in_parts(query: Float[Array, "B b h Q d"], keys: Float[Array, "B b h 
         m = blocks.keys_read(stop)
         outputs.append(attend(query[..., start:stop, :], keys[..., :m, :], values[..., :m, :], allowed[..., start:stop, :m]))
     return jnp.concatenate(outputs, axis=3)
+
+
+def scan_in_blocks(body, carry, inputs, ends: tuple[int, ...], begin_block):
+    """`jax.lax.scan` over places as a loop over blocks, which end at `ends`, of loops over their places; `begin_block(cache, b)` first.
+
+    The carry is (cache, previous). In a single loop with a `cond` for the first place of a block, XLA copies the caches at every step.
+    """
+    starts, previous = jnp.asarray((0, *ends)), carry[1]
+
+    def one(i, state):
+        carry, values = state
+        carry, value = body(carry, jax.tree.map(lambda x: at(x, i), inputs))
+        return carry, put(values, value, i)
+
+    def block(b, state):
+        (cache, previous), values = state
+        return jax.lax.fori_loop(starts[b], starts[b + 1], one, ((begin_block(cache, b), previous), values))
+
+    return jax.lax.fori_loop(0, len(ends), block, (carry, jnp.zeros((ends[-1], *previous.shape), previous.dtype)))
 
 
 class Memory(NamedTuple):

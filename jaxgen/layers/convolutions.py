@@ -9,6 +9,7 @@ the partial sums wait in the cache. So a step is one matrix product whatever the
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -225,6 +226,20 @@ def resize(x: Array, size: int, axis: int) -> Array:
     pad = [(0, 0)] * x.ndim
     pad[axis] = (0, size - x.shape[axis])
     return jnp.pad(x, pad)
+
+
+def scan_in_parts(body, carry, inputs, ends: Sequence[int], fit):
+    """`jax.lax.scan` in parts that end at `ends`, the last one the end of all: before each part `fit(cache, end)` makes the cache larger.
+
+    The carry is (cache, previous). Within one scan all shapes are fixed, so that a cache that grows needs several.
+    """
+    values = []
+    for begin, end in pairwise((0, *ends)):
+        cache, previous = carry
+        part = jax.tree.map(lambda x: x[begin:end], inputs)  # noqa: B023 (called at once)
+        carry, drawn = jax.lax.scan(body, (fit(cache, end), previous), part)
+        values.append(drawn)
+    return carry, jnp.concatenate(values)
 
 
 def at(x: Array, i) -> Array:

@@ -9,11 +9,13 @@ In the sampler the Q = K n pixels of a front lie side by side, lane k of image b
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from jaxgen.layers.convolutions import EXACT, at
+from jaxgen.sampling import Draw, in_groups, place_by_place
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,32 @@ class Fronts:
         # Rolled after the product: XLA rolls what it reads element by element.
         product = jnp.matmul(weights, jnp.concatenate(seen, axis=-2), precision=EXACT)
         return jnp.roll(product, up * (history.shape[-1] // self.lanes), axis=-1)
+
+
+def in_fronts(
+    model, draw: Draw, condition, image: UInt[Array, "n H W C"], mask: Bool[Array, "n H W"], rows: Int[Array, " m"]
+) -> UInt[Array, "m H W C"]:
+    """The images `rows` of the n, front by front: the pixels of a front are one batch, lane after lane.
+
+    The model has `fronts` and a cached form `init_fronts(n, condition)`, `step_front(cache, previous, t)` for all Q pixels of front t at
+    once, where `previous` [Q, C] holds those of the front before, and `step_front_channel(cache, pixel, k)`.
+    """
+    places, inside = model.fronts.places, model.fronts.inside
+    r, c = np.where(inside[..., None], places, 0).transpose(2, 0, 1)  # [T, K]; what is drawn for pixels outside the image is not used
+
+    def group(rows):
+        """The images `rows` of the batch: [g, H, W, C]."""
+        given, keep = image[rows][:, r, c], mask[rows][:, r, c]  # [g, T, K, C], [g, T, K]
+        flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731  (lanes and images to one axis)
+
+        def finish(cache, parameters, r, c, given, keep):
+            noise = jax.vmap(draw.noise)(r, c)[:, rows]
+            return draw.pixel(model.step_front_channel, cache, parameters, flat(noise), flat(given), flat(keep))
+
+        inputs = jnp.arange(len(r)), jnp.asarray(r), jnp.asarray(c), given.transpose(1, 2, 0, 3), keep.transpose(1, 2, 0)
+        start = model.init_fronts(len(rows), jax.tree.map(lambda x: x[rows], condition)), jnp.zeros_like(flat(inputs[3][0]))
+        _, values = jax.lax.scan(place_by_place(model.step_front, finish), start, inputs)
+        values = values.reshape(*r.shape, len(rows), -1)[inside]
+        return jnp.zeros_like(image[rows]).at[:, r[inside], c[inside]].set(values.swapaxes(0, 1))
+
+    return in_groups(group, model.init_fronts, draw, condition, rows)

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.checks import check_images, check_label, image_of
 from jaxgen.layers.convolutions import add_bias, dot, dropout, embed, normal, scale_pixels
 from jaxgen.layers.weight_norm import Conv, WeightNorm
-from jaxgen.sampling import AutoregressiveImages
 
 
 class Pass(NamedTuple):

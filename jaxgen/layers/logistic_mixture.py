@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from jaxgen.errors import ConfigError
@@ -81,6 +82,11 @@ class DiscretizedLogisticMixture:
     def size(self) -> int:
         """Parameters per pixel."""
         return self.components * (1 + 2 * self.channels + self.channels * (self.channels - 1) // 2)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of draws: the smallest unsigned type that holds 0 .. levels-1."""
+        return np.min_scalar_type(self.levels - 1)
 
     def split(self, parameters: Float[Array, "*shape P"]) -> tuple[Array, Array, Array, Array]:
         """Mixture logits [..., K], means [..., C, K], log-scales [..., C, K] and coefficients [..., C(C-1)/2, K]."""

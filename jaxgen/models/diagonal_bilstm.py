@@ -35,6 +35,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.distributions import pixel_head
 from jaxgen.layers.convolutions import EXACT, add_bias, dot, normal, scale_pixels, shift, take_group
 from jaxgen.layers.masked import (
@@ -52,7 +53,6 @@ from jaxgen.layers.masked import (
     of_group,
     put_group,
 )
-from jaxgen.sampling import AutoregressiveImages
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.checks import check_vector
 from jaxgen.config import check_types
 from jaxgen.distributions import pixel_head
@@ -51,7 +52,6 @@ from jaxgen.layers.convolutions import (
     take_group,
     zeros,
 )
-from jaxgen.sampling import AutoregressiveImages
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ added, where the paper joins sines and cosines; attention has an output matrix W
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -28,14 +29,27 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Integer, UInt8
 
+from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.checks import check_images
 from jaxgen.config import check_types
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.layers.attention import Attention, Blocks, Memory, make_blocks
-from jaxgen.layers.convolutions import add_bias, box_filter, dot, dropout, embed, normal, quarters, scale_pixels, shift, zeros
+from jaxgen.layers.attention import Attention, Blocks, Memory, make_blocks, scan_in_blocks
+from jaxgen.layers.convolutions import (
+    add_bias,
+    box_filter,
+    dot,
+    dropout,
+    embed,
+    normal,
+    quarters,
+    scale_pixels,
+    scan_in_parts,
+    shift,
+    zeros,
+)
 from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
-from jaxgen.sampling import AutoregressiveImages
+from jaxgen.sampling import in_order
 
 
 @dataclass(frozen=True)
@@ -291,6 +305,13 @@ class ImageTransformer(AutoregressiveImages):
     def ends(self) -> tuple[int, ...]:
         """Where there are several blocks: the ends of all."""
         return tuple(self.blocks.ends.tolist()) if len(self.blocks.query) > 1 else ()
+
+    def _draw_cached(self, draw, condition, image, mask, rows):
+        if self.ends:
+            loop, step = partial(scan_in_blocks, ends=self.ends, begin_block=self.begin_block), self.step_in_block
+        else:
+            loop, step = partial(scan_in_parts, ends=self.rooms, fit=self.fit), self.step
+        return in_order(self, draw, condition, image, mask, rows, loop, step)
 
     def fit(self, cache: Cache, places: int) -> Cache:
         """The cache with memory blocks for so many places."""

@@ -30,9 +30,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.distributions import pixel_head
 from jaxgen.layers.convolutions import dot, normal, scale_pixels, take_group
-from jaxgen.layers.fronts import Fronts
+from jaxgen.layers.fronts import Fronts, in_fronts
 from jaxgen.layers.masked import (
     Masked1x1,
     MaskedConv,
@@ -48,7 +49,6 @@ from jaxgen.layers.masked import (
     put_group,
 )
 from jaxgen.layers.pixelcnn_fronts import FrontCache, PixelCNNFronts
-from jaxgen.sampling import AutoregressiveImages
 
 
 @dataclass(frozen=True)
@@ -233,6 +233,11 @@ class PixelCNN(AutoregressiveImages):
         128. Elsewhere than on a CPU the number of steps counts, which is s (H - 1) + W instead of H W.
         """
         return jax.default_backend() != "cpu" or bool(self.config.width <= 24 and self.fronts.inside.mean() >= 2 / 3)
+
+    def _draw_cached(self, draw, condition, image, mask, rows):
+        if self.draws_in_fronts:
+            return in_fronts(self, draw, condition, image, mask, rows)
+        return super()._draw_cached(draw, condition, image, mask, rows)
 
     def init_fronts(self, n: int, label=None) -> FrontCache:
         """The cache of n images before anything is drawn, for `step_front`."""

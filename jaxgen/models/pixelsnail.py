@@ -22,6 +22,7 @@ Chen, Mishra, Rohaninejad, Abbeel 2017, "PixelSNAIL: An Improved Autoregressive 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -33,10 +34,11 @@ from jaxtyping import Array, Bool, Float, UInt8
 from jaxgen.config import check_types
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import EXACT, add_bias, at, dot, put, quarters, resize, shift
+from jaxgen.layers.convolutions import EXACT, add_bias, at, dot, put, quarters, resize, scan_in_parts, shift
 from jaxgen.layers.gated_resnet import Pass, PushingResnet, Resnet, WeightNormImages
 from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
 from jaxgen.layers.weight_norm import Conv, WeightNorm, packed
+from jaxgen.sampling import by_rows
 
 SOFTMAX_LEVELS = 32
 """One channel of at most so many levels has an exact discrete head; more levels or channels have the mixture."""
@@ -238,6 +240,9 @@ class PixelSNAIL(WeightNormImages):
         places = rows * self.config.image_shape[1]
         blocks = (b._replace(key=resize(b.key, places, axis=2), value=resize(b.value, places, axis=1)) for b in cache.blocks)
         return cache._replace(blocks=tuple(blocks))
+
+    def _draw_cached(self, draw, condition, image, mask, rows):
+        return by_rows(self, draw, condition, image, mask, rows, loop=partial(scan_in_parts, ends=self.rooms, fit=self.fit))
 
     def begin_row(self, cache: Cache, finished_row: UInt8[Array, "B W C"], r) -> Cache:
         """Prepare row r once row r-1 is finished: its share in all 2 x 2 convolutions, for all columns at once; nothing is above row 0."""
