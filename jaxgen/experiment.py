@@ -52,10 +52,13 @@ class Experiment:
             raise ConfigError("workdir", "a folder", "nothing")
 
 
-def train(experiment: Experiment, restart: bool = False) -> int:
-    """Train, or go on from the newest intact checkpoint; returns 0 at the end, 75 or 130 when a signal stopped the run after saving."""
+def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Dataset] | None = None) -> int:
+    """Train, or go on from the newest intact checkpoint; returns 0 at the end, 75 or 130 when a signal stopped the run after saving.
+
+    sets: (train, validation) that are in memory already; None loads those that `experiment.data` names.
+    """
     options = experiment.train
-    training_set, validation_set = load_data(experiment, "train"), load_data(experiment, "validation")
+    training_set, validation_set = (load_data(experiment, split, sets) for split in ("train", "validation"))
     fingerprint = training_set.fingerprint(options.batch_size, options.seed)
     mesh = sharding.make_mesh(options.fsdp)
     optimizer = make_optimizer(experiment)
@@ -169,9 +172,10 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def load_data(experiment: Experiment, split: str) -> Dataset:
-    """One split, checked against what the model was configured for."""
-    dataset, model = experiment.data.load(split), experiment.model
+def load_data(experiment: Experiment, split: str, sets: tuple[Dataset, Dataset] | None = None) -> Dataset:
+    """One split, from `sets` (train, validation) or by name, checked against what the model was configured for."""
+    dataset = sets[split == "validation"] if sets else experiment.data.load(split)
+    model = experiment.model
     dataset.expect(model.image_shape, model.levels, getattr(model, "num_classes", 0), getattr(model, "vector_size", 0))
     return dataset
 

@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "trained": {"config", "errors", "models", "runs"},
     "benchmark": {"autoregressive", "errors", "config", "layers", "models", "runs", "sampling", "sharding", "training"},
     "experiment": {"benchmark", "config", "data", "errors", "evaluation", "layers", "models", "runs", "sharding", "trained", "training"},
+    "notebook": {"data", "errors", "experiment", "trained", "training"},
     "cli": {"benchmark", "checks", "config", "data", "errors", "experiment", "models", "runs", "sampling", "sharding", "trained"},
     "__main__": {"errors", "cli"},
 }

@@ -9,6 +9,9 @@ from jaxgen.data.points import ring
 from jaxgen.data.tfds import open_split
 from jaxgen.errors import ConfigError, DataError
 
+ARRAYS = "arrays"
+"""The name of a data set that was given as arrays: no command can read it again."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -42,6 +45,9 @@ def load(name: str, split: str, *, levels: int | None = None, data_dir: str | No
     """
     check_split(split)
     DataConfig(name, levels, data_dir, manual_dir)
+    if name == ARRAYS:
+        hint = "in Python, jaxgen.evaluation.evaluate(model, dataset) scores a model on arrays"
+        raise DataError(name, wanted="a data set that has a name", got="arrays in memory, which are not kept on disk", hint=hint)
     if name == "ring":
         return ring(split)
     if name == "digits":
