@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from etils import epath
 from flax import nnx
 
@@ -68,6 +69,8 @@ def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Da
     begun = checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart, complete=complete)
     with begun as checkpoints:
         model = build(experiment.model, options.seed)
+        if hasattr(model, "fit") and not hasattr(model, "loss"):
+            return _fit(experiment, model, checkpoints, (training_set, validation_set), mesh)
         state = training.init_state(model, optimizer, mesh)
         resumed, state = checkpoints.restore(state) or (0, state)
         if not resumed and hasattr(model, "initialise"):  # data-dependent, on the first global batch, never again
@@ -93,6 +96,23 @@ def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Da
                 return 0
             say(f"stopped by {signal.Signals(stop.signal).name} after step {int(state.step)}; saved; the same command goes on from there")
             return INTERRUPTED if stop.signal == signal.SIGINT else PREEMPTED
+
+
+def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, sets: tuple[Dataset, Dataset], mesh) -> int:
+    """A model in closed form: `Model.fit(training set, config, key)`, validation, checkpoint 1. A finished run stays as it is."""
+    state = training.init_state(model, optax.identity(), mesh)
+    resumed, _ = checkpoints.restore(state) or (0, state)
+    if resumed:
+        say(f"{experiment.workdir} is finished: its model has a closed form; --restart starts over")
+        return 0
+    with report.Reporter(experiment.workdir, 0, writer=jax.process_index() == 0) as reporter:
+        say(f"fitting in closed form in {experiment.workdir}")
+        model = type(model).fit(sets[0], experiment.model, jax.random.key(experiment.train.seed))
+        state = dataclasses.replace(training.init_state(model, optax.identity(), mesh), step=jnp.int32(1))
+        run = _Run(experiment, checkpoints, reporter, sets[1], mesh)
+        run.validate_and_save(1, state)
+        run.save(1, state, last=True)  # an error where the save after validation has failed
+    return 0
 
 
 def make_optimizer(experiment: Experiment):
