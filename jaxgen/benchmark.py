@@ -33,7 +33,6 @@ import numpy as np
 from flax import nnx
 
 from jaxgen import config, sharding, training
-from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import EXACT
 from jaxgen.models import MODELS, build
@@ -264,7 +263,7 @@ def _positions(model) -> int:
 
 def measure(model, batches: Sequence[int] = BATCHES, train_batch: int | None = 16, repetitions: int = REPETITIONS) -> Iterable[Row]:
     """The rows of one model, each as soon as it is measured: cached at every batch, naive and fixed-point at one, training."""
-    peak, images = Peak(getattr(model.config, "dtype", "float32")), isinstance(model, AutoregressiveImages)
+    peak, images = Peak(getattr(model.config, "dtype", "float32")), hasattr(model, "sample_and_passes")
     flops = flops_per_image(model)
     for batch in batches:
         yield sampling(model, "cached" if images else None, batch, peak, repetitions, flops)

@@ -1,10 +1,17 @@
-"""Mixed precision, for every autoregressive image model: bfloat16 activations, float32 parameters, sums and log-likelihoods."""
+"""Precision: float32 products of every model ask for the highest one; in mixed precision parameters, sums and likelihoods stay float32."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from all_models import CONFIGS, batch_of, fresh, given_of
 from flax import nnx
 from test_models import THOROUGH, every_model, full_pass, images_of, log_prob, make, step_by_step
+
+from jaxgen.layers.convolutions import EXACT
+
+PRODUCTS = ("dot_general", "conv_general_dilated")
+AXES = ("NHWC", "HWIO", "NHWC")
 
 
 @every_model
@@ -22,3 +29,48 @@ def test_bfloat16_keeps_float32_parameters_and_likelihoods(entry):
         assert float(jnp.abs(step_by_step(model, image) - full).mean()) < 0.02 * spread
     (*_, last) = (e for e in jax.make_jaxpr(model.logits)(image).jaxpr.eqns if e.primitive.name == "dot_general")
     assert last.outvars[0].aval.dtype == jnp.float32, "a parameter of p(x) is rounded to bfloat16"
+
+
+def products(jaxpr):
+    """Every matrix product and convolution of a traced program with float32 factors, those of the programs inside it too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in PRODUCTS and any(factor.aval.dtype == jnp.float32 for factor in equation.invars):
+            yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns")):
+            yield from products(inner.jaxpr if hasattr(inner, "jaxpr") else inner) if hasattr(inner, "eqns") else ()
+
+
+def rough(function, *arguments) -> list[str]:
+    """The float32 products of a function that do not ask for the highest precision."""
+    found = list(products(jax.make_jaxpr(function)(*arguments).jaxpr))
+    exact = (EXACT, EXACT)
+    return [str(equation) for equation in found if equation.params["precision"] not in (EXACT, exact)] if found else ["no product at all"]
+
+
+def gradient(model, batch, key):
+    """The gradient of the loss with respect to the parameters."""
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    return jax.grad(lambda params: nnx.merge(graph, params, rest).loss(batch, key)[0])(params)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_float32_product_asks_for_the_highest_precision(name):
+    config, key = CONFIGS[name], jax.random.key(0)
+    model, batch = jax.eval_shape(lambda: fresh(config)), batch_of(config, 2)
+    assert not rough(gradient, model, batch, key)
+    given = given_of(config, batch)
+    assert not rough(lambda model, given: model.sample(key, 2, **given), model, given)
+
+
+def test_the_search_for_rough_products_finds_them():
+    x, kernel = jnp.ones((2, 4, 4, 3)), jnp.ones((3, 3, 3, 3))
+
+    def convolved(precision):
+        return lambda x: jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", precision=precision, dimension_numbers=AXES)
+
+    def looped(x):
+        return jax.lax.scan(lambda carry, _: (jax.jit(lambda y: jnp.dot(y, kernel[0, 0]))(carry), None), x, length=2)[0]
+
+    assert rough(convolved(None), x) and rough(convolved("default"), x) and rough(looped, x[0, 0]) and rough(jnp.sin, x)
+    assert not rough(convolved(EXACT), x) and not rough(lambda x: jnp.dot(x, kernel[0, 0], precision="highest"), x)
+    assert rough(jnp.dot, x.astype(jnp.bfloat16), kernel[0, 0].astype(jnp.bfloat16)) == ["no product at all"]

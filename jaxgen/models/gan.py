@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt8
 from jaxgen.checks import check_count, check_images, check_key, check_label, image_of
 from jaxgen.config import check_types
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import scale_pixels
+from jaxgen.layers.convolutions import EXACT, scale_pixels
 
 SLOPE = 0.2  # of the leaky ReLU (Radford et al. 2016)
 
@@ -63,7 +63,7 @@ class MLP(nnx.Module):
 
     def __init__(self, inputs: int, config: GANConfig, outputs: int, rngs: nnx.Rngs):
         sizes = [inputs] + [config.hidden] * config.depth + [outputs]
-        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(sizes)])
+        self.layers = nnx.List([nnx.Linear(a, b, precision=EXACT, rngs=rngs) for a, b in pairwise(sizes)])
 
     def __call__(self, x: Float[Array, "B ..."]) -> Float[Array, "B O"]:
         x = x.reshape(x.shape[0], -1)
@@ -79,9 +79,9 @@ class ConvGenerator(nnx.Module):
         height, width, channels = config.image_shape
         self.start = (height // 4, width // 4, config.hidden)
         half = max(1, config.hidden // 2)
-        self.project = nnx.Linear(config.latent, self.start[0] * self.start[1] * config.hidden, rngs=rngs)
-        self.up1 = nnx.ConvTranspose(config.hidden, half, (4, 4), strides=(2, 2), rngs=rngs)
-        self.up2 = nnx.ConvTranspose(half, channels, (4, 4), strides=(2, 2), rngs=rngs)
+        self.project = nnx.Linear(config.latent, self.start[0] * self.start[1] * config.hidden, precision=EXACT, rngs=rngs)
+        self.up1 = nnx.ConvTranspose(config.hidden, half, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
+        self.up2 = nnx.ConvTranspose(half, channels, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
 
     def __call__(self, z: Float[Array, "B Z"]) -> Float[Array, "B H W C"]:
         x = nnx.relu(self.project(z)).reshape(-1, *self.start)
@@ -94,9 +94,9 @@ class ConvDiscriminator(nnx.Module):
     def __init__(self, config: GANConfig, rngs: nnx.Rngs):
         height, width, channels = config.image_shape
         half = max(1, config.hidden // 2)
-        self.down1 = nnx.Conv(channels, half, (4, 4), strides=(2, 2), rngs=rngs)
-        self.down2 = nnx.Conv(half, config.hidden, (4, 4), strides=(2, 2), rngs=rngs)
-        self.logit = nnx.Linear(height // 4 * (width // 4) * config.hidden, 1, rngs=rngs)
+        self.down1 = nnx.Conv(channels, half, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
+        self.down2 = nnx.Conv(half, config.hidden, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
+        self.logit = nnx.Linear(height // 4 * (width // 4) * config.hidden, 1, precision=EXACT, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 1"]:
         x = nnx.leaky_relu(self.down2(nnx.leaky_relu(self.down1(x), SLOPE)), SLOPE)

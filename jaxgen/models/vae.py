@@ -28,7 +28,7 @@ from jaxgen.checks import check_count, check_images, check_key, check_label, ima
 from jaxgen.config import check_types
 from jaxgen.distributions import bits_per_dim, gaussian_kl, gaussian_log_prob, gaussian_sample, pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import embed, scale_pixels
+from jaxgen.layers.convolutions import EXACT, embed, scale_pixels
 
 LogDensity = Callable[[Float[Array, "B Z"]], Float[Array, " B"]]
 
@@ -78,7 +78,7 @@ class MLP(nnx.Module):
     """Linear layers with silu between them."""
 
     def __init__(self, sizes: tuple[int, ...], rngs: nnx.Rngs):
-        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairwise(sizes)])
+        self.layers = nnx.List([nnx.Linear(a, b, precision=EXACT, rngs=rngs) for a, b in pairwise(sizes)])
 
     def __call__(self, x: Float[Array, "B I"]) -> Float[Array, "B O"]:
         for layer in list(self.layers)[:-1]:
@@ -91,8 +91,8 @@ class ConvEncoder(nnx.Module):
 
     def __init__(self, config: VAEConfig, rngs: nnx.Rngs):
         half, quarter = config.hidden
-        self.down1 = nnx.Conv(config.image_shape[2], half, (4, 4), strides=(2, 2), rngs=rngs)
-        self.down2 = nnx.Conv(half, quarter, (4, 4), strides=(2, 2), rngs=rngs)
+        self.down1 = nnx.Conv(config.image_shape[2], half, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
+        self.down2 = nnx.Conv(half, quarter, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B D"]:
         return nnx.silu(self.down2(nnx.silu(self.down1(x)))).reshape(x.shape[0], -1)
@@ -104,10 +104,10 @@ class ConvDecoder(nnx.Module):
     def __init__(self, inputs: int, outputs: int, config: VAEConfig, rngs: nnx.Rngs):
         half, quarter = config.hidden
         self.start = (config.image_shape[0] // 4, config.image_shape[1] // 4, quarter)
-        self.project = nnx.Linear(inputs, prod(self.start), rngs=rngs)
-        self.up1 = nnx.ConvTranspose(quarter, half, (4, 4), strides=(2, 2), rngs=rngs)
-        self.up2 = nnx.ConvTranspose(half, half, (4, 4), strides=(2, 2), rngs=rngs)
-        self.out = nnx.Conv(half, outputs, (3, 3), rngs=rngs)
+        self.project = nnx.Linear(inputs, prod(self.start), precision=EXACT, rngs=rngs)
+        self.up1 = nnx.ConvTranspose(quarter, half, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
+        self.up2 = nnx.ConvTranspose(half, half, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
+        self.out = nnx.Conv(half, outputs, (3, 3), precision=EXACT, rngs=rngs)
 
     def __call__(self, z: Float[Array, "B I"]) -> Float[Array, "B H W D"]:
         x = nnx.silu(self.project(z)).reshape(-1, *self.start)
@@ -129,7 +129,7 @@ class VAE(nnx.Module):
             self.features = ConvEncoder(config, rngs)
             features = height // 4 * (width // 4) * config.hidden[1]
             self.decoder = ConvDecoder(config.latent + classes, channels * parameters, config, rngs)
-        self.posterior = nnx.Linear(features + classes, 2 * config.latent, rngs=rngs)
+        self.posterior = nnx.Linear(features + classes, 2 * config.latent, precision=EXACT, rngs=rngs)
 
     def encode(self, image: UInt8[Array, "B H W C"], label=None) -> tuple[Float[Array, "B Z"], Float[Array, "B Z"]]:
         """Mean and log variance of q(z | x)."""

@@ -1,0 +1,73 @@
+"""What serves every model and every data set does not ask which one it has: a search in the syntax of its files."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from jaxgen.models import MODELS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def families() -> set[str]:
+    """What a model or a data set is called: classes of models and their configurations, their files, sets with a name of their own."""
+    classes = {cls for pair in MODELS.items() for cls in pair}
+    return {cls.__name__ for cls in classes} | {cls.__module__.split(".")[-1] for cls in classes} | {"digits", "ring", "Ring"}
+
+
+def branches(syntax, names):
+    """Where code asks which model or which data set it has: a name of the list in code, or a class or its name compared with anything."""
+    of_class = (".__class__", ".__name__", ".__qualname__", ".__module__")
+    for node in ast.walk(syntax):
+        text = ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute | ast.Call) else ""
+        if isinstance(node, ast.Name | ast.Attribute) and text.split(".")[-1] in names:
+            yield text
+        elif isinstance(node, ast.Constant | ast.MatchClass | ast.MatchValue) and getattr(node, "value", None) in names:
+            yield repr(node.value)
+        elif isinstance(node, ast.Call) and text.startswith(("isinstance(", "issubclass(")):
+            subject = ast.unparse(node.args[0]).split(".")[-1].strip("_")
+            classes = ast.unparse(node.args[1])
+            if subject in ("model", "config", "dataset") and classes != "nnx.Module":
+                yield text
+        elif isinstance(node, ast.Compare):
+            sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+            subjects = [side.split(".")[-1] for side in sides]
+            model = any(word in side for side in sides for word in ("model", "config", "dataset"))
+            if model and any(side.endswith(of_class) or side.startswith("type(") for side in sides):
+                yield ast.unparse(node)
+            if subjects[0] == "name" and any(word in sides[0] for word in ("dataset.", "data.", "model.", "config.")):
+                yield ast.unparse(node)
+
+
+SHARED = [*sorted((ROOT / "jaxgen").glob("*.py")), *sorted((ROOT / "jaxgen" / "runs").glob("*.py"))]
+
+
+@pytest.mark.parametrize("path", SHARED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_serves_every_model_does_not_ask_which_one_it_has(path):
+    """What a model can do is read from its methods, and what a data set holds from its features."""
+    assert not list(branches(ast.parse(path.read_text("utf-8")), families()))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "isinstance(model, VAE)",
+        "isinstance(self.model, sequence.Anything)",
+        "isinstance(model.config, (A, B))",
+        "type(model) is Anything",
+        "type(model).__name__ == 'Anything'",
+        "model.__class__ == Anything",
+        "type(config).__module__.endswith('x') or type(config).__name__ in ('A', 'B')",
+        "data.name == 'mine'",
+        "experiment.data.name in ('mine', 'yours')",
+        "kind = {'vae': 1}",
+        "name == 'ring'",
+        "match name:\n    case 'gan':\n        pass",
+        "models.GANConfig",
+    ],
+)
+def test_the_check_for_branches_finds_them(code):
+    assert list(branches(ast.parse(code), families()))
+    fine = "hasattr(model, 'log_prob'); isinstance(model, nnx.Module); name == 'exact'; isinstance(value, int); step == options.steps"
+    assert not list(branches(ast.parse(fine), families()))
