@@ -80,7 +80,7 @@ class AutoregressiveImages(nnx.Module):
         mesh: Mesh | None = None,
         **given,
     ):
-        """n images, uint8 [n, H, W, C], drawn exactly from the model (at temperature 1).
+        """n images [n, H, W, C] of the smallest unsigned type for their levels, drawn exactly from the model (at temperature 1).
 
         known=(image, mask): pixels where the boolean mask [n, H, W] is True are taken from the image; the others are drawn given those
         before them. A lower temperature sharpens every conditional. method: cached, naive or fixed_point give the same image. mesh: the

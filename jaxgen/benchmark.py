@@ -202,7 +202,7 @@ def sampling(model, method: str | None, batch: int, peak: Peak, repetitions: int
 def _naive(model, batch: int, peak: Peak, repetitions: int) -> Row:
     """The naive sampler: one full pass for every position; beyond NAIVE_SECONDS from NAIVE_PASSES passes, which all cost the same."""
     height, width, channels = model.config.image_shape
-    image = jnp.zeros((batch, height, width, channels), jnp.uint8)
+    image = jnp.zeros((batch, height, width, channels), model.head.dtype)
     given = conditions(model, batch)
     # What one pass gives is the parameters of one pixel; which one is not known when it is compiled.
     one, seconds = compiled(lambda model, image, r: model.logits(image, **given)[:, r, r], model, image, jnp.int32(0))
@@ -225,7 +225,7 @@ def train(model, batch: int, parts: int, peak: Peak, repetitions: int, flops: in
     mesh = sharding.make_mesh()
     step = training.make_train_step(training.make_optimizer(settings, 1000), mesh, accumulate=parts)
     state = training.init_state(jax.tree.map(jnp.copy, model), training.make_optimizer(settings, 1000), mesh)
-    images = np.random.default_rng(0).integers(0, model.config.levels, (batch, *model.config.image_shape), np.uint8)
+    images = np.random.default_rng(0).integers(0, model.config.levels, (batch, *model.config.image_shape), np.min_scalar_type(model.config.levels - 1))
     data = {"image": images} | conditions(model, batch)
     start = time.perf_counter()
     program = step.lower(state, data, jax.random.key(0)).compile()
@@ -247,7 +247,7 @@ def conditions(model, batch: int) -> dict[str, np.ndarray]:
     if size := getattr(config, "vector_size", 0):
         given["vector"] = np.zeros((batch, size), np.float32)
     if shape := getattr(config, "low_resolution", None):
-        given["low_resolution"] = np.zeros((batch, *shape), np.uint8)
+        given["low_resolution"] = np.zeros((batch, *shape), np.min_scalar_type(config.levels - 1))
     return given
 
 

@@ -12,7 +12,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxgen.config import check_types
 from jaxgen.errors import ConfigError
+
+MOST_LEVELS = 2**16
+"""An image has so many levels at most: its values are unsigned integers of 8 or 16 bits."""
+
+
+def check_image_config(config, least: dict[str, int], channels: tuple[int, ...] | None = (1, 3)) -> None:
+    """Check what the configs of image models share: the types of all fields, image_shape, levels, num_classes and, if any, dropout.
+
+    least: the smallest value of other fields. channels: how many an image may have, None for any number.
+    """
+    check_types(config)
+    wanted = "(H, W, C), all positive" if channels is None else "(H, W, C) with C = " + " or ".join(map(str, channels))
+    if min(config.image_shape) < 1 or channels is not None and config.image_shape[2] not in channels:
+        raise ConfigError("image_shape", wanted, config.image_shape)
+    if not 2 <= config.levels <= MOST_LEVELS:
+        raise ConfigError("levels", f"2..{MOST_LEVELS}", config.levels)
+    if config.num_classes < 0:
+        raise ConfigError("num_classes", "0 (unconditional) or more", config.num_classes)
+    for name, low in least.items():
+        if getattr(config, name) < low:
+            raise ConfigError(name, f"{low} or more", getattr(config, name))
+    if not 0 <= getattr(config, "dropout", 0) < 1:
+        raise ConfigError("dropout", "a number in 0..1, 1 excluded", config.dropout)
 
 
 def image_of(batch: dict, name: str = "image"):
@@ -23,15 +47,18 @@ def image_of(batch: dict, name: str = "image"):
 
 
 def check_images(image, image_shape: tuple[int, int, int], levels: int, argument: str = "image") -> Array:
-    """`image` as a uint8 array [B, H, W, C] in {0 .. levels-1}; the range is checked where the values are at hand (not inside `jit`)."""
-    dtype = getattr(image, "dtype", type(image).__name__)
-    if dtype != jnp.uint8:
-        raise ConfigError(argument, "dtype uint8", dtype, f"integers in 0..{levels - 1}")
+    """`image` as an array [B, H, W, C] in {0 .. levels-1} of the smallest unsigned type that holds these levels, uint8 up to 256.
+
+    The range is checked where the values are at hand (not inside `jit`).
+    """
+    dtype, wanted = getattr(image, "dtype", type(image).__name__), np.min_scalar_type(levels - 1)
+    if dtype != wanted:
+        raise ConfigError(argument, f"dtype {wanted}", dtype, f"integers in 0..{levels - 1}")
     if image.ndim != 4 or image.shape[1:] != tuple(image_shape):
         raise ConfigError(argument, f"shape [B, {', '.join(map(str, image_shape))}]", list(image.shape))
     if image.shape[0] == 0:
         raise ConfigError(argument, "at least one image", "an empty batch")
-    if levels < 256 and not isinstance(image, jax.core.Tracer) and (top := int(np.asarray(image).max())) >= levels:
+    if levels - 1 < np.iinfo(wanted).max and not isinstance(image, jax.core.Tracer) and (top := int(np.asarray(image).max())) >= levels:
         raise ConfigError(argument, f"values in 0..{levels - 1}", f"a maximum of {top}")
     return jnp.asarray(image)
 
@@ -80,10 +107,10 @@ def check_vector(vector, size: int, batch: int) -> Array | None:
 
 
 def check_known(known, n: int, image_shape: tuple[int, int, int], levels: int):
-    """(image, mask) as uint8 [n, H, W, C] and bool [n, H, W]; one image or mask serves the whole batch; None means nothing is known."""
+    """(image, mask) as integers [n, H, W, C] and bool [n, H, W]; one image or mask serves the whole batch; None means nothing is known."""
     height, width, channels = image_shape
     if known is None:
-        return jnp.zeros((n, *image_shape), jnp.uint8), jnp.zeros((n, height, width), bool)
+        return jnp.zeros((n, *image_shape), np.min_scalar_type(levels - 1)), jnp.zeros((n, height, width), bool)
     if not (isinstance(known, tuple | list) and len(known) == 2):
         raise ConfigError("known", "a pair (image, mask)", type(known).__name__)
     image, mask = known

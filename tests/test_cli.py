@@ -111,7 +111,7 @@ TRAIN_ERRORS = [
     ("--model.width", 2, "--model.width: wanted int, got nothing; see --help"),
     ("--model.image_shape 8 8", 2, "--model.image_shape: wanted a tuple of 3: int, int, int, got '8 8'; see --help"),
     ("--optimizer.schedule=cosin", 2, "--optimizer.schedule: wanted 'constant' or 'cosine', got 'cosin'; see --help"),
-    ("--model.levels=1", 2, "model.levels: wanted 2..256, got 1"),
+    ("--model.levels=1", 2, "model.levels: wanted 2..65536, got 1"),
     ("--model.dropout=nan", 2, "model.dropout: wanted a finite float, got nan"),
     ("--optimizer.learning_rate=-1", 2, "optimizer.learning_rate: wanted a number in 0..1e+09, got -1.0"),
     ("--optimizer.learning_rate=nan", 2, "optimizer.learning_rate: wanted a number in 0..1e+09, got nan"),

@@ -24,7 +24,7 @@ PACKAGE = [path for path in CODE if path.is_relative_to(ROOT / "jaxgen")]
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
-    "checks": {"errors"},
+    "checks": {"config", "errors"},
     "sharding": {"errors"},
     "distributions": {"errors"},
     "data": {"errors"},

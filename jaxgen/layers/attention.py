@@ -126,6 +126,36 @@ def attend_in_parts(query: Float[Array, "B b h Q d"], keys: Float[Array, "B b h 
     return jnp.concatenate(outputs, axis=3)
 
 
+def attend_to_visible(
+    query: Float[Array, "B M d"], key: Float[Array, "B d N"], value: Float[Array, "B N E"], visible: Bool[Array, "M N"]
+) -> Float[Array, "B M E"]:
+    """sum_n softmax_n(Q_m . K_n / sqrt d) V_n over the visible n; 0 where a query sees nothing, and no NaN in its gradient.
+
+    Keys are columns here, and the sum is divided by the weights' total at the end; `attend` divides first, and needs a key for every query.
+    """
+    scores = jnp.einsum("bmd,bdn->bmn", query, key, preferred_element_type=jnp.float32, precision=EXACT) * query.shape[-1] ** -0.5
+    scores = jnp.where(visible[None], scores, NEVER)
+    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    weights = jnp.where(visible[None], jnp.exp(scores - top), 0.0)
+    total = weights.sum(-1, keepdims=True)
+    mixed = jnp.einsum("bmn,bne->bme", weights.astype(value.dtype), value, preferred_element_type=jnp.float32, precision=EXACT)
+    return (mixed / jnp.where(total > 0, total, 1.0)).astype(value.dtype)
+
+
+def causal_attention(query: Float[Array, "B N d"], key: Float[Array, "B N d"], value: Float[Array, "B N E"]) -> Float[Array, "B N E"]:
+    """Every position attends to those strictly before it, part by part: the queries of a part need no keys after it."""
+    outputs, key = [], key.swapaxes(1, 2)
+    for start, stop in pairwise((0, *quarters(query.shape[1]))):
+        visible = jnp.arange(stop)[None] < jnp.arange(start, stop)[:, None]
+        outputs.append(attend_to_visible(query[:, start:stop], key[:, :, :stop], value[:, :stop], visible))
+    return jnp.concatenate(outputs, axis=1)
+
+
+def attend_before(p, query: Float[Array, "B d"], key: Float[Array, "B d N"], value: Float[Array, "B N E"]) -> Float[Array, "B E"]:
+    """Position p attends to those strictly before it."""
+    return attend_to_visible(query[:, None], key, value, jnp.arange(key.shape[2])[None] < p)[:, 0]
+
+
 def scan_in_blocks(body, carry, inputs, ends: tuple[int, ...], begin_block):
     """`jax.lax.scan` over places as a loop over blocks, which end at `ends`, of loops over their places; `begin_block(cache, b)` first.
 

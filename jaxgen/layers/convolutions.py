@@ -15,13 +15,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt
+
+from jaxgen.errors import ConfigError
 
 EXACT = jax.lax.Precision.HIGHEST
 """Of every product: float32 means float32. By default GPUs and TPUs round the factors, and likelihoods with them; see `dtype` for speed."""
 
 FEW_IMAGES = 8
 """So many images have their convolutions as products on a CPU."""
+
+
+def check_kernels_and_widths(config, kernels: tuple[str, ...], smallest: int) -> None:
+    """Check that these kernels are odd and no smaller, and that width and head_width are multiples of the channels, for `group_mask`."""
+    channels = config.image_shape[2]
+    for name in kernels:
+        if getattr(config, name) < smallest or getattr(config, name) % 2 == 0:
+            raise ConfigError(name, f"an odd number, {smallest} or more", getattr(config, name))
+    for name in ("width", "head_width"):
+        if getattr(config, name) < 1 or getattr(config, name) % channels:
+            raise ConfigError(name, f"a positive multiple of the {channels} channels", getattr(config, name))
 
 
 def group_mask(features_in: int, features_out: int, groups: int, kind: str) -> np.ndarray:
@@ -74,13 +87,13 @@ def columns(x: Float[Array, "... D"], kernel: int, axis: int) -> Float[Array, ".
     return jnp.concatenate([shift(x, m - j, axis) for j in range(kernel)], axis=-1)
 
 
-def box_filter(image: UInt8[Array, "B H W C"], shape: tuple[int, int, int]) -> UInt8[Array, "B h w C"]:
+def box_filter(image: UInt[Array, "B H W C"], shape: tuple[int, int, int]) -> UInt[Array, "B h w C"]:
     """The small image of that (h, w, C): the mean of every H/h x W/w box, rounded to the nearest level, halves up; exact integers."""
     batch, height, width, channels = image.shape
     down, across = height // shape[0], width // shape[1]
     boxes = image.astype(jnp.int32).reshape(batch, shape[0], down, shape[1], across, channels)
     total, size = boxes.sum((2, 4)), down * across
-    return ((2 * total + size) // (2 * size)).astype(jnp.uint8)
+    return ((2 * total + size) // (2 * size)).astype(image.dtype)
 
 
 def gate(x: Float[Array, "... E"]) -> Float[Array, "... D"]:
@@ -209,6 +222,11 @@ def take_group(x: Float[Array, "B D"], k, groups: int, halves: int = 1) -> Float
     batch = x.shape[0]
     parts = x.reshape(batch, halves, groups, -1)
     return jax.lax.dynamic_index_in_dim(parts, k, axis=2, keepdims=False).reshape(batch, -1)
+
+
+def of_group(weights: Float[Array, "G d E"], k) -> Float[Array, "d E"]:
+    """The rows of the weights that channel group k is multiplied with."""
+    return weights[0] if weights.shape[0] == 1 else jax.lax.dynamic_index_in_dim(weights, k, keepdims=False)
 
 
 def quarters(n: int) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt
 
 from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.checks import check_images, check_label, image_of
@@ -149,10 +149,10 @@ class WeightNormImages(AutoregressiveImages):
         label = check_label(batch.get("label") if config.num_classes else None, config.num_classes, image.shape[0])
         return _initialised(self, image, label)
 
-    def _logits(self, image: UInt8[Array, "B H W C"], label, key: PRNGKeyArray | None = None) -> Float[Array, "B H W ..."]:
+    def _logits(self, image: UInt[Array, "B H W C"], label, key: PRNGKeyArray | None = None) -> Float[Array, "B H W ..."]:
         return self._network(self._pixels(image, self.config.dtype), Pass(label, key))
 
-    def _pixels(self, image: UInt8[Array, "*shape C"], dtype) -> Float[Array, "*shape D"]:
+    def _pixels(self, image: UInt[Array, "*shape C"], dtype) -> Float[Array, "*shape D"]:
         """x on [-1, 1] with a channel of ones, D = C + 1, which tells the image from the padding."""
         x = scale_pixels(image, self.config.levels, dtype)
         return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)

@@ -15,34 +15,26 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxgen.config import check_types
-from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import add_bias, columns, convolution, dot, embed, group_mask, normal, take_group, zeros
+from jaxgen.checks import check_image_config
+from jaxgen.layers.convolutions import (
+    add_bias,
+    check_kernels_and_widths,
+    columns,
+    convolution,
+    dot,
+    embed,
+    group_mask,
+    normal,
+    of_group,
+    take_group,
+    zeros,
+)
 
 
 def check_sizes(config, kernels: tuple[str, ...]):
     """Check the fields that the three configurations share: image_shape, levels, num_classes, layers, width, head_width and the kernels."""
-    check_types(config)
-    height, width, channels = config.image_shape
-    if min(height, width) < 1 or channels not in (1, 3):
-        raise ConfigError("image_shape", "(H, W, C) with C = 1 or 3", config.image_shape)
-    if not 2 <= config.levels <= 256:
-        raise ConfigError("levels", "2..256", config.levels)
-    if config.num_classes < 0:
-        raise ConfigError("num_classes", "0 (unconditional) or more", config.num_classes)
-    if config.layers < 1:
-        raise ConfigError("layers", "1 or more", config.layers)
-    for name in kernels:
-        if getattr(config, name) < 3 or getattr(config, name) % 2 == 0:
-            raise ConfigError(name, "an odd number, 3 or more", getattr(config, name))
-    for name in ("width", "head_width"):
-        if getattr(config, name) < 1 or getattr(config, name) % channels:
-            raise ConfigError(name, f"a positive multiple of the {channels} channels", getattr(config, name))
-
-
-def of_group(weights: Float[Array, "G d E"], k) -> Float[Array, "d E"]:
-    """The rows of the weights that channel group k is multiplied with."""
-    return weights[0] if weights.shape[0] == 1 else jax.lax.dynamic_index_in_dim(weights, k, keepdims=False)
+    check_image_config(config, {"layers": 1})
+    check_kernels_and_widths(config, kernels, smallest=3)
 
 
 def get_group(x: Float[Array, "*shape D"], k, groups: int, column=None) -> Float[Array, "*part d"]:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt
 
-from jaxgen.layers.convolutions import EXACT, put, scale_pixels
+from jaxgen.layers.convolutions import EXACT, of_group, put, scale_pixels
 from jaxgen.layers.fronts import Fronts
-from jaxgen.layers.masked import joint_bias, of_group
+from jaxgen.layers.masked import joint_bias
 
 
 class Packed(NamedTuple):
@@ -95,7 +95,7 @@ class PixelCNNFronts:
         conv = jnp.stack([in_columns(b.conv, bias) for b, bias in zip(blocks, of_label, strict=True)])
         return in_columns(self.model.input, first), Sums(squeeze, conv, expand)
 
-    def step(self, cache: FrontCache, previous: UInt8[Array, "Q C"], t) -> tuple[FrontCache, Float[Array, "Q P"]]:
+    def step(self, cache: FrontCache, previous: UInt[Array, "Q C"], t) -> tuple[FrontCache, Float[Array, "Q P"]]:
         """Parameters of the first channel of the pixels of front t, given those of the front before (ignored at t = 0)."""
         (first, blocks), (trunk, bias), config = cache.rows, cache.bias, self.model.config
         x = self.fronts.keep_inside(scale_pixels(previous.T, config.levels, config.dtype), t - 1)
@@ -111,7 +111,7 @@ class PixelCNNFronts:
         taps = [range(-m, 0)] + [range(-m, m + 1)] * m
         return sum(self.fronts.weigh(row, history, t, up, right) for up, (row, right) in enumerate(zip(rows, taps, strict=True)))
 
-    def step_channel(self, cache: FrontCache, pixel: UInt8[Array, "Q C"], k) -> tuple[FrontCache, Float[Array, "Q P"]]:
+    def step_channel(self, cache: FrontCache, pixel: UInt[Array, "Q C"], k) -> tuple[FrontCache, Float[Array, "Q P"]]:
         """Parameters of channel k > 0 of the pixels being drawn, given their channels before k."""
         x = scale_pixels(pixel, self.model.config.levels, self.model.config.dtype)
         trunk, *rest = cache.sums

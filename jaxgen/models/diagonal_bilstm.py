@@ -33,11 +33,11 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt
 
 from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.distributions import pixel_head
-from jaxgen.layers.convolutions import EXACT, add_bias, dot, normal, scale_pixels, shift, take_group
+from jaxgen.layers.convolutions import EXACT, add_bias, dot, normal, of_group, scale_pixels, shift, take_group
 from jaxgen.layers.masked import (
     Masked1x1,
     MaskedConv,
@@ -50,7 +50,6 @@ from jaxgen.layers.masked import (
     joint_bias,
     label_biases,
     lstm_cell,
-    of_group,
     put_group,
 )
 
@@ -204,7 +203,7 @@ class DiagonalBiLSTM(AutoregressiveImages):
         """What the pixels themselves add to the right branch's gates, for every layer: the first one only."""
         return [dot(x, self.pixels[...])] + [None] * (self.config.layers - 1)
 
-    def _logits(self, image: UInt8[Array, "B H W C"], label, key=None) -> Float[Array, "B H W C P"]:
+    def _logits(self, image: UInt[Array, "B H W C"], label, key=None) -> Float[Array, "B H W C P"]:
         del key  # no dropout
         x = scale_pixels(image, self.config.levels, self.config.dtype)
         y = self.input(x)
@@ -236,7 +235,7 @@ class DiagonalBiLSTM(AutoregressiveImages):
         sums = Sums(two[0, 0], four[0], two[0], self.output.begin_pixel(n, dtype)) if channels > 1 else ()
         return Cache(packed, self.output.pack(dtype), bias, window, two, one, one, four, two, cell, four[0], jnp.int32(0), sums)
 
-    def begin_row(self, cache: Cache, finished_row: UInt8[Array, "B W C"], r) -> Cache:
+    def begin_row(self, cache: Cache, finished_row: UInt[Array, "B W C"], r) -> Cache:
         """Prepare row r once row r-1 is finished: its right branch and what its left one contributes; nothing is above row 0."""
         x = scale_pixels(finished_row.swapaxes(0, 1), self.config.levels, self.config.dtype)
         above, right, from_right = [], [], []
@@ -251,7 +250,7 @@ class DiagonalBiLSTM(AutoregressiveImages):
         cell, waiting = jnp.zeros_like(cache.cell), jnp.zeros_like(cache.waiting)
         return cache._replace(window=window, right=right, above=above, from_right=from_right, cell=cell, waiting=waiting)
 
-    def step(self, cache: Cache, previous_pixel: UInt8[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
+    def step(self, cache: Cache, previous_pixel: UInt[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of the first channel of pixel (r, c), given the pixel to its left (ignored in column 0)."""
         del r
         x = scale_pixels(previous_pixel, self.config.levels, self.config.dtype)
@@ -261,7 +260,7 @@ class DiagonalBiLSTM(AutoregressiveImages):
         waiting = jnp.zeros_like(cache.waiting)
         return self._group(cache._replace(window=window, waiting=waiting, column=jnp.int32(c)), sums, 0)
 
-    def step_channel(self, cache: Cache, pixel: UInt8[Array, "B C"], k) -> tuple[Cache, Float[Array, "B P"]]:
+    def step_channel(self, cache: Cache, pixel: UInt[Array, "B C"], k) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of channel k > 0 of the pixel being drawn, given its channels before k."""
         x = scale_pixels(pixel, self.config.levels, self.config.dtype)
         return self._group(cache, cache.sums._replace(trunk=cache.sums.trunk + self.input.push_channel(x, k)), k)

@@ -29,17 +29,16 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, UInt
 
 from jaxgen.autoregressive import AutoregressiveImages
-from jaxgen.checks import check_vector
-from jaxgen.config import check_types
+from jaxgen.checks import check_image_config, check_vector
 from jaxgen.distributions import pixel_head
-from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import (
     HorizontalConv,
     VerticalConv,
     add_bias,
+    check_kernels_and_widths,
     dot,
     dropout,
     embed,
@@ -47,6 +46,7 @@ from jaxgen.layers.convolutions import (
     group_mask,
     halves_mask,
     normal,
+    of_group,
     scale_pixels,
     shift,
     take_group,
@@ -75,25 +75,8 @@ class GatedPixelCNNConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        check_types(self)
-        height, width, channels = self.image_shape
-        if min(height, width) < 1 or channels not in (1, 3):
-            raise ConfigError("image_shape", "(H, W, C) with C = 1 or 3", self.image_shape)
-        if not 2 <= self.levels <= 256:
-            raise ConfigError("levels", "2..256", self.levels)
-        for name in ("num_classes", "vector_size"):
-            if getattr(self, name) < 0:
-                raise ConfigError(name, "0 (unconditional) or more", getattr(self, name))
-        for name in ("input_kernel", "kernel"):
-            if getattr(self, name) < 1 or getattr(self, name) % 2 == 0:
-                raise ConfigError(name, "an odd positive number", getattr(self, name))
-        for name in ("width", "head_width"):
-            if getattr(self, name) < 1 or getattr(self, name) % channels:
-                raise ConfigError(name, f"a positive multiple of the {channels} channels", getattr(self, name))
-        if not 0 <= self.dropout < 1:
-            raise ConfigError("dropout", "a number in 0..1, 1 excluded", self.dropout)
-        if self.layers < 0:
-            raise ConfigError("layers", "0 or more", self.layers)
+        check_image_config(self, {"vector_size": 0, "layers": 0})
+        check_kernels_and_widths(self, ("input_kernel", "kernel"), smallest=1)
 
     @classmethod
     def comparison(cls) -> "GatedPixelCNNConfig":
@@ -202,7 +185,7 @@ class GatedPixelCNN(AutoregressiveImages):
         """The label and the vector, checked; one vector serves the whole batch."""
         return Condition(super().condition(batch, label, image, **given), check_vector(vector, self.config.vector_size, batch))
 
-    def _logits(self, image: UInt8[Array, "B H W C"], condition: Condition, key=None) -> Float[Array, "B H W C P"]:
+    def _logits(self, image: UInt[Array, "B H W C"], condition: Condition, key=None) -> Float[Array, "B H W C P"]:
         v = h = scale_pixels(image, self.config.levels, self.config.dtype)
         skips = []
         for i, layer in enumerate(self.layers):
@@ -233,7 +216,7 @@ class GatedPixelCNN(AutoregressiveImages):
         sums = self._start_pixel(n, dtype) if channels > 1 else ()
         return Cache(tuple(packed), head, tuple(waiting), tuple(bias), link, tuple(pixels), sums)
 
-    def begin_row(self, cache: Cache, finished_row: UInt8[Array, "B W C"], r) -> Cache:
+    def begin_row(self, cache: Cache, finished_row: UInt[Array, "B W C"], r) -> Cache:
         """Prepare row r once row r-1 is finished: the vertical stack of that row, all columns at once; nothing is above row 0."""
         v = scale_pixels(finished_row.swapaxes(0, 1), self.config.levels, self.config.dtype)
 
@@ -251,7 +234,7 @@ class GatedPixelCNN(AutoregressiveImages):
         pixels = tuple(_first(link, len(wait)) for link, wait in zip(link, cache.pixels, strict=True))
         return cache._replace(waiting=waiting, link=link, pixels=pixels)
 
-    def step(self, cache: Cache, previous_pixel: UInt8[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
+    def step(self, cache: Cache, previous_pixel: UInt[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of the first channel of pixel (r, c), given the pixel to its left (ignored in column 0)."""
         del r
         x = scale_pixels(previous_pixel, self.config.levels, self.config.dtype) * (c > 0).astype(self.config.dtype)
@@ -263,7 +246,7 @@ class GatedPixelCNN(AutoregressiveImages):
         _, residual, skip, z, y = self._start_pixel(x.shape[0], x.dtype)
         return self._group(cache._replace(pixels=tuple(pixels)), (tuple(a), residual, skip, z, y), 0)
 
-    def step_channel(self, cache: Cache, pixel: UInt8[Array, "B C"], k) -> tuple[Cache, Float[Array, "B P"]]:
+    def step_channel(self, cache: Cache, pixel: UInt[Array, "B C"], k) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of channel k > 0 of the pixel being drawn, given its channels before k."""
         x = scale_pixels(pixel, self.config.levels, self.config.dtype)
         a, *rest = cache.sums
@@ -291,25 +274,21 @@ class GatedPixelCNN(AutoregressiveImages):
         h = None
         for i, packed in enumerate(cache.packed):
             if i > 0:
-                pushed = dot(h, _of_group(packed.push, k))
+                pushed = dot(h, of_group(packed.push, k))
                 a[i] = a[i] + pushed[:, : 2 * width]
                 pixels[i] = _add_pushed(pixels[i], pushed[:, 2 * width :])
             g = gate(take_group(a[i], k, groups, halves=2))
-            out = dot(g, _of_group(packed.out, k))
+            out = dot(g, of_group(packed.out, k))
             skip = skip + out[:, :width]
             residual[i] = residual[i] + out[:, width:]
             if i < len(a) - 1:
                 h = take_group(residual[i], k, groups) + (h if i > 0 else 0)
-        z = z + dot(jax.nn.relu(take_group(skip, k, groups)), _of_group(cache.head[0], k))
-        y = y + dot(jax.nn.relu(take_group(z, k, groups)), _of_group(cache.head[1], k), jnp.float32)
+        z = z + dot(jax.nn.relu(take_group(skip, k, groups)), of_group(cache.head[0], k))
+        y = y + dot(jax.nn.relu(take_group(z, k, groups)), of_group(cache.head[1], k), jnp.float32)
         cache = cache._replace(pixels=tuple(pixels))
         if groups > 1:
             cache = cache._replace(sums=(tuple(a), tuple(residual), skip, z, y))
         return cache, take_group(y, k, groups)
-
-
-def _of_group(weights: Float[Array, "G d E"], k) -> Float[Array, "d E"]:
-    return weights[0] if weights.shape[0] == 1 else jax.lax.dynamic_index_in_dim(weights, k, keepdims=False)
 
 
 def _first(link: Float[Array, "W B E"], m: int) -> Float[Array, "m B E"]:

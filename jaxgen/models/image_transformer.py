@@ -27,11 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Integer, UInt8
+from jaxtyping import Array, Float, Int, Integer, UInt
 
 from jaxgen.autoregressive import AutoregressiveImages
-from jaxgen.checks import check_images
-from jaxgen.config import check_types
+from jaxgen.checks import check_image_config, check_images
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.layers.attention import Attention, Blocks, Memory, make_blocks, scan_in_blocks
@@ -77,16 +76,8 @@ class ImageTransformerConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        check_types(self)
+        check_image_config(self, dict.fromkeys(("layers", "width", "heads", "hidden", "mixtures", "encoder_layers"), 1))
         height, width, channels = self.image_shape
-        if min(height, width) < 1 or channels not in (1, 3):
-            raise ConfigError("image_shape", "(H, W, C) with C = 1 or 3", self.image_shape)
-        if not 2 <= self.levels <= 256:
-            raise ConfigError("levels", "2..256", self.levels)
-        least = {"num_classes": 0, "layers": 1, "width": 1, "heads": 1, "hidden": 1, "mixtures": 1, "encoder_layers": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ConfigError(name, f"{low} or more", getattr(self, name))
         if self.width % self.heads:
             raise ConfigError("width", f"a multiple of the {self.heads} heads", self.width)
         if len(self.block) > 2 or any(size < 1 for size in self.block):
@@ -96,8 +87,6 @@ class ImageTransformerConfig:
         small = self.low_resolution
         if small is not None and (min(small) < 1 or height % small[0] or width % small[1] or small[2] != channels):
             raise ConfigError("low_resolution", f"(h, w, {channels}) with h and w divisors of {height} and {width}", small)
-        if not 0 <= self.dropout < 1:
-            raise ConfigError("dropout", "a number in 0..1, 1 excluded", self.dropout)
 
     @classmethod
     def comparison(cls) -> "ImageTransformerConfig":
@@ -162,7 +151,7 @@ class Embedding(nnx.Module):
         self.rows, self.columns = (normal(rngs, (size, config.width), 4) for size in (height, width))
         self.channels = normal(rngs, (channels, config.width), 4) if channelwise else None
 
-    def of_values(self, x: UInt8[Array, "B L C"], k: Int[Any, " L"], dtype) -> Float[Array, "B L D"]:
+    def of_values(self, x: UInt[Array, "B L C"], k: Int[Any, " L"], dtype) -> Float[Array, "B L D"]:
         """Channel k of a pixel ([B, L, 1]) by its channel's table, or whole pixels."""
         if self.channelwise:
             return self.values[...][x[..., 0].astype(jnp.int32) + self.levels * jnp.asarray(k)[None]].astype(dtype)
@@ -178,7 +167,7 @@ class Condition(NamedTuple):
     """What the network is given beside the image."""
 
     label: Any  # int32 [B], or float32 [B, num_classes]; None for an unconditional model
-    low_resolution: Any  # uint8 [B, h, w, C], None without super-resolution
+    low_resolution: Any  # integers [B, h, w, C], None without super-resolution
 
 
 class Cache(NamedTuple):
@@ -189,7 +178,7 @@ class Cache(NamedTuple):
     label: Any  # [B, 1, D]: the label's vector, or None
 
 
-def in_sequence(image: UInt8[Array, "B H W C"], order: np.ndarray, channelwise: bool) -> UInt8[Array, "B N c"]:
+def in_sequence(image: UInt[Array, "B H W C"], order: np.ndarray, channelwise: bool) -> UInt[Array, "B N c"]:
     """The values at every place of the order: one channel each, or whole pixels."""
     r, c, k = order.T
     return image[:, r, c, k][..., None] if channelwise else image[:, r, c]
@@ -232,7 +221,7 @@ class ImageTransformer(AutoregressiveImages):
                 raise ConfigError("low_resolution", "None (the config has low_resolution=None)", list(np.shape(low_resolution)))
             return Condition(label, None)
         if low_resolution is None and image is None:
-            raise ConfigError("low_resolution", f"uint8 [{batch}, {', '.join(map(str, shape))}]", "None", "jaxgen upscale has it")
+            raise ConfigError("low_resolution", f"integers [{batch}, {', '.join(map(str, shape))}]", "None", "jaxgen upscale has it")
         small = box_filter(image, shape) if low_resolution is None else low_resolution
         small = jnp.broadcast_to(jnp.asarray(small), (batch, *np.shape(small))) if np.ndim(small) == 3 else small
         small = check_images(small, shape, self.config.levels, "low_resolution")
@@ -240,7 +229,7 @@ class ImageTransformer(AutoregressiveImages):
             raise ConfigError("low_resolution", f"{batch} images", small.shape[0])
         return Condition(label, small)
 
-    def _logits(self, image: UInt8[Array, "B H W C"], condition: Condition, key=None) -> Float[Array, "B H W ..."]:
+    def _logits(self, image: UInt[Array, "B H W C"], condition: Condition, key=None) -> Float[Array, "B H W ..."]:
         blocks, dtype = self.blocks, self.config.dtype
         keys = [None if key is None else jax.random.fold_in(key, i) for i in range(len(self.layers) + 1)]
         sequence = in_sequence(image, blocks.order, self.head.channelwise)
@@ -317,7 +306,7 @@ class ImageTransformer(AutoregressiveImages):
         """The cache with memory blocks for so many places."""
         return cache._replace(memories=tuple(memory.fit(places) for memory in cache.memories))
 
-    def step(self, cache: Cache, previous: UInt8[Array, "B c"], i) -> tuple[Cache, Float[Array, "B P"]]:
+    def step(self, cache: Cache, previous: UInt[Array, "B c"], i) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of place i, given what was drawn at place i-1 (ignored at place 0): one channel, or a whole pixel."""
         if not self.ends:
             return self.step_in_block(cache, previous, i)
@@ -330,7 +319,7 @@ class ImageTransformer(AutoregressiveImages):
         places = jnp.asarray(self.blocks.memory)[b]
         return cache._replace(memories=tuple(memory.gather(places) for memory in cache.memories))
 
-    def step_in_block(self, cache: Cache, previous: UInt8[Array, "B c"], i) -> tuple[Cache, Float[Array, "B P"]]:
+    def step_in_block(self, cache: Cache, previous: UInt[Array, "B c"], i) -> tuple[Cache, Float[Array, "B P"]]:
         """`step` for the places of a block that `begin_block` has begun."""
         blocks, dtype = self.blocks, self.config.dtype
         order, slot = jnp.asarray(blocks.order), jnp.asarray(blocks.slot)[i]

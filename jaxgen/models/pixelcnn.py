@@ -28,11 +28,11 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt
 
 from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.distributions import pixel_head
-from jaxgen.layers.convolutions import dot, normal, scale_pixels, take_group
+from jaxgen.layers.convolutions import dot, normal, of_group, scale_pixels, take_group
 from jaxgen.layers.fronts import Fronts, in_fronts
 from jaxgen.layers.masked import (
     Masked1x1,
@@ -45,7 +45,6 @@ from jaxgen.layers.masked import (
     joint_bias,
     label_biases,
     next_pixel,
-    of_group,
     put_group,
 )
 from jaxgen.layers.pixelcnn_fronts import FrontCache, PixelCNNFronts
@@ -135,7 +134,7 @@ class PixelCNN(AutoregressiveImages):
     def _label_biases(self, label) -> list:
         return label_biases(self.embedding, label, (2 * self.config.width, *(self.config.width,) * self.config.layers))
 
-    def _logits(self, image: UInt8[Array, "B H W C"], label, key=None) -> Float[Array, "B H W C P"]:
+    def _logits(self, image: UInt[Array, "B H W C"], label, key=None) -> Float[Array, "B H W C P"]:
         del key  # no dropout
         x = scale_pixels(image, self.config.levels, self.config.dtype)
         first, *biases = self._label_biases(label)
@@ -166,7 +165,7 @@ class PixelCNN(AutoregressiveImages):
         sums = self._begin_pixel(trunk, row[0]) if channels > 1 else ()
         return Cache(packed, self.output.pack(dtype), bias, window, row, row, row[:1], jnp.int32(0), sums)
 
-    def begin_row(self, cache: Cache, finished_row: UInt8[Array, "B W C"], r) -> Cache:
+    def begin_row(self, cache: Cache, finished_row: UInt[Array, "B W C"], r) -> Cache:
         """Prepare row r once row r-1 is finished: what it adds to every convolution, all columns at once; nothing is above row 0."""
         x = scale_pixels(finished_row.swapaxes(0, 1), self.config.levels, self.config.dtype)
         first, *biases = cache.bias
@@ -174,7 +173,7 @@ class PixelCNN(AutoregressiveImages):
         window = self.input.begin_row(cache.window, x, r, first)
         return cache._replace(window=window, above=jnp.stack(above, axis=1), waiting=jnp.zeros_like(cache.waiting))
 
-    def step(self, cache: Cache, previous_pixel: UInt8[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
+    def step(self, cache: Cache, previous_pixel: UInt[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of the first channel of pixel (r, c), given the pixel to its left (ignored in column 0)."""
         del r
         x = scale_pixels(previous_pixel, self.config.levels, self.config.dtype)
@@ -183,7 +182,7 @@ class PixelCNN(AutoregressiveImages):
         sums = self._begin_pixel(trunk, left + jax.lax.dynamic_index_in_dim(cache.above, c, keepdims=False))
         return self._group(cache._replace(window=window, waiting=waiting, column=jnp.int32(c)), sums, 0)
 
-    def step_channel(self, cache: Cache, pixel: UInt8[Array, "B C"], k) -> tuple[Cache, Float[Array, "B P"]]:
+    def step_channel(self, cache: Cache, pixel: UInt[Array, "B C"], k) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of channel k > 0 of the pixel being drawn, given its channels before k."""
         x = scale_pixels(pixel, self.config.levels, self.config.dtype)
         return self._group(cache, cache.sums._replace(trunk=cache.sums.trunk + self.input.push_channel(x, k)), k)
@@ -243,10 +242,10 @@ class PixelCNN(AutoregressiveImages):
         """The cache of n images before anything is drawn, for `step_front`."""
         return PixelCNNFronts(self).init(n, self._label_biases(label))
 
-    def step_front(self, cache: FrontCache, previous: UInt8[Array, "Q C"], t) -> tuple[FrontCache, Float[Array, "Q P"]]:
+    def step_front(self, cache: FrontCache, previous: UInt[Array, "Q C"], t) -> tuple[FrontCache, Float[Array, "Q P"]]:
         """Parameters of the first channel of the pixels of front t, given those of the front before (ignored at t = 0)."""
         return PixelCNNFronts(self).step(cache, previous, t)
 
-    def step_front_channel(self, cache: FrontCache, pixel: UInt8[Array, "Q C"], k) -> tuple[FrontCache, Float[Array, "Q P"]]:
+    def step_front_channel(self, cache: FrontCache, pixel: UInt[Array, "Q C"], k) -> tuple[FrontCache, Float[Array, "Q P"]]:
         """Parameters of channel k > 0 of the pixels being drawn, given their channels before k."""
         return PixelCNNFronts(self).step_channel(cache, pixel, k)

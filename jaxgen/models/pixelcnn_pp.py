@@ -26,10 +26,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, UInt
 
-from jaxgen.config import check_types
-from jaxgen.errors import ConfigError
+from jaxgen.checks import check_image_config
 from jaxgen.layers.convolutions import add_bias, at, dot, put, shift
 from jaxgen.layers.gated_resnet import Pass, Resnet, WeightNormImages
 from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
@@ -51,17 +50,7 @@ class PixelCNNPPConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        check_types(self)
-        height, width, channels = self.image_shape
-        if min(height, width) < 1 or channels not in (1, 3):
-            raise ConfigError("image_shape", "(H, W, C) with C = 1 or 3", self.image_shape)
-        if not 2 <= self.levels <= 256:
-            raise ConfigError("levels", "2..256", self.levels)
-        for name, least in (("num_classes", 0), ("width", 1), ("resnets", 1), ("resolutions", 1), ("mixtures", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(name, f"{least} or more", getattr(self, name))
-        if not 0 <= self.dropout < 1:
-            raise ConfigError("dropout", "a number in 0..1, 1 excluded", self.dropout)
+        check_image_config(self, {"width": 1, "resnets": 1, "resolutions": 1, "mixtures": 1})
 
     @classmethod
     def comparison(cls) -> "PixelCNNPPConfig":
@@ -281,7 +270,7 @@ class PixelCNNPP(WeightNormImages):
         pixels, base = jnp.zeros((columns, n, channels + 1), dtype), jnp.zeros((columns, n, config.width), dtype)
         return Cache(packed(self, dtype), label, pixels, base, init_level(config, self.level, columns, n, dtype))
 
-    def begin_row(self, cache: Cache, finished_row: UInt8[Array, "B W C"], r) -> Cache:
+    def begin_row(self, cache: Cache, finished_row: UInt[Array, "B W C"], r) -> Cache:
         """Prepare row r once row r-1 is finished: all of u and the part of ul that comes from above, for all columns at once."""
         network, not_first = cache.network, (r > 0).astype(cache.base.dtype)
         x = self._pixels(finished_row.swapaxes(0, 1), cache.base.dtype) * not_first
@@ -291,7 +280,7 @@ class PixelCNNPP(WeightNormImages):
         _, level = row_of_level(network.level, cache.level, u, r, cache.label)
         return cache._replace(pixels=x, base=base, level=level)
 
-    def step(self, cache: Cache, previous_pixel: UInt8[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
+    def step(self, cache: Cache, previous_pixel: UInt[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of pixel (r, c), given the pixel to its left (ignored in column 0)."""
         network = cache.network
         left = self._pixels(previous_pixel, cache.base.dtype) * (c > 0).astype(cache.base.dtype)

@@ -23,18 +23,17 @@ Chen, Mishra, Rohaninejad, Abbeel 2017, "PixelSNAIL: An Improved Autoregressive 
 
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Float, UInt
 
-from jaxgen.config import check_types
+from jaxgen.checks import check_image_config
 from jaxgen.distributions import pixel_head
-from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import EXACT, add_bias, at, dot, put, quarters, resize, scan_in_parts, shift
+from jaxgen.layers.attention import attend_before, causal_attention
+from jaxgen.layers.convolutions import add_bias, at, dot, put, quarters, resize, scan_in_parts, shift
 from jaxgen.layers.gated_resnet import Pass, PushingResnet, Resnet, WeightNormImages
 from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
 from jaxgen.layers.weight_norm import Conv, WeightNorm, packed
@@ -65,52 +64,13 @@ class PixelSNAILConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        check_types(self)
-        height, width, channels = self.image_shape
-        if min(height, width) < 1 or channels not in (1, 3):
-            raise ConfigError("image_shape", "(H, W, C) with C = 1 or 3", self.image_shape)
-        if not 2 <= self.levels <= 256:
-            raise ConfigError("levels", "2..256", self.levels)
-        if self.num_classes < 0:
-            raise ConfigError("num_classes", "0 (unconditional) or more", self.num_classes)
-        for name in ("blocks", "width", "resnets", "key", "value", "mixtures"):
-            if getattr(self, name) < 1:
-                raise ConfigError(name, "1 or more", getattr(self, name))
-        if not 0 <= self.dropout < 1:
-            raise ConfigError("dropout", "a number in 0..1, 1 excluded", self.dropout)
+        check_image_config(self, dict.fromkeys(("blocks", "width", "resnets", "key", "value", "mixtures"), 1))
 
     @classmethod
     def comparison(cls) -> "PixelSNAILConfig":
         """The size of speed comparisons: 28 x 28 binary images, 8 light blocks of width 64, 2 residual blocks each."""
         sizes = {"blocks": 8, "width": 64, "resnets": 2, "key": 4, "value": 32}
         return cls(image_shape=(28, 28, 1), levels=2, light=True, dropout=0.0, **sizes)
-
-
-def attend(
-    query: Float[Array, "B M d"], key: Float[Array, "B d N"], value: Float[Array, "B N E"], visible: Bool[Array, "M N"]
-) -> Float[Array, "B M E"]:
-    """sum_n softmax_n(Q_m . K_n / sqrt d) V_n over the visible n; 0, and no NaN in its gradient either, where nothing is visible."""
-    scores = jnp.einsum("bmd,bdn->bmn", query, key, preferred_element_type=jnp.float32, precision=EXACT) * query.shape[-1] ** -0.5
-    scores = jnp.where(visible[None], scores, -1e30)
-    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
-    weights = jnp.where(visible[None], jnp.exp(scores - top), 0.0)
-    total = weights.sum(-1, keepdims=True)
-    mixed = jnp.einsum("bmn,bne->bme", weights.astype(value.dtype), value, preferred_element_type=jnp.float32, precision=EXACT)
-    return (mixed / jnp.where(total > 0, total, 1.0)).astype(value.dtype)
-
-
-def causal_attention(query: Float[Array, "B N d"], key: Float[Array, "B N d"], value: Float[Array, "B N E"]) -> Float[Array, "B N E"]:
-    """Every position attends to those strictly before it, part by part: the queries of a part need no keys after it."""
-    outputs, key = [], key.swapaxes(1, 2)
-    for start, stop in pairwise((0, *quarters(query.shape[1]))):
-        visible = jnp.arange(stop)[None] < jnp.arange(start, stop)[:, None]
-        outputs.append(attend(query[:, start:stop], key[:, :, :stop], value[:, :stop], visible))
-    return jnp.concatenate(outputs, axis=1)
-
-
-def attend_before(p, query: Float[Array, "B d"], key: Float[Array, "B d N"], value: Float[Array, "B N E"]) -> Float[Array, "B E"]:
-    """Position p attends to those strictly before it."""
-    return attend(query[:, None], key, value, jnp.arange(key.shape[2])[None] < p)[:, 0]
 
 
 class Block(nnx.Module):
@@ -168,7 +128,7 @@ class Cache(NamedTuple):
     network: Any  # the model's modules with their convolutions packed
     resnets: tuple  # of each block, PushingResnets
     label: Any  # int32 [B] or None
-    last: UInt8[Array, "B C"]  # the last pixel of the row above
+    last: UInt[Array, "B C"]  # the last pixel of the row above
     base: Float[Array, "W B D"]  # what h at the first block does not owe to this row
     blocks: tuple[BlockCache, ...]
 
@@ -226,7 +186,7 @@ class PixelSNAIL(WeightNormImages):
 
         network = packed(self, dtype)
         resnets = tuple(tuple(PushingResnet.of(resnet) for resnet in block.resnets) for block in network.blocks)
-        base, last = jnp.zeros((columns, n, config.width), dtype), jnp.zeros((n, channels), jnp.uint8)
+        base, last = jnp.zeros((columns, n, config.width), dtype), jnp.zeros((n, channels), self.head.dtype)
         return Cache(network, resnets, label, last, base, tuple(block() for _ in range(config.blocks)))
 
     @property
@@ -244,7 +204,7 @@ class PixelSNAIL(WeightNormImages):
     def _draw_cached(self, draw, condition, image, mask, rows):
         return by_rows(self, draw, condition, image, mask, rows, loop=partial(scan_in_parts, ends=self.rooms, fit=self.fit))
 
-    def begin_row(self, cache: Cache, finished_row: UInt8[Array, "B W C"], r) -> Cache:
+    def begin_row(self, cache: Cache, finished_row: UInt[Array, "B W C"], r) -> Cache:
         """Prepare row r once row r-1 is finished: its share in all 2 x 2 convolutions, for all columns at once; nothing is above row 0."""
         network, not_first = cache.network, (r > 0).astype(cache.base.dtype)
         x = self._pixels(finished_row.swapaxes(0, 1), cache.base.dtype) * not_first
@@ -256,7 +216,7 @@ class PixelSNAIL(WeightNormImages):
             blocks.append(state._replace(base=jnp.stack(base_of, axis=1), waiting=jnp.zeros_like(state.waiting)))
         return cache._replace(last=finished_row[:, -1], base=base, blocks=tuple(blocks))
 
-    def step(self, cache: Cache, previous_pixel: UInt8[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
+    def step(self, cache: Cache, previous_pixel: UInt[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of pixel (r, c), given the pixel to its left (ignored in column 0, where the row above ends with the last pixel)."""
         network, dtype, width = cache.network, cache.base.dtype, self.config.image_shape[1]
         left = self._pixels(previous_pixel, dtype) * (c > 0).astype(dtype)

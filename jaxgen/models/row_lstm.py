@@ -27,11 +27,11 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt
 
 from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.distributions import pixel_head
-from jaxgen.layers.convolutions import add_bias, columns, dot, normal, scale_pixels, take_group
+from jaxgen.layers.convolutions import add_bias, columns, dot, normal, of_group, scale_pixels, take_group
 from jaxgen.layers.masked import (
     Masked1x1,
     MaskedConv,
@@ -46,7 +46,6 @@ from jaxgen.layers.masked import (
     label_biases,
     lstm_cell,
     next_pixel,
-    of_group,
     put_group,
 )
 
@@ -153,7 +152,7 @@ class RowLSTM(AutoregressiveImages):
     def _label_biases(self, label) -> list:
         return label_biases(self.embedding, label, (4 * self.config.width,) * self.config.layers)
 
-    def _logits(self, image: UInt8[Array, "B H W C"], label, key=None) -> Float[Array, "B H W C P"]:
+    def _logits(self, image: UInt[Array, "B H W C"], label, key=None) -> Float[Array, "B H W C P"]:
         del key  # no dropout
         y = self.input(scale_pixels(image, self.config.levels, self.config.dtype))
         for layer, bias in zip(self.layers, self._label_biases(label), strict=True):
@@ -176,7 +175,7 @@ class RowLSTM(AutoregressiveImages):
         window, cell = self.input.init_window(columns, n, dtype), state.astype(jnp.float32)
         return Cache(packed, self.output.pack(dtype), bias, window, state, cell, above, waiting, jnp.int32(0), sums)
 
-    def begin_row(self, cache: Cache, finished_row: UInt8[Array, "B W C"], r) -> Cache:
+    def begin_row(self, cache: Cache, finished_row: UInt[Array, "B W C"], r) -> Cache:
         """Prepare row r once row r-1 is finished: the state-to-state convolutions, all columns at once; nothing is above row 0."""
         x = scale_pixels(finished_row.swapaxes(0, 1), self.config.levels, self.config.dtype)
         window = self.input.begin_row(cache.window, x, r, self.input.bias[...])
@@ -184,7 +183,7 @@ class RowLSTM(AutoregressiveImages):
         above = [add_bias(layer.from_above(h), b) for layer, h, b in zip(self.layers, states, cache.bias, strict=True)]
         return cache._replace(window=window, above=jnp.stack(above, axis=1), waiting=jnp.zeros_like(cache.waiting))
 
-    def step(self, cache: Cache, previous_pixel: UInt8[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
+    def step(self, cache: Cache, previous_pixel: UInt[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of the first channel of pixel (r, c), given the pixel to its left (ignored in column 0)."""
         del r
         x = scale_pixels(previous_pixel, self.config.levels, self.config.dtype)
@@ -193,7 +192,7 @@ class RowLSTM(AutoregressiveImages):
         sums = self._begin_pixel(trunk, left + jax.lax.dynamic_index_in_dim(cache.above, c, keepdims=False))
         return self._group(cache._replace(window=window, waiting=waiting, column=jnp.int32(c)), sums, 0)
 
-    def step_channel(self, cache: Cache, pixel: UInt8[Array, "B C"], k) -> tuple[Cache, Float[Array, "B P"]]:
+    def step_channel(self, cache: Cache, pixel: UInt[Array, "B C"], k) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of channel k > 0 of the pixel being drawn, given its channels before k."""
         x = scale_pixels(pixel, self.config.levels, self.config.dtype)
         return self._group(cache, cache.sums._replace(trunk=cache.sums.trunk + self.input.push_channel(x, k)), k)
