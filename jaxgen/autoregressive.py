@@ -65,7 +65,7 @@ class AutoregressiveImages(nnx.Module):
         return bits, {"bits_per_dim": bits, "nats": nats}
 
     def _draw_cached(self, draw, condition, image, mask, rows):
-        """The images `rows` of a batch in this method's cached form, [m, H, W, C]; where `mask` is True the pixels are those of `image`."""
+        """The images `rows` of the n by the cached form, [m, H, W, C]; where `mask` [n, H, W] is True the pixels of `image`."""
         form = by_rows if self.order is None else in_order
         return form(self, draw, condition, image, mask, rows)
 

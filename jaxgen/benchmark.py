@@ -225,7 +225,9 @@ def train(model, batch: int, parts: int, peak: Peak, repetitions: int, flops: in
     mesh = sharding.make_mesh()
     step = training.make_train_step(training.make_optimizer(settings, 1000), mesh, accumulate=parts)
     state = training.init_state(jax.tree.map(jnp.copy, model), training.make_optimizer(settings, 1000), mesh)
-    images = np.random.default_rng(0).integers(0, model.config.levels, (batch, *model.config.image_shape), np.min_scalar_type(model.config.levels - 1))
+    images = np.random.default_rng(0).integers(
+        0, model.config.levels, (batch, *model.config.image_shape), np.min_scalar_type(model.config.levels - 1)
+    )
     data = {"image": images} | conditions(model, batch)
     start = time.perf_counter()
     program = step.lower(state, data, jax.random.key(0)).compile()

@@ -118,11 +118,11 @@ def sample_sequence(
     """
     check_key(key)
     n, length, temperature = check_count(n), check_count(length, "length"), check_temperature(temperature)
-    top_k = None if top_k is None else check_count(top_k, "top_k")
+    top_k = _check_top_k(top_k, model.head)
     if method not in ("cached", "naive"):
         raise ConfigError("method", "cached or naive", method)
-    if top_k is not None and not isinstance(model.head, Categorical):
-        raise ConfigError("top_k", f"None (values of a {type(model.head).__name__} have no logits to choose from)", top_k)
+    if stop is not None and not 0 <= stop < getattr(model.head, "levels", 0):
+        raise ConfigError("stop", "None, or a value that the model can draw", stop)
     known = check_known_places(known, n, length, model.head)
     return _sample_sequence(model, key, n, length, given or {}, temperature, top_k, known, stop, method)
 
@@ -170,10 +170,9 @@ class SequenceSteps:
         self, model: SequenceModel, key: PRNGKeyArray, n: SupportsIndex, temperature: float = 1.0, top_k: int | None = None, **given
     ):
         check_key(key)
-        self._model, self._key, self._temperature, self._top_k = model, key, check_temperature(temperature), top_k
-        self.place = 0
-        self._cache = _init_cache(model, check_count(n), given)
-        self._n = check_count(n)
+        self._model, self._key, self._n, self.place = model, key, check_count(n), 0
+        self._temperature, self._top_k = check_temperature(temperature), _check_top_k(top_k, model.head)
+        self._cache = _init_cache(model, self._n, given)
 
     def step(self, previous=None) -> tuple[Array, Array]:
         """Parameters [n, ...] and a draw [n] of the next place; `previous` are the values [n] of the place before, None at place 0 only."""
@@ -186,6 +185,12 @@ class SequenceSteps:
         self._cache, parameters, drawn = _host_step(self._model, *arguments, top_k=self._top_k)
         self.place += 1
         return parameters, drawn
+
+
+def _check_top_k(top_k, head) -> int | None:
+    if top_k is not None and not isinstance(head, Categorical):
+        raise ConfigError("top_k", f"None (values of a {type(head).__name__} have no logits to choose from)", top_k)
+    return None if top_k is None else check_count(top_k, "top_k")
 
 
 def _kind(values) -> str:
@@ -333,17 +338,17 @@ def in_order(
 def in_groups(group, init_cache, draw: Draw, condition, rows, least: int = 1) -> UInt[Array, "m H W C"]:
     """`group(rows)` for groups of the images `rows` one after the other where the caches are large, else once for all.
 
-    least: on a CPU attention to the cache of one image alone takes four times as long as that of two.
+    least: images in a group on a CPU, at least; attention to the cache of a single image takes four times as long there as to that of two.
     """
     size = max(group_size(len(rows), init_cache, condition), least if jax.default_backend() == "cpu" else 1)
     if size == len(rows):
         return group(rows)
-    filled = rows[jnp.minimum(jnp.arange(-(-len(rows) // size) * size), len(rows) - 1)]  # the last row fills up
+    filled = rows[jnp.minimum(jnp.arange(-(-len(rows) // size) * size), len(rows) - 1)]  # filled up with the last row
     return jax.lax.map(group, filled.reshape(-1, size)).reshape(-1, *draw.shape[1:])[: len(rows)]
 
 
 def group_size(images: int, init_cache, condition) -> int:
-    """Of so many images, those whose caches a CPU keeps near its cores, two at the least; on accelerators all."""
+    """How many of the images are drawn at once: on a CPU as many as have caches of CACHE_BYTES together, at least two; elsewhere all."""
     if jax.default_backend() != "cpu":
         return images
 
@@ -351,16 +356,16 @@ def group_size(images: int, init_cache, condition) -> int:
         cache = jax.eval_shape(lambda: init_cache(rows.size, jax.tree.map(lambda x: x[rows], condition)))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
 
-    # What another image adds: the weights that a cache holds in their packed form are those of all images.
+    # The bytes of one more image: the packed weights in a cache are there once for all images.
     size = cache_bytes(np.zeros(2, int)) - cache_bytes(np.zeros(1, int))
     groups = -(-images // max(2, CACHE_BYTES // size))
-    # Groups of equal size, up to twice as many, so that the fewest images are computed twice.
+    # The last group is filled up with images drawn before: of up to twice as many groups the number that needs the fewest of these.
     groups = min(range(groups, min(2 * groups, -(-images // 2) + 1)), key=lambda g: -(-images // g) * g)
     return -(-images // groups)
 
 
 def naive(model, draw: Draw, condition, image: UInt[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt[Array, "n H W C"]:
-    """One full pass for every pixel and channel: slow, obviously right."""
+    """One full pass for every pixel and channel: slow, and what the other methods are tested against."""
     n, height, width, channels = draw.shape
     order = model.order
     if order is None:

@@ -126,7 +126,7 @@ def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, entry, n):
 
 
 def test_the_number_of_flops_is_that_of_the_form_by_rows():
-    """Which computes every activation once; in fronts some pixels are computed in vain."""
+    """In fronts some pixels outside the image are computed too, which do not count."""
     model = build(PixelCNNConfig(image_shape=(5, 4, 1), levels=2, layers=2, width=16, head_width=8))
     known = sampling.check_known(None, 1, (5, 4, 1), 2)
     rows = benchmark.product_flops(lambda model: drawn_by(sampling.by_rows, model, jax.random.key(0), None, known, jnp.float32(1)), model)

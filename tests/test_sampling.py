@@ -14,7 +14,15 @@ from jaxgen import sampling
 from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.distributions import Categorical, pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.models import GANConfig, GatedPixelCNNConfig, PixelCNNPPConfig, VAEConfig, build
+from jaxgen.models import (
+    GANConfig,
+    GatedPixelCNNConfig,
+    ImageTransformerConfig,
+    PixelCNNPPConfig,
+    PixelSNAILConfig,
+    VAEConfig,
+    build,
+)
 from jaxgen.sampling import METHODS, _sample
 
 
@@ -45,7 +53,7 @@ class Neighbours(AutoregressiveImages):
         return self._parameters(left, above)
 
     def init_cache(self, n, label=None):
-        return jnp.zeros((n, *self.config.image_shape[1:]), jnp.uint8)
+        return jnp.zeros((n, *self.config.image_shape[1:]), self.head.dtype)
 
     def begin_row(self, cache, finished_row, r):
         return finished_row
@@ -117,6 +125,30 @@ def test_categorical_pixels_take_all_levels():
     assert set(np.unique(images[0])) == set(range(5))
     for image in images[1:]:
         np.testing.assert_array_equal(image, images[0])
+
+
+WIDE = {"image_shape": (2, 3, 1), "levels": 300}
+WIDE_MODELS = [
+    Neighbours(bias=0.01, across=0.0, down=0.0, **WIDE),
+    build(GatedPixelCNNConfig(**WIDE, layers=1, width=8, head_width=4)),
+    build(ImageTransformerConfig(**WIDE, layers=1, width=8, heads=1, hidden=8, block=(2,), memory=(2,))),
+    build(PixelSNAILConfig(**WIDE, blocks=1, width=8, resnets=1, key=2, value=2, mixtures=2)),
+]
+
+
+@pytest.mark.parametrize("model", WIDE_MODELS, ids=lambda model: type(model).__name__)
+def test_more_than_256_levels_are_16_bits_in_every_method(model):
+    """The draws, given pixels and the likelihood."""
+    known = np.full((2, 3, 1), 299, np.uint16), np.array([[True, False, False], [False, False, True]])
+    images = [np.asarray(model.sample(jax.random.key(0), 30, known=known, method=method)) for method in METHODS]
+    assert images[0].dtype == np.uint16 and (images[0][:, known[1]] == 299).all() and (images[0][:, ~known[1]] > 255).any()
+    for image in images[1:]:
+        np.testing.assert_array_equal(image, images[0])
+    assert np.isfinite(model.log_prob(jnp.asarray(images[0]))).all()
+    with pytest.raises(ConfigError, match="^image: wanted dtype uint16, got uint8; integers in 0..299$"):
+        model.log_prob(images[0].astype(np.uint8))
+    with pytest.raises(ConfigError, match="^image: wanted values in 0..299, got a maximum of 300$"):
+        model.log_prob(images[0] + np.uint16(1))
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])

@@ -179,6 +179,7 @@ BAD = {
     "cold": ({"temperature": 0.0}, "temperature"),
     "nothing to choose from": ({"top_k": 0}, "top_k"),
     "logits of real numbers": ({"model": Walk(), "top_k": 2}, "top_k"),
+    "a stop token that is none": ({"stop": 3}, "stop"),
     "method": ({"method": "fixed_point"}, "method"),
     "no mask": ({"known": np.zeros(6, int)}, "known"),
     "a mask of numbers": ({"known": (np.zeros(6, int), np.ones(6))}, "known mask"),

@@ -118,7 +118,7 @@ def attend(query: Float[Array, "*b q d"], keys: Float[Array, "*b m d"], values: 
 
 
 def attend_in_parts(query: Float[Array, "B b h Q d"], keys: Float[Array, "B b h M d"], values: Float[Array, "B b h M d"], blocks: Blocks):
-    """`attend` with the mask of the blocks, part by part: the first queries of a block do not even multiply with the last keys."""
+    """`attend` with the mask of the blocks, part by part: the queries of a part are multiplied only with the keys that one of them reads."""
     outputs, allowed = [], blocks.allowed[None, :, None]
     for start, stop in pairwise((0, *quarters(query.shape[3]))):
         m = blocks.keys_read(stop)
@@ -176,7 +176,7 @@ def scan_in_blocks(body, carry, inputs, ends: tuple[int, ...], begin_block):
 
 
 class Memory(NamedTuple):
-    """What the sampler keeps of one layer: keys and values of the memory block, and of all places where there are several blocks."""
+    """What the sampler keeps of one layer: keys and values of the memory block, and, if there are several blocks, of all places."""
 
     keys: Float[Array, "B h M d"]
     values: Float[Array, "B h M d"]
@@ -188,7 +188,7 @@ class Memory(NamedTuple):
         return self._replace(keys=resize(self.keys, places, axis=2), values=resize(self.values, places, axis=2))
 
     def gather(self, places: Int[Array, " M"]) -> "Memory":
-        """A new memory block: what was generated of it; the rest will be written before it is read."""
+        """The keys and values of a new memory block. Those of places that are not drawn yet are wrong until `write` sets them."""
         keys, values = (jnp.take(x, places, axis=2, mode="clip") for x in (self.all_keys, self.all_values))
         return self._replace(keys=keys, values=values)
 

@@ -4,8 +4,9 @@ Axes: `[B, H, W, D]` for whole images, `[W, B, D]` for one row in the sampler (c
 Channel groups: with G = C colour channels, D features are G contiguous groups of D/G; group g may see colour channels < g (mask A) or
 <= g (mask B) of its own pixel, and everything of the pixels before it (van den Oord et al. 2016, section 3.4).
 
-Causal sums are computed by "pushing": a finished row (pixel) is multiplied once with the taps of all rows (pixels) that will read it, and
-the partial sums wait in the cache. So a step is one matrix product whatever the kernel size.
+In the sampler causal sums are computed by "pushing": a finished row (pixel) is multiplied once with the taps of all later rows (pixels)
+that read it, and the products are added to sums that the cache keeps for these rows (pixels). So a step is one matrix product whatever the
+kernel size.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,11 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt
 from jaxgen.errors import ConfigError
 
 EXACT = jax.lax.Precision.HIGHEST
-"""Of every product: float32 means float32. By default GPUs and TPUs round the factors, and likelihoods with them; see `dtype` for speed."""
+"""The precision of every matrix product: factors of float32 are multiplied as float32. By default GPUs and TPUs round them first, which
+changes likelihoods; for speed choose `dtype="bfloat16"` in a config."""
 
 FEW_IMAGES = 8
-"""So many images have their convolutions as products on a CPU."""
+"""On a CPU a convolution of at most so many images is computed as one matrix product, see `convolution`."""
 
 
 def check_kernels_and_widths(config, kernels: tuple[str, ...], smallest: int) -> None:
@@ -66,7 +68,7 @@ def embed(table: Float[Array, "K D"], label: Array) -> Float[Array, "B D"]:
 
 
 def scale_pixels(image: Integer[Array, "*shape"], levels: int, dtype=jnp.float32) -> Float[Array, "*shape"]:
-    """{0 .. levels-1} to [-1, 1]; zero padding outside the image is then mid-grey, which a bias cannot be mistaken for."""
+    """{0 .. levels-1} to [-1, 1]; the zeros around an image then have the value of the middle level."""
     return (image.astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0).astype(dtype)
 
 
@@ -123,9 +125,10 @@ def convolution(
 ) -> Float[Array, "B R C E"]:
     """y[r, c] = sum_{i, j} K[i, j] x'[s r + i, s c + j], x' = x with spread - 1 zeros between its pixels and padded; dtype of x.
 
-    `taps`: only so many positions of the kernel, from its first row on, are not zero. On a CPU a few images are one product of all windows:
-    that is faster, and five to nine times so in a loop (gradients added up image by image), where XLA leaves the gradients of its own
-    convolutions to plain loops over every index. Many images are its convolution, which keeps no windows in memory.
+    `taps`: only so many positions of the kernel, from its first row on, are not zero. On a CPU the windows of a few images are copied out
+    and multiplied with the kernel in one product: that is faster than XLA's convolution, five to nine times inside a loop (gradients added
+    up image by image), where XLA computes the gradient of a convolution index by index. For many images, whose windows would fill the
+    memory, and on other devices it is XLA's convolution.
     """
     kernel = kernel.astype(x.dtype)
     if jax.default_backend() != "cpu" or x.shape[0] > FEW_IMAGES:
@@ -173,7 +176,7 @@ class VerticalConv(nnx.Module):
         return add_bias(sum(shift(part, i, axis=1) for i, part in enumerate(parts)), self.bias[...])
 
     def init_row(self, width: int, batch: int, dtype=jnp.float32) -> Float[Array, "m W B E"]:
-        """Partial sums of the next m rows before anything is drawn."""
+        """Partial sums of the next m rows before anything is drawn: zeros."""
         return jnp.zeros((self.rows - 1, width, batch, self.features_out), dtype)
 
     def row(self, waiting: Float[Array, "m W B E"], x: Float[Array, "W B D"]) -> tuple[Float[Array, "m W B E"], Float[Array, "W B E"]]:
@@ -232,7 +235,8 @@ def of_group(weights: Float[Array, "G d E"], k) -> Float[Array, "d E"]:
 def quarters(n: int) -> tuple[int, ...]:
     """The ends of four equal parts of n places, of fewer where a part would have less than 64.
 
-    Attention to a past that grows part by part takes five eighths of the products that attention to everything and a mask take.
+    Attention that reads in each part only the keys up to the part's end takes 1/4 (1 + 2 + 3 + 4) / 4 = 5/8 of the products that attention
+    to all keys with a mask takes.
     """
     size = max(-(-n // 4), 64)
     return tuple(min(start + size, n) for start in range(0, n, size))

@@ -87,7 +87,7 @@ class Resnet(nnx.Module):
         return gated(x, gates), [x, c]
 
     def base(self, above, u: Float[Array, "W B D"], label) -> Float[Array, "W B E"]:
-        """What a row of ul does not owe to its own pixels: the sums of both convolutions side by side, E = 3D."""
+        """The sums of both convolutions of a row of ul without the terms of its own pixels: biases, row above and u, side by side, E = 3D."""
         u = self.f(u)
         c = self.first.base(self.f(above[0])) + dot(u, self.nin.kernel[0, 0, : u.shape[-1]])
         gates = self.second.base(self.f(above[1]))
@@ -105,9 +105,10 @@ class Resnet(nnx.Module):
 
 
 class PushingResnet(NamedTuple):
-    """A packed resnet without shortcuts, rows above and left, for the sampler: a pixel computes at once what its right neighbour owes it.
+    """A packed resnet with 2 x 2 kernels and without shortcuts, for the sampler.
 
-    Its state is the pair (base, waiting) of sums for both convolutions side by side, from the row above and from the left: [B, 3D].
+    A pixel is multiplied with the tap of its own column and with the tap by which its right neighbour will read it in one product. The
+    state is two sums over the inputs of both convolutions, [B, 3D] each: `base`, over the row above, and `waiting`, over the left neighbour.
     """
 
     first: Float[Array, "F E"]  # this pixel | the next one, E = 2D
@@ -121,7 +122,7 @@ class PushingResnet(NamedTuple):
         return cls(*pairs, resnet)
 
     def base(self, above: Float[Array, "W B I"], label) -> Float[Array, "W B E"]:
-        """What a row owes to the row above, E = 3D, from the inputs of both convolutions there, activated."""
+        """The terms of the row above in both convolutions of a row, biases included, E = 3D; `above` are their activated inputs there."""
         first, second = jnp.split(above, 2, axis=-1)
         gates = self.resnet.second.base(second)
         gates = gates if self.resnet.embedding is None else add_bias(gates, self.resnet.condition(label, gates.dtype))

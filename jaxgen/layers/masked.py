@@ -1,8 +1,8 @@
 """Masked convolutions, the output layers and the LSTM cell that PixelCNN, Row LSTM and Diagonal BiLSTM share, in both forms.
 
 A masked convolution sees the rows above, the pixels to the left and, at its own pixel, the channel groups that its mask allows (A: groups
-before; B: these and its own). Taps that see the future do not exist; only the centre tap is masked, whenever it is used. In the sampler,
-rows are `[W, B, D]` and pixels `[B, D]`; a pixel's channel group k is pushed to everything that reads it (see convolutions.py).
+before; B: these and its own). There are no weights for later pixels; only the centre tap has a mask, which multiplies it at every use. In
+the sampler, rows are `[W, B, D]` and pixels `[B, D]`; a pixel's channel group k is pushed to everything that reads it (see convolutions.py).
 
 van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.4 and 3.5.
 """
@@ -149,7 +149,7 @@ class MaskedConv(nnx.Module):
         return both.reshape(self.groups, self.features_in // self.groups, -1)
 
     def init_window(self, width: int, n: int, dtype) -> Window:
-        """Nothing is drawn yet."""
+        """The window before anything is drawn: zeros."""
         rows, above, left = (self.taps, width, n, self.features_in), (width, n, self.features_out), (self.taps, n, self.features_in)
         return Window(jnp.zeros(rows, dtype), jnp.zeros(above, dtype), jnp.zeros(left, dtype))
 
@@ -226,5 +226,5 @@ def add_pushed(waiting: Float[Array, "m L B E"], pushed: list) -> Float[Array, "
 
 
 def next_pixel(waiting: Float[Array, "m L B E"]) -> tuple[Float[Array, "L B E"], Float[Array, "m L B E"]]:
-    """What was pushed to the pixel that begins now, and what waits for those after it."""
+    """What was pushed to the pixel that begins now, and the sums of the pixels after it."""
     return waiting[0], jnp.concatenate([waiting[1:], jnp.zeros_like(waiting[:1])])

@@ -126,8 +126,8 @@ class WeightNorm(nnx.Module):
     def _set_from(self, x, *size) -> None:
         """gain := scale / std, bias := -mean scale / std of the outputs t = V / ||V|| * x, so that y has mean 0 and std `scale`.
 
-        An output that the batch does not move (the map above a single row, an image smaller than its last resolution) says nothing about
-        its gain, which is then `scale`: divided by that deviation it would explode layer after layer.
+        An output that is the same everywhere in the batch (the row above a single row, an image smaller than its last resolution) has the
+        gain `scale`: divided by a deviation near 0 the gain would be huge.
         """
         self.gain[...], self.bias[...] = jnp.ones_like(self.gain[...]), jnp.zeros_like(self.bias[...])
         t = self.layer(x.dtype)(x, *size).astype(jnp.float32)

@@ -12,7 +12,7 @@ With h = width, x scaled to [-1, 1], zeros outside the image, s_l for the states
     logits         = conv1x1_B(relu(conv1x1_B(relu(y))))                                          2h -> head_width -> outputs
 
 States and cells outside the image are zero. The right branch sees the right of its own row, so it is shifted down by one row: together the
-branches see all of the raster past. (In the first layer the right branch also reads x[i,j], all channels: mask A hides a pixel from its own
+branches see every pixel before (i,j) in raster order. (In the first layer the right branch also reads x[i,j], all channels: mask A hides a pixel from its own
 features, and the last pixel of a row has none to its right that would see it, so the row below would miss it.) A label adds the embedding
 of its class to the gates. The forget gates' biases begin at 1.
 
@@ -77,7 +77,10 @@ class DiagonalBiLSTMConfig:
 
 
 def skew(x: Float[Array, "H W ..."], fill: float = 0.0) -> Float[Array, "H T ..."]:
-    """S[i, i+j] = x[i, j], T = W + H - 1; the corners are filled. Rows of W + H laid out again in rows of W + H - 1 move by one each."""
+    """S[i, i+j] = x[i, j], T = W + H - 1; the corners are `fill`.
+
+    Every row is padded to W + H columns, and the same numbers are laid out in rows of W + H - 1: each row starts one column further right.
+    """
     height, width, *rest = x.shape
     x = jnp.pad(x, [(0, 0), (0, height)] + [(0, 0)] * len(rest), constant_values=fill)
     return x.reshape(-1, *rest)[: height * (width + height - 1)].reshape(height, width + height - 1, *rest)

@@ -16,7 +16,7 @@ drawn given: the class, one-hot, and a vector (an embedding, the code of a capti
 
 Sampling: U of row r-1 depends on finished rows only, so `begin_row` runs the vertical stack for all columns at once; `step` runs the
 horizontal stack of one pixel, two matrix products a layer. Both push: what a finished row (pixel) adds to the rows below (pixels to the
-right) is computed once and waits in the cache.
+right) is computed in one product and kept in the cache.
 
 van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves, Kavukcuoglu 2016, "Conditional Image Generation with PixelCNN Decoders", section 2.
 Departures: skip connections into the head as in later implementations; `factorized=True` replaces the vertical k x k kernel by 1 x k and

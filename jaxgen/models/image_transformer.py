@@ -5,7 +5,7 @@
 Categorical head: a position is one channel of a pixel, the channel innermost; its value k has a row in the channel's table of V vectors.
 Mixture head (discretized logistics): a position is a pixel, its vector a linear map of its C channels. At place i of the order:
 
-    q_i  = vector(x_{i-1}) + row(r_i) + column(c_i) + channel(k_i) + label(y)        x shifted right by one, so that masks are inclusive
+    q_i  = vector(x_{i-1}) + row(r_i) + column(c_i) + channel(k_i) + label(y)        x one place later, so that place i may read its own key
     a    = LN(q + drop(attention(q, memory block)))
     a    = LN(a + drop(attention(a, encoded small image)))                           super-resolution only
     q'   = LN(a + drop(W1 relu(W2 a + b2) + b1))
@@ -287,12 +287,12 @@ class ImageTransformer(AutoregressiveImages):
 
     @property
     def rooms(self) -> tuple[int, ...]:
-        """Every step reads the whole memory block: where that is everything, it grows by a quarter of all places at a time."""
+        """Places at which the memory block grows, if there is one block only: every step reads all of it. () for several blocks."""
         return quarters(len(self.blocks.order)) if len(self.blocks.query) == 1 else ()
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """Where there are several blocks: the ends of all."""
+        """The ends of all blocks, if there are several, for `scan_in_blocks`; else ()."""
         return tuple(self.blocks.ends.tolist()) if len(self.blocks.query) > 1 else ()
 
     def _draw_cached(self, draw, condition, image, mask, rows):

@@ -144,7 +144,7 @@ class PixelCNN(AutoregressiveImages):
         return self.output(y)
 
     def flops_per_image(self) -> int:
-        """Two for every weight at every pixel; in fronts the sampler computes some pixels outside the image in vain."""
+        """Two for every weight at every pixel; in fronts the sampler computes some pixels outside the image too."""
         weights = nnx.state((self.input, self.blocks, self.output), nnx.Param)
         height, width, _ = self.config.image_shape
         return 2 * height * width * sum(leaf.size for leaf in jax.tree.leaves(weights) if leaf.ndim > 1)
@@ -226,10 +226,10 @@ class PixelCNN(AutoregressiveImages):
 
     @property
     def draws_in_fronts(self) -> bool:
-        """On a CPU where layers are narrow, so that single pixels make for tiny products, and a third of the pixels at most is in vain.
+        """Whether `sample` draws in fronts: on a CPU if the layers are narrow and at most a third of a front's pixels lies outside the image.
 
-        There 1.2 to 1.8 times as many images a second (28 x 28, width 16), elsewhere fewer: 0.7 times at width 64, 0.5 at 8 x 8 and width
-        128. Elsewhere than on a CPU the number of steps counts, which is s (H - 1) + W instead of H W.
+        Measured there: 1.2 to 1.8 times as many images a second (28 x 28, width 16), but 0.7 times at width 64 and 0.5 at 8 x 8 and width
+        128. On other devices always: there the time is that of the number of steps, s (H - 1) + W instead of H W.
         """
         return jax.default_backend() != "cpu" or bool(self.config.width <= 24 and self.fronts.inside.mean() >= 2 / 3)
 

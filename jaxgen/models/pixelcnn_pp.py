@@ -86,7 +86,7 @@ class Level(nnx.Module):
         self.blocks = len(self.down_blocks) + len(self.up_blocks)
 
     def walk(self, x, block, below):
-        """Down and up again: `block(i, layer, x, skip)` block by block, `below(x)` for the coarser levels."""
+        """Blocks to the coarser levels, these, and blocks back: `block(i, layer, x, skip)` is called for each block, `below(x)` between them."""
         skips = [x]
         for i, layer in enumerate(self.down_blocks):
             skips.append(block(i, layer, skips[-1], None))
@@ -118,7 +118,7 @@ class LevelCache(NamedTuple):
 
     u: Float[Array, "S W B D"]  # inputs of u's convolutions in the row above
     ul: Float[Array, "W S B D"]  # inputs of ul's convolutions: left of the pixel in this row, from there on in the row above
-    base: Float[Array, "W N B 3D"]  # what ul's resnets do not owe to this row
+    base: Float[Array, "W N B 3D"]  # sums of ul's resnets over the row above and u, see Resnet.base
     next: Any = None  # NextCache, None at the coarsest level
 
 
@@ -145,7 +145,7 @@ class Cache(NamedTuple):
     network: Any  # the model's modules with their convolutions packed
     label: Any  # int32 [B] or None
     pixels: Float[Array, "W B C"]  # the row above, with its channel of ones; zero before row 0
-    base: Float[Array, "W B D"]  # what ul_0 does not owe to this row
+    base: Float[Array, "W B D"]  # the terms of the row above in ul_0
     level: LevelCache
 
 
@@ -164,7 +164,7 @@ def init_level(config: PixelCNNPPConfig, level: Level, columns: int, n: int, dty
 
 
 def row_of_level(level: Level, cache: LevelCache, u: Float[Array, "W B D"], r, label) -> tuple[Array, LevelCache]:
-    """Row r of u at this level, and what it and the rows above mean to ul."""
+    """Row r of u at this level, and the cache with the sums that row r of ul takes from it and from the row above."""
     inputs, bases, following = [None] * cache.u.shape[0], [], cache.next
 
     def block(i, layer, u, skip):

@@ -1,4 +1,4 @@
-"""PixelSNAIL: gated residual convolutions and causal attention over all previous pixels, turn about, at full resolution.
+"""PixelSNAIL: gated residual convolutions and causal attention over all previous pixels in turn, at full resolution.
 
     p(x) = prod_i p(x_i | x_<i),  x_i a pixel with all its channels; its parameters see no channel of it
 
@@ -14,7 +14,7 @@ x on [-1, 1], with a channel of ones in the convolutions of the input; pos = ((r
 The resnets are those of gated_resnet.py, weight-normalised, with the label's embedding in the 2 x 2 ones. Output: a mixture of discretized
 logistics for the whole pixel; one channel of few levels needs no such approximation and gets a Bernoulli variable or a softmax.
 
-Sampling: `begin_row` runs, for all columns at once, what the 2 x 2 convolutions owe to the row above; `step` the rest of one pixel. It
+Sampling: `begin_row` computes for all columns at once the terms of the row above in the 2 x 2 convolutions; `step` the rest of one pixel. It
 writes the key and the value of the pixel before, which is known by then, and attends to the positions before this one.
 
 Chen, Mishra, Rohaninejad, Abbeel 2017, "PixelSNAIL: An Improved Autoregressive Generative Model", and the authors' code. Departure: with
@@ -115,8 +115,8 @@ class BlockCache(NamedTuple):
     """What the sampler keeps of a block with R residual blocks: W columns, B images, N = H W, D = width, F = 2D or, light, D."""
 
     inputs: Float[Array, "W R B 2F"]  # of both convolutions, activated: left of the pixel in this row, from there on in the row above
-    base: Float[Array, "W R B 3D"]  # what the residual blocks owe to the row above
-    waiting: Float[Array, "R B 3D"]  # what they owe to the left neighbour
+    base: Float[Array, "W R B 3D"]  # the terms of the row above in the residual blocks' convolutions
+    waiting: Float[Array, "R B 3D"]  # the terms of the left neighbour in them
     features: Float[Array, "B D"]  # r of the last pixel
     key: Float[Array, "B d N"]
     value: Float[Array, "B N E"]
@@ -129,7 +129,7 @@ class Cache(NamedTuple):
     resnets: tuple  # of each block, PushingResnets
     label: Any  # int32 [B] or None
     last: UInt[Array, "B C"]  # the last pixel of the row above
-    base: Float[Array, "W B D"]  # what h at the first block does not owe to this row
+    base: Float[Array, "W B D"]  # the terms of the row above in h at the first block
     blocks: tuple[BlockCache, ...]
 
 
@@ -191,7 +191,7 @@ class PixelSNAIL(WeightNormImages):
 
     @property
     def rooms(self) -> tuple[int, ...]:
-        """Every step reads all keys and values: they grow with the rows, by about a quarter of all places at a time."""
+        """Rows at which the keys and values grow, by about a quarter of all places: every step reads all that there are."""
         height, width, _ = self.config.image_shape
         return tuple(sorted({-(-places // width) for places in quarters(height * width)}))
 
@@ -240,7 +240,7 @@ def step_of_block(block: Block, resnets, state: BlockCache, x, h: Float[Array, "
         h, pushed, activated = resnet.pixel(known[i], h)
         waiting.append(pushed)
         inputs.append(activated)
-    # At p = 0 this writes what is not a pixel; p = 1 writes over it before anything is read.
+    # At p = 0 there is no pixel before; what is written then is overwritten at p = 1, before anything is read.
     key, value = block.keys_values(x, state.features, positions[0], run)
     key = jax.lax.dynamic_update_index_in_dim(state.key, key, before, 2)
     value = jax.lax.dynamic_update_index_in_dim(state.value, value, before, 1)
