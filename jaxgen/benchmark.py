@@ -221,13 +221,11 @@ def _naive(model, batch: int, peak: Peak, repetitions: int) -> Row:
 
 def train(model, batch: int, parts: int, peak: Peak, repetitions: int, flops: int) -> Row:
     """One row: the train step (Adam, average of the parameters) on images drawn uniformly, gradients added up over parts of the batch."""
-    settings = training.OptimizerConfig()
-    mesh = sharding.make_mesh()
+    settings, mesh = training.OptimizerConfig(), sharding.make_mesh()
     step = training.make_train_step(training.make_optimizer(settings, 1000), mesh, accumulate=parts)
     state = training.init_state(jax.tree.map(jnp.copy, model), training.make_optimizer(settings, 1000), mesh)
-    images = np.random.default_rng(0).integers(
-        0, model.config.levels, (batch, *model.config.image_shape), np.min_scalar_type(model.config.levels - 1)
-    )
+    levels = model.config.levels
+    images = np.random.default_rng(0).integers(0, levels, (batch, *model.config.image_shape), np.min_scalar_type(levels - 1))
     data = {"image": images} | conditions(model, batch)
     start = time.perf_counter()
     program = step.lower(state, data, jax.random.key(0)).compile()

@@ -146,9 +146,9 @@ def test_more_than_256_levels_are_16_bits_in_every_method(model):
         np.testing.assert_array_equal(image, images[0])
     assert np.isfinite(model.log_prob(jnp.asarray(images[0]))).all()
     with pytest.raises(ConfigError, match="^image: wanted dtype uint16, got uint8; integers in 0..299$"):
-        model.log_prob(images[0].astype(np.uint8))
+        model.log_prob(jnp.asarray(images[0].astype(np.uint8)))
     with pytest.raises(ConfigError, match="^image: wanted values in 0..299, got a maximum of 300$"):
-        model.log_prob(images[0] + np.uint16(1))
+        model.log_prob(jnp.asarray(images[0] + np.uint16(1)))
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])

@@ -118,7 +118,7 @@ def attend(query: Float[Array, "*b q d"], keys: Float[Array, "*b m d"], values: 
 
 
 def attend_in_parts(query: Float[Array, "B b h Q d"], keys: Float[Array, "B b h M d"], values: Float[Array, "B b h M d"], blocks: Blocks):
-    """`attend` with the mask of the blocks, part by part: the queries of a part are multiplied only with the keys that one of them reads."""
+    """`attend` with the mask of the blocks, part by part: queries are multiplied only with keys that one of their part reads."""
     outputs, allowed = [], blocks.allowed[None, :, None]
     for start, stop in pairwise((0, *quarters(query.shape[3]))):
         m = blocks.keys_read(stop)

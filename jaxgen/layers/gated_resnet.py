@@ -87,7 +87,7 @@ class Resnet(nnx.Module):
         return gated(x, gates), [x, c]
 
     def base(self, above, u: Float[Array, "W B D"], label) -> Float[Array, "W B E"]:
-        """The sums of both convolutions of a row of ul without the terms of its own pixels: biases, row above and u, side by side, E = 3D."""
+        """The sums of both convolutions of a row of ul without its own pixels: biases, row above and u, side by side, E = 3D."""
         u = self.f(u)
         c = self.first.base(self.f(above[0])) + dot(u, self.nin.kernel[0, 0, : u.shape[-1]])
         gates = self.second.base(self.f(above[1]))
@@ -108,7 +108,7 @@ class PushingResnet(NamedTuple):
     """A packed resnet with 2 x 2 kernels and without shortcuts, for the sampler.
 
     A pixel is multiplied with the tap of its own column and with the tap by which its right neighbour will read it in one product. The
-    state is two sums over the inputs of both convolutions, [B, 3D] each: `base`, over the row above, and `waiting`, over the left neighbour.
+    state is two sums of terms of both convolutions, [B, 3D] each: `base`, of the row above, and `waiting`, of the left neighbour.
     """
 
     first: Float[Array, "F E"]  # this pixel | the next one, E = 2D

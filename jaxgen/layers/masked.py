@@ -1,8 +1,8 @@
 """Masked convolutions, the output layers and the LSTM cell that PixelCNN, Row LSTM and Diagonal BiLSTM share, in both forms.
 
 A masked convolution sees the rows above, the pixels to the left and, at its own pixel, the channel groups that its mask allows (A: groups
-before; B: these and its own). There are no weights for later pixels; only the centre tap has a mask, which multiplies it at every use. In
-the sampler, rows are `[W, B, D]` and pixels `[B, D]`; a pixel's channel group k is pushed to everything that reads it (see convolutions.py).
+before; B: these and its own). There are no weights for later pixels; only the centre tap has a mask, which multiplies it at every use.
+In the sampler, rows are `[W, B, D]` and pixels `[B, D]`; a pixel's channel group k is pushed to all that reads it (see convolutions.py).
 
 van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.4 and 3.5.
 """

@@ -12,9 +12,9 @@ With h = width, x scaled to [-1, 1], zeros outside the image, s_l for the states
     logits         = conv1x1_B(relu(conv1x1_B(relu(y))))                                          2h -> head_width -> outputs
 
 States and cells outside the image are zero. The right branch sees the right of its own row, so it is shifted down by one row: together the
-branches see every pixel before (i,j) in raster order. (In the first layer the right branch also reads x[i,j], all channels: mask A hides a pixel from its own
-features, and the last pixel of a row has none to its right that would see it, so the row below would miss it.) A label adds the embedding
-of its class to the gates. The forget gates' biases begin at 1.
+branches see every pixel before (i,j) in raster order. In the first layer the right branch also reads x[i,j], all channels: mask A hides a
+pixel from its own features, and the last pixel of a row has none to its right that sees it, so the row below would not depend on it. A
+label adds the embedding of its class to the gates. The forget gates' biases begin at 1.
 
 The whole image: `skew` puts the pixels of a diagonal into one column, S[i, i+j] = X[i,j]; then K_0 and K_1 are a 2 x 1 convolution of the
 previous column, and one scan over W + H - 1 columns computes both branches (the right one on the image flipped left to right).

@@ -86,7 +86,7 @@ class Level(nnx.Module):
         self.blocks = len(self.down_blocks) + len(self.up_blocks)
 
     def walk(self, x, block, below):
-        """Blocks to the coarser levels, these, and blocks back: `block(i, layer, x, skip)` is called for each block, `below(x)` between them."""
+        """The blocks before the coarser levels, `below(x)` for those levels, the blocks after them: `block(i, layer, x, skip)` each."""
         skips = [x]
         for i, layer in enumerate(self.down_blocks):
             skips.append(block(i, layer, skips[-1], None))

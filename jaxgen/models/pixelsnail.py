@@ -14,8 +14,8 @@ x on [-1, 1], with a channel of ones in the convolutions of the input; pos = ((r
 The resnets are those of gated_resnet.py, weight-normalised, with the label's embedding in the 2 x 2 ones. Output: a mixture of discretized
 logistics for the whole pixel; one channel of few levels needs no such approximation and gets a Bernoulli variable or a softmax.
 
-Sampling: `begin_row` computes for all columns at once the terms of the row above in the 2 x 2 convolutions; `step` the rest of one pixel. It
-writes the key and the value of the pixel before, which is known by then, and attends to the positions before this one.
+Sampling: `begin_row` computes for all columns at once the terms of the row above in the 2 x 2 convolutions; `step` the rest of one pixel.
+It writes the key and the value of the pixel before, which is known by then, and attends to the positions before this one.
 
 Chen, Mishra, Rohaninejad, Abbeel 2017, "PixelSNAIL: An Improved Autoregressive Generative Model", and the authors' code. Departure: with
 `light=True` elu takes the place of cat_elu and one product gives K, V and Q (about half the products; the size of the speed comparison).
