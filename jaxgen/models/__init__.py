@@ -7,6 +7,7 @@ from jaxgen.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalBiLSTMConfig
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
 from jaxgen.models.image_transformer import ImageTransformer, ImageTransformerConfig
+from jaxgen.models.pca import PCA, PCAConfig
 from jaxgen.models.pixelcnn import PixelCNN, PixelCNNConfig
 from jaxgen.models.pixelcnn_pp import PixelCNNPP, PixelCNNPPConfig
 from jaxgen.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
@@ -23,6 +24,7 @@ MODELS = {
     ImageTransformerConfig: ImageTransformer,
     VAEConfig: VAE,
     GANConfig: GAN,
+    PCAConfig: PCA,
 }
 """Configuration class -> model class: nothing outside this list is ever built from a file."""
 

@@ -1,0 +1,154 @@
+"""Principal component analysis in closed form (Tipping & Bishop 1999, "Probabilistic Principal Component Analysis").
+
+    z ~ N(0, I_K),   v | z ~ N(mu + W z, sigma^2 I_D)        so   v ~ N(mu, W W^T + sigma^2 I)                      eq. 2, 4
+
+    mu = mean of the data,   U, lambda_1 >= ... >= lambda_D = eigenvectors and eigenvalues of their covariance S
+    sigma^2 = (lambda_{K+1} + ... + lambda_D) / (D - K),      W = U_K (Lambda_K - sigma^2 I)^{1/2}                  eq. 7, 8
+
+`transform` and `inverse_transform` are those of plain PCA: z = U_K^T (v - mu) and mu + U_K z. All K = D components leave no noise,
+sigma^2 = 0, and the model is the Gaussian with the full covariance.
+
+On images the density is that of v = x + u with u ~ U[0, 1), which the evaluator draws. `fit` needs no draw, for the noise adds 1/2 to
+the mean and 1/12 to the variance of every pixel. Samples of images are rounded down to levels.
+
+Axes: B batch, D = H W C or the dimensions of a point, K components. Departure from the paper: S is divided by N - 1 instead of N, as in
+scikit-learn, so that both give the same numbers.
+"""
+
+from dataclasses import dataclass
+from math import log, pi, prod
+from typing import ClassVar, SupportsIndex
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Num, PRNGKeyArray
+
+from jaxgen.checks import check_count, check_key
+from jaxgen.config import check_types
+from jaxgen.data.features import Feature, Image, Points, smallest_unsigned
+from jaxgen.errors import ConfigError, DataError
+from jaxgen.layers.convolutions import dot
+
+ROWS = 1024
+"""Examples that `fit` reads at a time."""
+
+
+@dataclass(frozen=True)
+class PCAConfig:
+    """`image_shape` is (H, W, C) for images in {0 .. levels-1}, or (d,) for real points, which have no levels (0). K = components."""
+
+    image_shape: tuple[int, ...] = (8, 8, 1)
+    levels: int = 17
+    components: int = 16
+    num_classes: ClassVar[int] = 0  # unconditional
+
+    def __post_init__(self):
+        check_types(self)
+        points = len(self.image_shape) == 1
+        if len(self.image_shape) not in (1, 3) or min(self.image_shape) < 1:
+            raise ConfigError("image_shape", "(H, W, C), or (d,) for points", self.image_shape)
+        if not (self.levels == 0 if points else 2 <= self.levels <= 65536):
+            raise ConfigError("levels", "2..65536 for images, 0 for points", self.levels)
+        if not 1 <= self.components <= prod(self.image_shape):
+            wanted = f"1..{prod(self.image_shape)}, the dimensions of an example"
+            raise ConfigError("components", wanted, self.components, "choose with --model.components")
+
+    @property
+    def modelled(self) -> str:
+        """The column that the density is of."""
+        return "image" if self.levels else "point"
+
+    @property
+    def features(self) -> dict[str, Feature]:
+        """The columns that the model needs."""
+        return {self.modelled: Image(self.image_shape, self.levels) if self.levels else Points(*self.image_shape)}
+
+    @staticmethod
+    def sizes_from(features: dict[str, Feature]) -> dict[str, object]:
+        """The fields that a data set decides."""
+        if "image" in features:
+            return {"image_shape": tuple(features["image"].shape), "levels": features["image"].levels}
+        if "point" in features:
+            return {"image_shape": (features["point"].size,), "levels": 0}
+        raise DataError("data", "images or points", ", ".join(features) or "none")
+
+
+class PCA(nnx.Module):
+    """The density N(mu, W W^T + sigma^2 I); before `fit` it is N(0, I)."""
+
+    def __init__(self, config: PCAConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        k, d = config.components, prod(config.image_shape)
+        self.mean = nnx.Param(jnp.zeros(d))
+        self.components = nnx.Param(jnp.eye(k, d))  # U_K^T, a component a row
+        self.explained_variance = nnx.Param(jnp.ones(k))  # lambda_1 .. lambda_K
+        self.noise_variance = nnx.Param(jnp.ones(()) if k < d else jnp.zeros(()))  # sigma^2
+
+    @classmethod
+    def fit(cls, dataset, config: PCAConfig, key: PRNGKeyArray) -> "PCA":
+        """The maximum-likelihood model of a data set, in float64 on the host. Nothing is drawn: `key` is not used.
+
+        Raises DataError for fewer than two examples, and for points that do not vary in as many directions as the density has.
+        """
+        n, k, d = len(dataset), config.components, prod(config.image_shape)
+        if n < 2:
+            raise DataError("dataset", "at least 2 examples to fit a covariance", n)
+        mean = sum(x.sum(axis=0) for x in _rows(dataset, config)) / n
+        covariance = sum((x - mean).T @ (x - mean) for x in _rows(dataset, config)) / (n - 1)
+        values, vectors = np.linalg.eigh(covariance)
+        values, vectors = np.maximum(values[::-1], 0), vectors.T[::-1]
+        if config.levels:  # what u ~ U[0, 1) adds
+            mean, values = mean + 0.5, values + 1 / 12
+        noise = values[k:].mean() if k < d else 0.0
+        if (values[k - 1] if k == d else noise) < 1e-12 * values[0] or values[0] == 0:
+            wanted = f"points that vary in more than {k} directions" if k < d else f"points that vary in all {d} directions"
+            raise DataError("dataset", wanted, "no variance left over, so there is no density", "choose fewer --model.components")
+        signs = np.sign(vectors[np.arange(d), np.abs(vectors).argmax(axis=1)])  # the largest entry of a component is positive
+        model = cls(config, rngs=nnx.Rngs(0))
+        arrays = {"mean": mean, "components": (signs[:, None] * vectors)[:k], "explained_variance": values[:k], "noise_variance": noise}
+        for name, array in arrays.items():
+            setattr(model, name, nnx.Param(jnp.asarray(array, jnp.float32)))
+        return model
+
+    def transform(self, v: Float[Array, "B ..."]) -> Float[Array, "B K"]:
+        """z = U_K^T (v - mu), the coordinates of plain PCA."""
+        return dot(self._centred(v), self.components[...].T)
+
+    def inverse_transform(self, z: Float[Array, "B K"]) -> Float[Array, "B ..."]:
+        """mu + U_K z, in the shape of an example."""
+        return (self.mean[...][None] + dot(z, self.components[...])).reshape(-1, *self.config.image_shape)
+
+    def log_density(self, v: Float[Array, "B ..."]) -> Float[Array, " B"]:
+        """log N(v; mu, W W^T + sigma^2 I) in nats: along the components the variances are lambda_k, and sigma^2 across them."""
+        centred, z = self._centred(v), self.transform(v)
+        k, d = self.config.components, prod(self.config.image_shape)
+        variance, noise = self.explained_variance[...], self.noise_variance[...]
+        squares, volume = (z**2 / variance[None]).sum(-1), jnp.log(variance).sum()
+        if k < d:
+            squares += ((centred - dot(z, self.components[...])) ** 2).sum(-1) / noise
+            volume += (d - k) * jnp.log(noise)
+        return -0.5 * (d * log(2 * pi) + volume + squares)
+
+    def sample(self, key: PRNGKeyArray, n: SupportsIndex) -> Num[Array, "n ..."]:
+        """n points float32 [n, d], or n images [n, H, W, C]: draws of v, rounded down to the levels."""
+        check_key(key)
+        n, (key_z, key_noise) = check_count(n), jax.random.split(key)
+        scale = jnp.sqrt(jnp.maximum(self.explained_variance[...] - self.noise_variance[...], 0))
+        v = self.inverse_transform(scale[None] * jax.random.normal(key_z, (n, self.config.components)))
+        v += jnp.sqrt(self.noise_variance[...]) * jax.random.normal(key_noise, v.shape)
+        levels = self.config.levels
+        return jnp.clip(jnp.floor(v), 0, levels - 1).astype(smallest_unsigned(levels)) if levels else v
+
+    def _centred(self, v: Float[Array, "B ..."]) -> Float[Array, "B D"]:
+        if tuple(v.shape[1:]) != tuple(self.config.image_shape):
+            raise ConfigError("v", f"shape [B, {', '.join(map(str, self.config.image_shape))}]", list(v.shape))
+        return v.reshape(v.shape[0], -1) - self.mean[...][None]
+
+
+def _rows(dataset, config: PCAConfig):
+    """All examples once, ROWS at a time, as vectors: float64 [B, D]."""
+    for batch, real in dataset.epoch(ROWS, process=(0, 1)):
+        x = np.asarray(batch[config.modelled], np.float64)[real > 0]
+        yield x.reshape(len(x), -1)
