@@ -3,6 +3,7 @@
 from flax import nnx
 
 from jaxgen.errors import ConfigError
+from jaxgen.models.classifier import Classifier, ClassifierConfig
 from jaxgen.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalBiLSTMConfig
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
@@ -24,6 +25,7 @@ MODELS = {
     ImageTransformerConfig: ImageTransformer,
     VAEConfig: VAE,
     GANConfig: GAN,
+    ClassifierConfig: Classifier,
     PCAConfig: PCA,
 }
 """Configuration class -> model class: nothing outside this list is ever built from a file."""

@@ -1,0 +1,120 @@
+"""Classifiers of images: multilayer perceptron and convolutional network.
+
+    h_0 = x scaled to [-1, 1],   h_l = relu(layer_l(h_{l-1})),   logits = W h_L + b,   p(y | x) = softmax(logits)_y
+
+Layers are linear (mlp), or 3 x 3 convolutions of which all but the first halve the size of the image (conv). The loss is the cross entropy
+-log p(y | x) in nats. What a layer gives is read by its name: "hidden1" .. "hiddenL" and "logits".
+
+Axes: B batch, H W C image, K classes.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray, UInt
+
+from jaxgen.checks import check_images, check_label, image_of
+from jaxgen.config import check_types
+from jaxgen.data.features import ClassLabel, Feature, Image
+from jaxgen.errors import ConfigError, DataError
+from jaxgen.layers.convolutions import EXACT, dropout, scale_pixels
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Sizes of a classifier. `hidden`: units (mlp) or channels (conv) of each hidden layer; `dropout`: of what they give, in training."""
+
+    image_shape: tuple[int, int, int] = (8, 8, 1)
+    levels: int = 17
+    num_classes: int = 10
+    hidden: tuple[int, ...] = (64, 64)
+    architecture: Literal["mlp", "conv"] = "conv"
+    dropout: float = 0.0
+    modelled: ClassVar[str] = "label"
+
+    def __post_init__(self):
+        check_types(self)
+        if min(self.image_shape) < 1:
+            raise ConfigError("image_shape", "(H, W, C), all positive", self.image_shape)
+        if not 2 <= self.levels <= 65536:
+            raise ConfigError("levels", "2..65536", self.levels)
+        if self.num_classes < 2:
+            raise ConfigError("num_classes", "2 or more", self.num_classes)
+        if not self.hidden or min(self.hidden) < 1:
+            raise ConfigError("hidden", "positive sizes, at least one", self.hidden)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError("dropout", "0 or more and less than 1", self.dropout)
+
+    @property
+    def features(self) -> dict[str, Feature]:
+        """The columns that the model needs: the label, and the image that it is given."""
+        return {"image": Image(self.image_shape, self.levels), "label": ClassLabel(self.num_classes)}
+
+    @staticmethod
+    def sizes_from(features: dict[str, Feature]) -> dict[str, object]:
+        """The fields that a data set decides."""
+        if not {"image", "label"} <= set(features):
+            raise DataError("data", "images with labels, for a classifier", ", ".join(features) or "none")
+        image = features["image"]
+        return {"image_shape": tuple(image.shape), "levels": image.levels, "num_classes": features["label"].classes}
+
+
+class Classifier(nnx.Module):
+    """p(y | x) as logits."""
+
+    def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        height, width, channels = config.image_shape
+        if config.architecture == "mlp":
+            sizes = pairwise((prod(config.image_shape), *config.hidden))
+            layers = [nnx.Linear(a, b, precision=EXACT, rngs=rngs) for a, b in sizes]
+            size = config.hidden[-1]
+        else:
+            strides = [(1, 1)] + [(2, 2)] * (len(config.hidden) - 1)
+            sizes = zip(pairwise((channels, *config.hidden)), strides, strict=True)
+            layers = [nnx.Conv(a, b, (3, 3), strides=stride, precision=EXACT, rngs=rngs) for (a, b), stride in sizes]
+            halvings = 2 ** (len(config.hidden) - 1)
+            size = -(-height // halvings) * -(-width // halvings) * config.hidden[-1]
+        self.hidden = nnx.List(layers)
+        self.logits = nnx.Linear(size, config.num_classes, precision=EXACT, rngs=rngs)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the layers, first to last."""
+        return (*(f"hidden{i + 1}" for i in range(len(self.config.hidden))), "logits")
+
+    def predict(self, image: UInt[Array, "B H W C"]) -> Float[Array, "B K"]:
+        """Logits of the classes."""
+        return self.activations(image, "logits")
+
+    def activations(self, image: UInt[Array, "B H W C"], name: str) -> Float[Array, "B ..."]:
+        """What the layer of that name gives: [B, units] or [B, h, w, channels], and [B, K] for "logits"."""
+        return self._activations(image, name)
+
+    def _activations(self, image: UInt[Array, "B H W C"], name: str, key: PRNGKeyArray | None = None) -> Float[Array, "B ..."]:
+        """With dropout where there is a key."""
+        if name not in self.layers:
+            raise ConfigError("name", "one of " + ", ".join(self.layers), name)
+        config = self.config
+        x = scale_pixels(check_images(image, config.image_shape, config.levels), config.levels)
+        x = x.reshape(x.shape[0], -1) if config.architecture == "mlp" else x
+        for i, (layer, each) in enumerate(zip(self.hidden, self.layers, strict=False)):
+            x = nnx.relu(layer(x))
+            if key is not None and config.dropout:
+                x = dropout(x, config.dropout, jax.random.fold_in(key, i))
+            if each == name:
+                return x
+        return self.logits(x.reshape(x.shape[0], -1))
+
+    def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
+        """The mean cross entropy in nats of a batch {"image", "label"}, and the accuracy."""
+        logits = self._activations(image_of(batch), "logits", key)
+        label = check_label(image_of(batch, "label"), self.config.num_classes, logits.shape[0])
+        log_loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=-1).mean()
+        accuracy = (logits.argmax(-1) == label).astype(jnp.float32).mean()
+        return log_loss, {"log_loss": log_loss, "accuracy": accuracy}
