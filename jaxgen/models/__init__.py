@@ -8,6 +8,7 @@ from jaxgen.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalBiLSTMConfig
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
 from jaxgen.models.image_transformer import ImageTransformer, ImageTransformerConfig
+from jaxgen.models.language_model import LanguageModel, LanguageModelConfig
 from jaxgen.models.pca import PCA, PCAConfig
 from jaxgen.models.pixelcnn import PixelCNN, PixelCNNConfig
 from jaxgen.models.pixelcnn_pp import PixelCNNPP, PixelCNNPPConfig
@@ -27,6 +28,7 @@ MODELS = {
     GANConfig: GAN,
     ClassifierConfig: Classifier,
     PCAConfig: PCA,
+    LanguageModelConfig: LanguageModel,
 }
 """Configuration class -> model class: nothing outside this list is ever built from a file."""
 
