@@ -50,6 +50,7 @@ ROOMS = {
         "tfds": {"images"},
         "dataset": {"features", "images", "tfds"},
         "points": {"dataset"},
+        "text": {"features"},
         "loading": {"dataset", "images", "points", "tfds"},
         "__init__": {"dataset", "loading"},
     },
