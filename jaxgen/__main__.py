@@ -1,6 +1,5 @@
 """The `jaxgen` command: looks at the first word and only then imports jax, so that `--help` and a mistyped command answer at once."""
 
-import argparse
 import difflib
 import os
 import signal
@@ -35,7 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         error = ConfigError("command", "one of " + ", ".join(COMMANDS), repr(words[0]), f"did you mean {close[0]}?" if close else "")
         print(f"jaxgen: {error}", file=sys.stderr)
         return error.exit_code
-    return _cli().command(words[0], words[1:])
+    from jaxgen import commands
+
+    return commands.guarded(lambda rest: _run(words[0], rest), words[1:])
+
+
+def _run(name: str, words: list[str]) -> int:
+    """The exit code of a command, whose options are read before jax is imported."""
+    from jaxgen import commands
+
+    if name == "train":
+        return _cli().train_command(words)
+    options = commands.parse(name, words)
+    return _cli().execute(options)
 
 
 def _cli():
@@ -56,13 +67,10 @@ def _interrupted(*_) -> None:
 
 
 def _help() -> None:
-    about = "Train, evaluate and use generative models in JAX."
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="jaxgen", description=about, epilog=EPILOG, formatter_class=form)
-    commands = parser.add_subparsers(metavar="COMMAND")
+    print("usage: jaxgen COMMAND ...\n\nTrain, evaluate and use generative models in JAX.\n")
     for name, summary in COMMANDS.items():
-        commands.add_parser(name, help=summary)
-    parser.print_help()
+        print(f"  {name:<10} {summary}")
+    print(f"\n{EPILOG}")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ times the sampler's FLOPs: one forward and two backward products.
 Comparison sizes, used when no run is given, are class methods of a configuration: `comparison()` and, for a second, `comparison_local()`.
 """
 
-import argparse
 import datetime
+import difflib
 import importlib.metadata
 import json
 import math
@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxgen import config, sharding, training
+from jaxgen import commands, config, sharding, training
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import EXACT
 from jaxgen.models import MODELS, build
@@ -330,45 +330,37 @@ def line(row: Row) -> str:
 # --- The command --------------------------------------------------------------------------------------------------------------------
 
 
-def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """The options of `jaxgen bench`."""
-    names = list(_comparisons())
-    parser.add_argument("run", metavar="RUN", nargs="?", help="run directory (default: a model of the comparison size, freshly drawn)")
-    parser.add_argument("--step", type=int, help="checkpoint (default: the best in validation, else the newest)")
-    parser.add_argument("--model", choices=names, default=names[0], help=f"without RUN: which comparison (default: {names[0]})")
-    parser.add_argument("--all", action="store_true", help="without RUN: every model that has a comparison size")
-    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES), help="images at once (default: 1 16 64)")
-    parser.add_argument("--train_batch", type=int, default=16, help="batch of the train step, 0 to leave it out (default: 16)")
-    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help=f"timed runs of each (default: {REPETITIONS})")
-    parser.add_argument("--cores", type=int, help="pin the process to so many cores (default: 1 on a CPU, all beside an accelerator)")
-    parser.add_argument("--out", help="the JSON file (default: bench.json in RUN, or here)")
-    parser.add_argument("--debug", action="store_true", help="a traceback with every error")
-    options = parser.parse_args(words)
-    for name, least in (("batches", 1), ("repetitions", 1), ("train_batch", 0)):
-        if np.min(getattr(options, name)) < least:
-            raise ConfigError(f"--{name}", f"{least} or more", getattr(options, name))
-    options.before = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    options.pinned = prepare_process(1 if options.cores is None else options.cores)  # jax has started no thread yet
-    options.command = " ".join(["jaxgen bench", *words])
-    return options
-
-
 def _comparisons() -> dict[str, Any]:
     """Module name (and `_local`) -> configuration of the comparison size."""
     pairs = [(cls, method) for cls in MODELS for method in ("comparison", "comparison_local") if hasattr(cls, method)]
     return {cls.__module__.rpartition(".")[2] + method.removeprefix("comparison"): getattr(cls, method)() for cls, method in pairs}
 
 
-def run(options: argparse.Namespace, model) -> int:
-    """Measure the model (None: the comparison sizes), print the table and write the JSON file."""
-    if not _cpu() and options.cores is None and options.before:
-        _pin(options.before)
-        options.pinned = None
+def pin(cores: int | None) -> list[int] | None:
+    """Pin this process to so many cores, before jax starts its threads; None is one, or all of them beside an accelerator.
+
+    The cores, or None where the process is not pinned. Raises ConfigError if there are fewer.
+    """
+    before = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    pinned = prepare_process(1 if cores is None else cores)
+    if cores is None and before and not _cpu():
+        _pin(before)
+        return None
+    return pinned
+
+
+def run(options: commands.Bench, model, cores: list[int] | None) -> int:
+    """Measure the model (None: the comparison sizes) on these cores, print the table and write the JSON file."""
+    comparisons = _comparisons()
+    if options.model not in (None, *comparisons):
+        close = difflib.get_close_matches(options.model, comparisons, n=1)
+        raise ConfigError("--model", f"one of {', '.join(comparisons)}", options.model, f"did you mean {close[0]}?" if close else "")
     out = report.check_out(options.out or os.path.join(options.run or "", "bench.json"))
-    chosen = _comparisons() if options.all else {options.model: _comparisons()[options.model]}
-    facts = environment(options.command, options.pinned) | {"models": [], "results": []}
-    cores = f"{facts['cores']} core(s)" if facts["cores"] else "not pinned"
-    print(f"{facts['device']}, {cores}, jax {facts['versions']['jax']}; images per second of {facts['second']}")
+    name = options.model or next(iter(comparisons))
+    chosen = comparisons if options.all else {name: comparisons[name]}
+    facts = environment(commands.written(options), cores) | {"models": [], "results": []}
+    where = f"{facts['cores']} core(s)" if facts["cores"] else "not pinned"
+    print(f"{facts['device']}, {where}, jax {facts['versions']['jax']}; images per second of {facts['second']}")
     print(HEADER, flush=True)
     models = [(type(model).__name__, model)] if model is not None else ((name, build(one)) for name, one in chosen.items())
     for name, one in models:

@@ -62,6 +62,40 @@ def parse(config: Config, argv: Sequence[str], description: str | None = None, p
     return changed
 
 
+def parse_command(command: type[Config], words: Sequence[str], description: str | None = None, prog: str | None = None) -> Config:
+    """The dataclass of a command from its command line: `runs/x --n 16` -> command(run="runs/x", n=16).
+
+    Fields annotated with tyro's Positional are words without a name; a bool takes no word, a tuple all words up to the next option.
+    `--help` and errors as in `parse`.
+    """
+    if "-h" in words or "--help" in words:
+        _print_help(command, description, prog)
+    hints, places = _hints(command), _positional(command)
+    values, rest = {}, list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            if not places:
+                raise ConfigError(prog or "command line", "one run directory and options", _shown(word))
+            values[places.pop(0)] = word
+            continue
+        flag, equals, value = word.partition("=")
+        name, given = flag[2:].replace("-", "_"), [value] if equals else []
+        if name not in hints or name in _positional(command):
+            raise ConfigError(flag, "a known option", "an unknown one", _nearest(name, set(hints) - set(_positional(command)), "--"))
+        if hints[name] is bool and not equals:
+            given = ["True"]
+        while not equals and hints[name] is not bool and rest and not rest[0].startswith("--") and (not given or _is_tuple(hints[name])):
+            given.append(rest.pop(0))
+        values[name] = _from_words(flag, hints[name], given)
+    for field in dataclasses.fields(command):
+        if field.default is dataclasses.MISSING and field.name not in values:
+            raise ConfigError(field.name.upper(), "a run directory", "nothing")
+    made = command(**values)
+    _check_fields(made, "--")
+    return made
+
+
 # --- JSON ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -241,7 +275,7 @@ def _from_words(flag: str, hint: Any, words: list[str]) -> Any:
     """The words as the declared type, by tyro; a tuple may also be one word with commas or spaces."""
     import tyro
 
-    if len(words) == 1 and any(typing.get_origin(arm) is tuple for arm in _arms(hint)):
+    if len(words) == 1 and _is_tuple(hint):
         words = words[0].replace(",", " ").split()
     holder = dataclasses.make_dataclass("Field", [("value", hint)])
     args = [f"--value={words[0]}"] if len(words) == 1 else ["--value", *words]
@@ -269,8 +303,23 @@ def _replace(config: Config, changes: dict[str, Any], prefix: str) -> Config:
         raise ConfigError(name, error.wanted, error.got, error.hint) from None
 
 
-def _print_help(config: Any, description: str | None, prog: str | None) -> None:
+def _positional(command: type) -> list[str]:
+    """The fields of a command that are given without a name."""
     import tyro
 
-    markers = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
-    tyro.cli(type(config), prog=prog, args=["--help"], default=config, description=description, config=markers, use_underscores=True)
+    hints = typing.get_type_hints(command, include_extras=True)
+    return [name for name, hint in hints.items() if tyro.conf.Positional in getattr(hint, "__metadata__", ())]
+
+
+def _is_tuple(hint: Any) -> bool:
+    return any(typing.get_origin(arm) is tuple for arm in _arms(hint))
+
+
+def _print_help(config: Any, description: str | None, prog: str | None) -> None:
+    """Prints the options of a configuration, or of a command's class, and exits with 0."""
+    import tyro
+
+    options = {"prog": prog, "args": ["--help"], "description": description, "use_underscores": True}
+    if isinstance(config, type):
+        tyro.cli(config, config=(tyro.conf.FlagCreatePairsOff,), **options)
+    tyro.cli(type(config), default=config, config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands), **options)

@@ -1,6 +1,5 @@
 """The benchmark counts what is computed and says everything that a number needs; nothing here depends on how fast this machine is."""
 
-import argparse
 import json
 import os
 import subprocess
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxgen import benchmark
+from jaxgen import benchmark, commands
 from jaxgen.errors import ConfigError
 from jaxgen.models import ImageTransformerConfig, PixelCNNPPConfig, PixelSNAILConfig, build
 from jaxgen.models.gated_pixelcnn import GatedPixelCNNConfig
@@ -24,7 +23,7 @@ FIELDS |= {"images_per_second_best", "fraction_of_peak_best", "peak_gflops", "gf
 
 
 def parsed(*words):
-    return benchmark.parse(argparse.ArgumentParser(exit_on_error=False), words)
+    return commands.parse("bench", words)
 
 
 @pytest.fixture
@@ -138,7 +137,7 @@ def test_products_that_a_better_program_would_not_need_are_not_counted(config, g
 def test_the_report_has_every_field(tmp_path, capsys, cores, monkeypatch):
     monkeypatch.setattr(benchmark, "PEAK_SIZES", {"cpu": (32,)})
     options = parsed("--batches", "1", "2", "--repetitions", "2", "--train_batch", "2", "--out", str(tmp_path / "new" / "bench.json"))
-    assert benchmark.run(options, build(TINY)) == 0
+    assert benchmark.run(options, build(TINY), benchmark.pin(options.cores)) == 0
     report = json.loads((tmp_path / "new" / "bench.json").read_text())
     assert report["command"].startswith("jaxgen bench --batches 1 2") and report["cores"] == 1 and report["platform"] == "cpu"
     assert {"date", "commit", "device", "devices", "second"} <= set(report) and {"jax", "jaxlib", "flax", "python"} <= set(
@@ -188,7 +187,7 @@ def test_a_model_of_another_family_has_its_rows(monkeypatch):
 def test_the_process_is_pinned_before_jax_starts_its_threads():
     code = """
 import os
-from jaxgen import benchmark
+from jaxgen import benchmark, commands
 cores = benchmark.prepare_process(1)
 import jax
 jax.numpy.ones((64, 64)).block_until_ready()
@@ -206,7 +205,7 @@ def test_cores_that_do_not_exist(cores):
 
 @pytest.mark.parametrize("words", [("--batches", "0"), ("--repetitions", "0")])
 def test_counts_are_positive(words):
-    with pytest.raises(ConfigError, match=f"{words[0]}: wanted 1 or more"):
+    with pytest.raises(ConfigError, match=f"{words[0]}: wanted (1 or more|a positive integer)"):
         parsed(*words)
 
 

@@ -21,6 +21,7 @@ from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS, GANConfig, GatedPixelCNNConfig
 
 ROOT = Path(__file__).resolve().parent.parent
+OUTSIDE_MODELS = [path for path in sorted((ROOT / "jaxgen").rglob("*.py")) if path.parent.name != "models"]
 GATED = ["train", "gated_pixelcnn", "--model.width=6", "--model.layers=1", "--model.head_width=8"]
 SHORT = ["--train.steps=4", "--train.eval_every=2", "--train.batch_size=16"]
 
@@ -135,11 +136,11 @@ ERRORS = [
     ("show file", 4, "path: wanted a run directory with checkpoints, got file; available steps: none; train first"),
     ("evaluate vae --step 3", 4, "step: wanted one of [2, 4], got 3"),
     ("evaluate vae --stp 3", 2, f"--stp: {UNKNOWN}; did you mean --step?"),
-    ("evaluate vae --step three", 2, "--step: wanted one positive integer, got 'three'"),
-    ("evaluate vae --step", 2, "--step: wanted a value, got nothing"),
+    ("evaluate vae --step three", 2, "--step: wanted int or None, got 'three'; see --help"),
+    ("evaluate vae --bound", 2, "--bound: wanted 'elbo' or 'importance', got nothing; see --help"),
     ("evaluate vae gan", 2, "jaxgen evaluate: wanted one run directory and options, got 'gan'"),
-    ("evaluate vae --split tset", 2, "--split: wanted one of train, validation, test, got 'tset'"),
-    ("sample vae --n 0", 2, "--n: wanted one positive integer, got '0'"),
+    ("evaluate vae --split tset", 2, "--split: wanted 'train' or 'validation' or 'test', got 'tset'; see --help"),
+    ("sample vae --n 0", 2, "--n: wanted a positive integer, got 0"),
     ("sample vae --label 3", 2, "label: wanted none, since the model is not class-conditional, got 3"),
     ("sample gated --label 3", 2, "label: wanted values in 0..2, got 3"),
     ("sample gated --temperature -1", 2, "temperature: wanted a positive number, got -1.0"),
@@ -148,10 +149,12 @@ ERRORS = [
     ("sample vae --n 2 --out file/a.png", 2, "--out: wanted a file that can be written, got file/a.png (.../file is not a folder)"),
     ("sample vae --n 2 --out vae", 2, "--out: wanted a file that ends with .png, got vae"),
     ("complete gated --n 2 --out a.jpg", 2, "--out: wanted a file that ends with .png, got a.jpg"),
-    ("sample vae --seed -1", 2, "--seed: wanted one integer in 0..2**32-1, got '-1'"),
-    ("sample vae --seed 99999999999999999999999", 2, "--seed: wanted one integer in 0..2**32-1, got '99999999999999999999999'"),
+    ("sample vae --seed -1", 2, "--seed: wanted an integer in 0..2**32-1, got -1"),
+    ("sample vae --seed 99999999999999999999999", 2, "--seed: wanted an integer in 0..2**32-1, got 99999999999999999999999"),
     ("bench vae --out file/x.json", 2, "--out: wanted a file that can be written, got file/x.json (.../file is not a folder)"),
     ("bench vae --out vae", 2, "--out: wanted a file that can be written, got vae (it is a folder)"),
+    ("bench --model gatd_pixelcnn", 2, "--model: wanted one of gated_pixelcnn, ..., got gatd_pixelcnn; did you mean gated_pixelcnn?"),
+    ("evaluate vae --run gan", 2, f"--run: {UNKNOWN}; see --help"),
     ("bench --train_batch -1", 2, "--train_batch: wanted 0 or more, got -1"),
     ("complete gan", 2, "RUN: wanted a model that can complete images, got GAN"),
 ]  # fmt: skip
@@ -388,12 +391,9 @@ def test_known_halves(shape):
     assert outside[0].all() and outside[:, 0].all() and not outside[height // 2, width // 2]
 
 
-OUTSIDE_MODELS = [path for path in sorted((ROOT / "jaxgen").rglob("*.py")) if path.parent.name != "models"]
-
-
 @pytest.mark.parametrize("path", OUTSIDE_MODELS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_branch_on_the_family_of_a_model(path):
     """Neither a class, nor its configuration, nor its file is named in code; what a model can do is read from its methods."""
-    names = {name for config_class, model in MODELS.items() for name in (config_class.__name__, model.__name__, cli.module_name(model))}
+    names = {name for one in MODELS.items() for name in (one[0].__name__, one[1].__name__, cli.module_name(one[1]))}
     named = {getattr(node, field, None) for node in ast.walk(ast.parse(path.read_text())) for field in ("id", "attr", "value", "name")}
     assert not names & {name for name in named if isinstance(name, str)}

@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
 
+from jaxgen import benchmark, commands, experiment
 from jaxgen.config import check_types, from_json, parse, to_json
+from jaxgen.data.images import SPLITS
 from jaxgen.errors import ConfigError
+from jaxgen.sampling import METHODS
 
 
 @dataclass(frozen=True)
@@ -228,3 +232,40 @@ def test_help_lists_every_field_with_type_and_default(capsys):
 def test_config_needs_no_jax():
     code = "import sys, jaxgen.config; assert not {'jax', 'tyro', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- Commands -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_line_is_a_dataclass_and_back():
+    """Every option of every command: the words that `written` gives are read as the same dataclass."""
+    for given in (
+        commands.Evaluate("runs/x", 7, "validation", 16, 3, "importance"),
+        commands.Sample("runs/x", n=3, label=2, temperature=0.5, seed=9, out="a.png", to=4, method="naive"),
+        commands.Complete("-", keep="outside", split="train"),
+        commands.Upscale("gs://b/x", n=8),
+        commands.Bench("runs/x", None, "vae", True, (1, 2), 0, 1, 1, "b.json"),
+        commands.Bench(),
+        commands.Show("runs/x"),
+    ):
+        words = commands.written(given).split(" ")
+        assert words[0] == "jaxgen" and commands.parse(words[1], words[2:]) == given
+
+
+@pytest.mark.parametrize("words", ["runs/x --n 3 --step=5", "--n=3 runs/x --step 5", "--step 5 --n 3 runs/x"])
+def test_the_run_stands_anywhere(words):
+    assert commands.parse("sample", words.split(" ")) == commands.Sample("runs/x", 5, 3)
+
+
+def test_a_bare_flag_takes_no_word():
+    assert commands.parse("bench", ["--all", "runs/x"]) == commands.Bench("runs/x", all=True)
+    assert commands.parse("bench", ["--batches", "1", "2", "--all"]).batches == (1, 2)
+
+
+def test_the_choices_of_commands_are_those_of_the_library():
+    """commands.py imports no jax, so it writes them out once more."""
+    hints = typing.get_type_hints(commands.Sample) | typing.get_type_hints(commands.Complete)
+    assert typing.get_args(hints["split"]) == SPLITS and typing.get_args(hints["keep"]) == experiment.KEEP
+    assert typing.get_args(typing.get_args(hints["method"])[0]) == tuple(METHODS)
+    assert commands.Sample("x").n == experiment.GRID and commands.Bench().batches == benchmark.BATCHES
+    assert commands.Bench().repetitions == benchmark.REPETITIONS

@@ -24,6 +24,7 @@ PACKAGE = [path for path in CODE if path.is_relative_to(ROOT / "jaxgen")]
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
+    "commands": {"errors", "config"},
     "checks": {"config", "errors"},
     "sharding": {"errors"},
     "distributions": {"errors"},
@@ -36,11 +37,11 @@ MAY_IMPORT = {
     "training": {"errors", "sharding"},
     "evaluation": {"errors", "sharding", "distributions"},
     "trained": {"config", "errors", "models", "runs"},
-    "benchmark": {"autoregressive", "errors", "config", "layers", "models", "runs", "sampling", "sharding", "training"},
+    "benchmark": {"commands", "autoregressive", "errors", "config", "layers", "models", "runs", "sampling", "sharding", "training"},
     "experiment": {"benchmark", "config", "data", "errors", "evaluation", "layers", "models", "runs", "sharding", "trained", "training"},
     "notebook": {"data", "errors", "experiment", "trained", "training"},
-    "cli": {"benchmark", "checks", "config", "data", "errors", "experiment", "models", "runs", "sampling", "sharding", "trained"},
-    "__main__": {"errors", "cli"},
+    "cli": {"benchmark", "commands", "checks", "config", "data", "errors", "experiment", "models", "runs", "sharding", "trained"},
+    "__main__": {"errors", "cli", "commands"},
 }
 # Inside a room: a file and the files of its room that it may import.
 ROOMS = {
@@ -263,6 +264,11 @@ def test_help_and_mistakes_need_no_jax():
 import sys
 from jaxgen.__main__ import main
 assert main(["--help"]) == 0 and main([]) == 0 and main(["trian"]) == 2
+assert main(["evaluate", "runs/x", "--stp=3"]) == 2 and main(["sample"]) == 2
+try:
+    main(["sample", "--help"])
+except SystemExit as end:
+    assert end.code == 0
 assert not {"jax", "numpy", "flax"} & set(sys.modules)
 """
     words = python(code)

@@ -1,0 +1,189 @@
+"""The commands that work on a run, one frozen dataclass each: its fields are the options, its checks are in `__post_init__`.
+
+    jaxgen sample runs/x --n 16   ->   Sample(run="runs/x", n=16)
+
+What the commands do stands in cli.py. This file imports no jax, so that help and mistyped options answer at once.
+"""
+
+import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxgen import config
+from jaxgen.errors import ConfigError, JaxgenError
+
+RUN = (tyro.conf.Positional, tyro.conf.arg(metavar="RUN"))
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Show:
+    """Configuration, parameters, checkpoints and their validation metrics."""
+
+    run: Annotated[str, *RUN]
+    """run directory, local or gs://"""
+    step: int | None = None
+    """checkpoint; None: the best in validation, else the newest"""
+
+    def __post_init__(self):
+        _check_least(self, "step")
+
+
+@dataclass(frozen=True)
+class Evaluate(Show):
+    """The metric of a split with its standard error, beside the rulers."""
+
+    split: Split = "test"
+    """which part of the data set"""
+    batch_size: int | None = None
+    """None: as in training; the result does not depend on it"""
+    samples: int = 1
+    """draws per image of a bound; k of the importance-weighted bound"""
+    bound: Literal["elbo", "importance"] = "elbo"
+    """which lower bound, where the model has no exact likelihood"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_least(self, "batch_size", "samples")
+
+
+@dataclass(frozen=True)
+class _Pictures(Show):
+    """What the commands that draw have in common."""
+
+    n: int = 64
+    """images"""
+    label: int | None = None
+    """class, for class-conditional models; None: each in turn, or the image's own"""
+    temperature: float = 1.0
+    """below 1 sharpens"""
+    seed: int = 0
+    """the same seed draws the same images"""
+    out: str | None = None
+    """the PNG file; None: a name for each command, in RUN"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_least(self, "n")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError("--seed", "an integer in 0..2**32-1", self.seed)
+
+
+@dataclass(frozen=True)
+class Sample(_Pictures):
+    """A PNG grid of samples, and images per second; a model that is given vectors draws for those of the test images."""
+
+    to: int | None = None
+    """with --label: every row of the grid goes from that class to this one, mixing the two"""
+    method: Literal["cached", "naive", "fixed_point"] | None = None
+    """autoregressive models: in float32 all give the same images; None: cached"""
+
+
+@dataclass(frozen=True)
+class Complete(_Pictures):
+    """Images of a split completed from a given part, the given pixels marked."""
+
+    split: Split = "test"
+    """which part of the data set"""
+    keep: Literal["top", "bottom", "left", "right", "outside"] = "top"
+    """the pixels that are given"""
+
+
+@dataclass(frozen=True)
+class Upscale(_Pictures):
+    """Images of a split drawn from their small ones, which are shown enlarged and marked."""
+
+    split: Split = "test"
+    """which part of the data set"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.n < 2:
+            raise ConfigError("--n", "2 or more: a small image, and then draws from it", self.n)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Sampling and training speed in images per CPU second, beside the peak of this machine's matrix products."""
+
+    run: Annotated[str | None, *RUN] = None
+    """run directory; None: a model of the comparison size, freshly drawn"""
+    step: int | None = None
+    """checkpoint; None: the best in validation, else the newest"""
+    model: str | None = None
+    """without RUN: which comparison; None: the first"""
+    all: bool = False
+    """without RUN: every model that has a comparison size"""
+    batches: tuple[int, ...] = (1, 16, 64)
+    """images at once"""
+    train_batch: int = 16
+    """batch of the train step, 0 to leave it out"""
+    repetitions: int = 5
+    """timed runs of each"""
+    cores: int | None = None
+    """pin the process to so many cores; None: 1 on a CPU, all beside an accelerator"""
+    out: str | None = None
+    """the JSON file; None: bench.json in RUN, or here"""
+
+    def __post_init__(self):
+        if not self.batches or min(self.batches) < 1:
+            raise ConfigError("--batches", "1 or more", list(self.batches))
+        _check_least(self, "step", "repetitions")
+        _check_least(self, "train_batch", least=0)
+
+
+COMMANDS = {cls.__name__.lower(): cls for cls in (Evaluate, Sample, Complete, Upscale, Bench, Show)}
+"""Name -> dataclass of every command that works on a run."""
+
+
+def _check_least(command, *names: str, least: int = 1) -> None:
+    for name in names:
+        value = getattr(command, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name}", "a positive integer" if least == 1 else f"{least} or more", value)
+
+
+def parse(name: str, words: Sequence[str], prog: str = "jaxgen"):
+    """The dataclass of the command `name` from the words of its command line; `--help` prints its options and exits with 0."""
+    command = COMMANDS[name]
+    return config.parse_command(command, words, f"{command.__doc__}\n\n--debug shows the traceback of an error.", f"{prog} {name}")
+
+
+def written(command) -> str:
+    """The command line that gives this command: options that have their default are left out."""
+    words = [f"jaxgen {type(command).__name__.lower()}"]
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name)
+        if field.name == "run":
+            words += [value] if value else []
+        elif value is True:
+            words.append(f"--{field.name}")
+        elif value != field.default:
+            words += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else [value])]
+    return " ".join(words)
+
+
+def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
+    """Run a command; an error is one line on stderr and its exit code, with a traceback only under --debug."""
+    debug = "--debug" in argv
+    try:
+        return command([word for word in argv if word != "--debug"])
+    except KeyboardInterrupt:
+        print("jaxgen: interrupted; checkpoints that were saved before are intact", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of `jaxgen show RUN | head` has left; without this Python would report it once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001  (any other error: one line, and the traceback under --debug)
+        if debug:
+            traceback.print_exc()
+        known = isinstance(error, JaxgenError)
+        text = str(error) if known else f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:500]}; --debug shows where"
+        print(f"jaxgen: {text}", file=sys.stderr)
+        return error.exit_code if known else 1
