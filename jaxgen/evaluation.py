@@ -7,7 +7,12 @@ What a model offers decides what is reported, and the name says which it is:
     log_prob(image)              exact          "bits_per_dim"
     elbo, importance_bound       lower bounds   "bits_per_dim_bound"
     log_density(v)               a density      "bits_per_dim_bound": E_u[-log p(x + u)] >= -log P(x) (Theis et al. 2016, section 3.1)
+    log_density(v), real data    a density      "nats", of points and vectors, which need no noise
+    predict(x)                   a classifier   "accuracy" and "log_loss"
     none of them                 samples        "frechet_pixels", on point sets also the modes covered
+
+The unit is that of what is modelled: of strings, "bits_per_character", all nats over all characters, stop tokens counted.
+Every model is given what its configuration names beside what it models (`given_to`): labels, vectors, other columns.
 
 A density never sees the data: it gets v = x + u with u ~ U[0, 1) drawn here, anew for every image and draw. Without that noise a density
 on a lattice can be as large as one likes. The randomness of image i comes from `fold_in(key, i)`, the last batch is padded and masked, and
@@ -16,22 +21,23 @@ the sums are float64 on the host, so the result depends neither on the batch siz
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt
 
 from jaxgen import sharding
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError, DataError, NonFiniteError
+from jaxgen.metrics import headline
 
 __all__ = ["GaussianModel", "UniformModel", "bits_per_dim", "evaluate", "frechet_distance", "headline", "mode_coverage", "rulers"]
 
 DRAWS = {"elbo": "elbo_samples", "importance": "importance_samples", "density": "dequantisation_samples"}
-HEADLINES = ("bits_per_dim", "bits_per_dim_bound", "frechet_pixels", "frechet_points")
 
 
 def evaluate(
@@ -62,24 +68,53 @@ def evaluate(
     kind, mesh = _kind(model, bound), mesh or _mesh_of(model)
     if kind == "samples":
         return sample_metrics(model, dataset, key, batch_size, mesh)
+    if kind == "classifier":
+        return _classifier_metrics(-log_probs(model, dataset, kind, batch_size, key, mesh=mesh))
+    name, feature = _modelled(model, dataset)
+    if kind == "density" and not feature.discrete:
+        kind = "real density"
     nats = -log_probs(model, dataset, kind, batch_size, key, samples, mesh)
-    bits = bits_per_dim(nats, int(np.prod(dataset.image_shape)))
-    name = "bits_per_dim" if kind == "exact" else "bits_per_dim_bound"
-    result = {name: float(bits.mean()), "standard_error": _standard_error(bits), "nats": float(nats.mean()), "n": len(bits)}
-    return result if kind == "exact" else {**result, DRAWS[kind]: samples}
+    result = _in_unit(nats, feature, dataset.columns[name], kind) | {"nats": float(nats.mean()), "n": len(nats)}
+    return {**result, DRAWS[kind]: samples} if kind in DRAWS else result
+
+
+def _modelled(model, dataset) -> tuple[str, Any]:
+    """The column that a model models and its feature; rulers, which have no configuration, model the first one."""
+    name = getattr(getattr(model, "config", None), "modelled", None) or next(iter(dataset.features))
+    return name, dataset.features[name]
+
+
+def given_to(config, batch: dict) -> dict:
+    """What a model of this configuration is given from a batch: all that it needs beside what it models."""
+    return {name: batch[name] for name in config.features if name != config.modelled}
+
+
+def _in_unit(nats: np.ndarray, feature, column, kind: str) -> dict[str, float]:
+    """The headline of so many nats an example, in the unit of what is modelled, with its standard error."""
+    if feature.unit == "nats":
+        return {"nats": float(nats.mean()), "standard_error": _standard_error(nats)}
+    name = feature.unit.replace("/", "_per_") + ("" if kind == "exact" else "_bound")
+    if feature.unit == "bits/dim":
+        bits = bits_per_dim(nats, feature.dimensions)
+        return {name: float(bits.mean()), "standard_error": _standard_error(bits)}
+    # A ratio of two sums: its standard error is that of the mean residual, over the mean count (the delta method).
+    counts = np.asarray(feature.counts(np.asarray(column)), np.float64)
+    ratio = nats.sum() / counts.sum()
+    return {name: float(ratio / np.log(2)), "standard_error": _standard_error(nats - ratio * counts) / float(counts.mean() * np.log(2))}
+
+
+def _classifier_metrics(scores: np.ndarray) -> dict[str, float | int]:
+    """Accuracy and log-loss of [-log p(label), wrong or not] for every example."""
+    loss, wrong = scores.T
+    errors = {"standard_error": _standard_error(wrong), "log_loss_standard_error": _standard_error(loss)}
+    return {"accuracy": float(1 - wrong.mean()), "log_loss": float(loss.mean()), "n": len(loss)} | errors
 
 
 def _check_fit(model, dataset) -> None:
-    """Raises DataError unless the set is of the shape, levels, classes and vectors of the model's configuration; rulers have none."""
-    config = getattr(model, "config", None)
-    if hasattr(config, "image_shape") and hasattr(config, "levels"):
-        dataset.expect(config.image_shape, config.levels, getattr(config, "num_classes", 0), getattr(config, "vector_size", 0))
-
-
-def headline(result: dict) -> tuple[str, float]:
-    """The name and value of the number to compare runs by; lower is better for each."""
-    name = next(name for name in HEADLINES if name in result)
-    return name, result[name]
+    """Raises DataError unless the set has the features of the model's configuration; rulers have none."""
+    features = getattr(getattr(model, "config", None), "features", None)
+    if features:
+        dataset.expect(features)
 
 
 def _mesh_of(model) -> Mesh | None:
@@ -108,6 +143,8 @@ def _kind(model, bound: str) -> str:
     """Which of the estimates of the module's table a model allows."""
     if bound not in ("elbo", "importance"):
         raise ConfigError("bound", "elbo or importance", bound)
+    if hasattr(model, "predict"):
+        return "classifier"
     if hasattr(model, "log_prob"):
         return "exact"
     if hasattr(model, "log_density"):
@@ -144,23 +181,29 @@ def _compiled(kind: str, samples: int, out: NamedSharding | None):
     return jax.jit(lambda model, batch, key: _score(model, batch, key, kind, samples), out_shardings=out)
 
 
-def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples: int) -> Float[Array, " B"]:
-    image, conditional = batch["image"], getattr(model.config, "num_classes", 0) > 0
+def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples: int) -> Float[Array, "B ..."]:
+    config, name = model.config, model.config.modelled
+    x, given = batch[name], given_to(config, batch)
+    if kind == "classifier":
+        (inputs,) = given.values()
+        log_p = jax.nn.log_softmax(model.predict(inputs).astype(jnp.float32))
+        right = jnp.take_along_axis(log_p, x[:, None], axis=-1)[:, 0]
+        return jnp.stack([right, -(log_p.argmax(-1) != x).astype(jnp.float32)], axis=-1)
     if kind == "exact":
-        given = {name: batch[name] for name in getattr(model, "conditions", ()) if name in batch}
-        return model.log_prob(image, batch["label"], **given) if conditional else model.log_prob(image, **given)
+        return model.log_prob(x, **given)
+    if kind == "real density":
+        return model.log_density(x, **given)
 
-    def one(image, index, label):
-        label = label[None] if conditional else None
-        labelled = {"label": label} if conditional else {}
+    def one(x, index, given):
+        given = {name: value[None] for name, value in given.items()}
         keys = jax.random.split(jax.random.fold_in(key, index), samples)
         if kind == "importance":
-            return model.importance_bound(image[None], keys[0], samples, **labelled)[0]
+            return model.importance_bound(x[None], keys[0], samples, **given)[0]
         if kind == "density":
-            return jax.vmap(lambda key: model.log_density(dequantise(image[None], key), **labelled)[0])(keys).mean()
-        return jax.vmap(lambda key: model.elbo(image[None], key, **labelled)[0])(keys).mean()
+            return jax.vmap(lambda key: model.log_density(dequantise(x[None], key), **given)[0])(keys).mean()
+        return jax.vmap(lambda key: model.elbo(x[None], key, **given)[0])(keys).mean()
 
-    return jax.vmap(one)(image, batch["index"], batch["label"] if conditional else batch["index"])
+    return jax.vmap(one)(x, batch["index"], given)
 
 
 def _score_on_host(kind: str, samples: int):
@@ -169,14 +212,14 @@ def _score_on_host(kind: str, samples: int):
 
     def score(model, batch, key):
         if kind == "exact":
-            return model.log_prob(batch["image"])
-        draws = (noise(batch["image"], batch["index"], k) for k in jax.random.split(key, samples))
+            return model.log_prob(next(iter(batch.values())))
+        draws = (noise(next(iter(batch.values())), batch["index"], k) for k in jax.random.split(key, samples))
         return np.mean([model.log_density(np.asarray(v, np.float64)) for v in draws], axis=0)
 
     return score
 
 
-def dequantise(image: UInt8[Array, "*shape"], key: PRNGKeyArray) -> Float[Array, "*shape"]:
+def dequantise(image: UInt[Array, "*shape"], key: PRNGKeyArray) -> Float[Array, "*shape"]:
     """v = x + u, u ~ U[0, 1): float32, strictly below x + 1 even where the sum would round up to it."""
     x = image.astype(jnp.float32)
     return jnp.minimum(x + jax.random.uniform(key, x.shape), jnp.nextafter(x + 1, x))
@@ -204,7 +247,7 @@ class UniformModel:
     def __init__(self, levels: int):
         self.levels = levels
 
-    def log_prob(self, image: UInt8[np.ndarray, "B ..."]) -> Float[np.ndarray, " B"]:
+    def log_prob(self, image: UInt[np.ndarray, "B ..."]) -> Float[np.ndarray, " B"]:
         """-D log(levels) for each image, in nats."""
         return np.full(len(image), -np.prod(image.shape[1:]) * np.log(self.levels))
 
@@ -224,7 +267,7 @@ class GaussianModel:
         self.constant = -0.5 * len(mean) * np.log(2 * np.pi) - np.log(np.diag(factor)).sum()
 
     @classmethod
-    def fit(cls, images: UInt8[np.ndarray, "N ..."], levels: int) -> "GaussianModel":
+    def fit(cls, images: UInt[np.ndarray, "N ..."], levels: int) -> "GaussianModel":
         """The maximum-likelihood Gaussian of images in {0 .. levels-1}."""
         x = images.reshape(len(images), -1).astype(np.float64)
         if len(x) < 2:
@@ -260,36 +303,36 @@ def sample_metrics(model, dataset, key: PRNGKeyArray, batch_size: int = 64, mesh
     little about sharpness. Points: "frechet_points", and the modes covered if the set knows its `centres` and `scale`. The distance is
     biased upwards by about 1/n, so n is in the result.
     """
-    real = np.concatenate([_features(batch, dataset.levels)[rows] for batch, rows in _batches(dataset, batch_size, None)])
     if isinstance(model, nnx.Module) and mesh is not None:
         model = sharding.place_state(mesh, model)
-    fake = _draw(model, len(real), key, batch_size, mesh)
-    name = "frechet_points" if fake.ndim == 2 else "frechet_pixels"
-    features = _features({"image": fake}, dataset.levels)
-    result = {name: frechet_distance(features, real), "n_real": len(real), "n_fake": len(fake)}
-    centres = getattr(dataset, "centres", None)
-    return result if centres is None else {**result, **mode_coverage(fake, centres, dataset.scale)}
+    (name, feature), draw = _modelled(model, dataset), _compiled_draw(_everywhere(mesh))
+    real, fake = [], []
+    for batch, rows in _batches(dataset, batch_size, None):
+        given = given_to(model.config, batch) if hasattr(model, "config") else {}
+        fake.append(np.asarray(draw(model, batch["index"], given, key))[rows])
+        real.append(batch[name][rows])
+    real, fake = np.concatenate(real), np.concatenate(fake)
+    distance = frechet_distance(_numbers(fake, feature), _numbers(real, feature))
+    result = {"frechet_pixels" if feature.discrete else "frechet_points": distance, "n_real": len(real), "n_fake": len(fake)}
+    return result | (mode_coverage(fake, **dataset.facts) if {"centres", "scale"} == set(dataset.facts) else {})
 
 
-def _features(batch: dict, levels: int) -> np.ndarray:
+def _numbers(x: np.ndarray, feature) -> np.ndarray:
     """Pixels scaled to [0, 1], or points as they are: float64 [B, D]."""
-    x = np.asarray(batch["image"] if "image" in batch else batch["point"], np.float64)
-    return x.reshape(len(x), -1) / (levels - 1 if levels else 1)
+    return x.reshape(len(x), -1).astype(np.float64) / (feature.levels - 1 if feature.discrete else 1)
 
 
 @lru_cache(maxsize=4)
 def _compiled_draw(out: NamedSharding | None):
-    def draw(model, index, key):
-        return jax.vmap(lambda i: model.sample(jax.random.fold_in(key, i), 1)[0])(index)
+    """Sample i depends on `fold_in(key, i)`, and on what row i of the batch gives, only."""
+
+    def draw(model, index, given, key):
+        def one(i, given):
+            return model.sample(jax.random.fold_in(key, i), 1, **{name: value[None] for name, value in given.items()})[0]
+
+        return jax.vmap(one)(index, given)
 
     return jax.jit(draw, out_shardings=out)
-
-
-def _draw(model, n: int, key: PRNGKeyArray, batch_size: int, mesh: Mesh | None) -> np.ndarray:
-    """n samples; sample i depends on `fold_in(key, i)` only."""
-    draw, places = _compiled_draw(_everywhere(mesh)), np.arange(batch_size, dtype=np.uint32)
-    parts = [np.asarray(draw(model, places + np.uint32(start), key)) for start in range(0, n, batch_size)]
-    return np.concatenate(parts)[:n]
 
 
 def frechet_distance(a: Num[np.ndarray, "N D"], b: Num[np.ndarray, "M D"]) -> float:

@@ -5,7 +5,6 @@ looks at shapes. What a model can do is read from its methods (`log_prob`, `elbo
 """
 
 import dataclasses
-import inspect
 import signal
 import sys
 from functools import partial
@@ -20,18 +19,26 @@ from flax import nnx
 
 from jaxgen import benchmark, config, evaluation, sharding, trained, training
 from jaxgen.data import DataConfig, Dataset
+from jaxgen.drawing import (  # noqa: F401  (some are here for those who import them from this file)
+    COMPLETIONS_EACH,
+    GRID,
+    KEEP,
+    complete_images,
+    draw,
+    draw_for,
+    first_images,
+    has,
+    known_mask,
+    small_shape,
+    upscale_images,
+    vector_size,
+    write_grid,
+)
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.layers.convolutions import box_filter
 from jaxgen.models import MODELS, build
 from jaxgen.runs import checkpoint, report
 from jaxgen.training import OptimizerConfig, TrainConfig
 
-GRID = 64
-"""Images in a grid of samples."""
-COMPLETIONS_EACH = 4
-"""Completions of every test image in a grid."""
-KEEP = ("top", "bottom", "left", "right", "outside")
-"""What a completion may be given: half of the image, or all but the middle."""
 RULER_DIMENSIONS = 4096
 """Largest H W C for which the Gaussian ruler's covariance is fitted."""
 PREEMPTED, INTERRUPTED = 75, 130
@@ -168,7 +175,8 @@ class _Run:
         self.reporter.scalars(step, {f"validation_{name}": value for name, value in numbers.items()})
         model = sharding.on_one_device(self.mesh, model)
         if jax.process_index() == 0:
-            self.reporter.images(step, "samples", draw_for(model, self.validation_set, key, GRID), model.config.levels)
+            samples = draw_for(model, self.validation_set, key, GRID)
+            self.reporter.samples(step, "samples", samples, model.config.features[model.config.modelled])
         self.reporter.curve()
         self.save(step, state, numbers, last=step == options.steps)
 
@@ -196,44 +204,8 @@ def load_data(experiment: Experiment, split: str, sets: tuple[Dataset, Dataset] 
     """One split, from `sets` (train, validation) or by name, checked against what the model was configured for."""
     dataset = sets[split == "validation"] if sets else experiment.data.load(split)
     model = experiment.model
-    dataset.expect(model.image_shape, model.levels, getattr(model, "num_classes", 0), getattr(model, "vector_size", 0))
+    dataset.expect(model.features)
     return dataset
-
-
-def draw(model, key, n: int, label: int | np.ndarray | None = None, **options) -> np.ndarray:
-    """n samples; a class-conditional model draws its classes in turn unless one, or one for each sample, is given."""
-    classes = getattr(model.config, "num_classes", 0)
-    if classes:
-        options["label"] = np.arange(n, dtype=np.int32) % classes if label is None else label
-    elif label is not None:
-        raise ConfigError("label", "none, since the model is not class-conditional", label)
-    return np.asarray(model.sample(key, n, **options))
-
-
-def draw_for(model, dataset: Dataset, key, n: int, label: int | np.ndarray | None = None, **options) -> np.ndarray:
-    """n samples; of a model that is given a small image or a vector, for those of the set's first images and their labels, four of each."""
-    shape, vectors = small_shape(model), vector_size(model)
-    if shape or vectors:
-        batch = first_images(dataset, n)
-        label = batch["label"] if label is None and getattr(model.config, "num_classes", 0) else label
-        options |= {"low_resolution": box_filter(jnp.asarray(batch["image"]), shape)} if shape else {}
-        options |= {"vector": batch["vector"]} if vectors else {}
-    return draw(model, key, n, label, **options)
-
-
-def small_shape(model) -> tuple[int, int, int] | None:
-    """(h, w, C) of the small images that a model upscales; None for all other models."""
-    return getattr(model.config, "low_resolution", None)
-
-
-def vector_size(model) -> int:
-    """Size of the vector that a model is given; 0 for all other models."""
-    return getattr(model.config, "vector_size", 0)
-
-
-def first_images(dataset: Dataset, n: int) -> dict:
-    """The batch of the set's first images, COMPLETIONS_EACH times each, n together."""
-    return dataset.source.read(np.arange(n) // COMPLETIONS_EACH % len(dataset))
 
 
 def dry_run(experiment: Experiment) -> int:
@@ -302,43 +274,3 @@ def _line(label: str, value: float, result: dict) -> str:
     return f"{label:<27} {value:.4f}{error}" + (f"  ({result['n']} image{'s' * (result['n'] != 1)})" if "n" in result else "")
 
 
-def has(model, argument: str) -> bool:
-    """Whether the model's sampler takes this argument: `known` pixels, a sampling `method`, a `temperature`."""
-    return argument in inspect.signature(model.sample).parameters
-
-
-def complete_images(model, dataset: Dataset, keep: str, n: int, path, key, label: int | None = None, **options) -> None:
-    """Completions of the set's first images, four of each, as a grid with the given pixels marked."""
-    mask = known_mask(model.config.image_shape, keep)
-    batch = first_images(dataset, n)
-    if label is None and getattr(model.config, "num_classes", 0):
-        label = batch["label"]
-    images = draw_for(model, dataset, key, n, label, known=(batch["image"], mask), **options)
-    write_grid(path, images, model, mask)
-
-
-def upscale_images(model, dataset: Dataset, n: int, path, key, label: int | None = None, **options) -> None:
-    """The set's first images from their small ones, as a grid: the small image, enlarged and marked as given, and then three draws."""
-    images = np.array(draw_for(model, dataset, key, n, label, **options))
-    small = np.asarray(box_filter(jnp.asarray(first_images(dataset, n)["image"]), small_shape(model)))
-    enlarged = small.repeat(images.shape[1] // small.shape[1], axis=1).repeat(images.shape[2] // small.shape[2], axis=2)
-    given = np.arange(n) % COMPLETIONS_EACH == 0
-    images[given] = enlarged[given]
-    write_grid(path, images, model, np.broadcast_to(given[:, None, None], images.shape[:3]))
-
-
-def known_mask(image_shape: tuple[int, ...], keep: str) -> np.ndarray:
-    """The given half of an image: top, bottom, left or right, bool [H, W]; `outside`: all but the middle."""
-    height, width = image_shape[:2]
-    row, column = np.mgrid[:height, :width]
-    middle = (abs(2 * row - height + 1) < height / 2) & (abs(2 * column - width + 1) < width / 2)
-    top, left = row < height // 2, column < width // 2
-    return dict(zip(KEEP, (top, ~top, left, ~left, ~middle), strict=True))[keep]
-
-
-def write_grid(path, samples: np.ndarray, model, mask: np.ndarray | None = None) -> None:
-    """A PNG of samples: a grid of images, or a plot of points."""
-    try:
-        report.save_images(path, samples, model.config.levels, mask)
-    except OSError as error:
-        raise ConfigError("--out", "a file that can be written", f"{path} ({error.strerror or error})") from None

@@ -11,7 +11,7 @@ from PIL import Image
 
 import jaxgen
 from jaxgen import cli, data, evaluation, experiment
-from jaxgen.data import DataConfig
+from jaxgen.data import DataConfig, features
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS, GatedPixelCNNConfig, build
@@ -186,7 +186,7 @@ def trained(tmp_path_factory):
 def test_a_vector_goes_from_the_archive_to_the_pictures(trained):
     model = jaxgen.load(trained / "run")
     test = data.load(str(trained / "squares.npz"), "test", levels=4)
-    image, vector = jnp.asarray(test.images[:]), test.source.vectors
+    image, vector = jnp.asarray(test.images[:]), test.columns["vector"]
     given = np.asarray(model.log_prob(image, vector=vector))
     assert evaluation.evaluate(model, test)["nats"] == pytest.approx(-given.mean(), rel=1e-5)
     turned = np.asarray(model.log_prob(image, vector=np.abs(vector - np.float32([1, 0]))))
@@ -199,7 +199,7 @@ def test_a_vector_goes_from_the_archive_to_the_pictures(trained):
 
 def test_a_set_without_vectors_does_not_fit():
     with pytest.raises(DataError, match="wanted vectors of size 2 as the model, got no vectors"):
-        data.Dataset.from_arrays(squares(100)["image"], levels=4).expect((4, 4, 1), 4, vector_size=2)
+        data.Dataset.from_arrays(squares(100)["image"], levels=4).expect({"image": features.Image((4, 4, 1), 4), "vector": features.Vector(2)})
 
 
 def test_vectors_of_an_archive_are_checked(tmp_path):

@@ -10,11 +10,12 @@ from flax import nnx
 
 import jaxgen
 from jaxgen import cli, data, experiment
+from jaxgen.data.features import OfImages
 from jaxgen.experiment import Experiment
 
 
 @dataclass(frozen=True)
-class HistogramConfig:
+class HistogramConfig(OfImages):
     """log p(x) = sum_i log p_i(x_i), p_i the share of the level among the training images, with one image of each level added."""
 
     image_shape: tuple[int, int, int] = (8, 8, 1)

@@ -10,6 +10,7 @@ from scipy import stats
 from jaxgen import data
 from jaxgen.data import dataset as datasets
 from jaxgen.data import images
+from jaxgen.data.features import ClassLabel, Image
 from jaxgen.errors import ConfigError, DataError, JaxgenError
 
 
@@ -172,15 +173,15 @@ def test_config_is_the_default_set_and_checked() -> None:
 
 def test_a_set_must_fit_its_model() -> None:
     dataset = data.load("digits", "test")
-    dataset.expect((8, 8, 1), 17, 10)
-    dataset.expect((8, 8, 1), 17)
-    for arguments, parts in (
-        (((8, 8, 3), 17), ["digits/test", "[8, 8, 3]", "got [8, 8, 1]"]),
-        (((8, 8, 1), 256), ["256 levels", "got 17"]),
-        (((8, 8, 1), 17, 12), ["12 classes", "got 10"]),
+    dataset.expect({"image": Image((8, 8, 1), 17), "label": ClassLabel(10)})
+    dataset.expect({"image": Image((8, 8, 1), 17)})
+    for features, parts in (
+        ({"image": Image((8, 8, 3), 17)}, ["digits/test", "[8, 8, 3]", "got [8, 8, 1]"]),
+        ({"image": Image((8, 8, 1), 256)}, ["256 levels", "got 17"]),
+        ({"image": Image((8, 8, 1), 17), "label": ClassLabel(12)}, ["12 classes", "got 10"]),
     ):
         with pytest.raises(DataError) as caught:
-            dataset.expect(*arguments)
+            dataset.expect(features)
         one_line(caught.value, *parts)
 
 

@@ -17,14 +17,16 @@ How sets are split, read and checked: images.py (digits, files of your own) and 
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from jaxgen.data.images import ArraySource, array_source, permutation
+from jaxgen.data.arrays import ArraySource, checked
+from jaxgen.data.features import Feature, Points, Tokens
+from jaxgen.data.images import array_source, permutation
 from jaxgen.data.tfds import DiskSource
 from jaxgen.errors import ConfigError, DataError
 
@@ -34,7 +36,7 @@ READ_AHEAD = 4  # batches
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split; the source keeps the images in memory (`ArraySource`) or reads them from disk when needed (`DiskSource`)."""
+    """One split: named columns with features. The source keeps them in memory (`ArraySource`) or reads them from disk (`DiskSource`)."""
 
     source: ArraySource | DiskSource
     name: str
@@ -42,48 +44,84 @@ class Dataset:
 
     @staticmethod
     def from_arrays(
-        image: np.ndarray,
+        image: np.ndarray | None = None,
         label: np.ndarray | None = None,
         *,
         vector: np.ndarray | None = None,
+        point: np.ndarray | None = None,
+        tokens: np.ndarray | None = None,
         levels: int | None = None,
         name: str = "arrays",
     ) -> "Dataset":
-        """A data set of your own arrays, checked like a file: integers [N, H, W] or [N, H, W, C], labels [N], vectors [N, D] of floats."""
-        return Dataset(array_source(image, label, f"{name}:image", levels, vector), name, "train")
+        """A data set of your own arrays, checked like a file; one of image, point and tokens.
+
+        image: integers [N, H, W] or [N, H, W, C] in {0 .. levels-1} (levels None: 2 if no value is above 1, else 256), with labels [N] and
+        vectors [N, D] of floats where there are. point: floats [N, d]. tokens: integers [N, L], 0 stops a string and fills its row up.
+        """
+        given = {"image": image, "point": point, "tokens": tokens}
+        about = [column for column, array in given.items() if array is not None]
+        if len(about) != 1:
+            raise ConfigError("image, point, tokens", "one of them", " and ".join(about) or "none")
+        if image is not None:
+            return Dataset(array_source(np.asarray(image), label, f"{name}:image", levels, vector), name, "train")
+        column, array = about[0], np.asarray(given[about[0]])
+        if array.ndim != 2:
+            raise DataError(f"{name}:{column}", "shape [N, d]" if column == "point" else "shape [N, L]", list(array.shape))
+        feature = Points(array.shape[1]) if column == "point" else Tokens(array.shape[1], int(array.max(initial=0)) + 1)
+        return Dataset.from_columns({column: array}, {column: feature}, name)
+
+    @staticmethod
+    def from_columns(columns: dict[str, np.ndarray], features: dict[str, Feature], name: str = "arrays", split: str = "train") -> "Dataset":
+        """A data set of columns [N, ...] of any kind, each checked by the feature of its name; the first is what the set is about."""
+        return Dataset(checked(columns, features, name), name, split)
+
+    @property
+    def features(self) -> dict[str, Feature]:
+        """What the columns hold, by name."""
+        return self.source.features
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns [N, ...] by name: arrays, or array-likes that read what is indexed."""
+        return self.source.columns
 
     @property
     def images(self) -> Any:
-        """uint8 [N, H, W, C]: an array, or an array-like that reads what is indexed."""
-        return self.source.images
+        """The first column: images [N, H, W, C], or points [N, d]."""
+        return next(iter(self.columns.values()))
 
     @property
     def labels(self) -> Any:
-        """int32 [N] likewise, or None."""
-        return self.source.labels
+        """int32 [N], or None."""
+        return self.columns.get("label")
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
-        return tuple(self.source.images.shape[1:])
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of an example in the first column: (H, W, C) of images."""
+        return tuple(self.images.shape[1:])
 
     @property
     def levels(self) -> int:
-        """V: values are in {0 .. V-1}."""
-        return self.source.levels
+        """V of the first column: values are in {0 .. V-1}; 0 where they are real numbers."""
+        return getattr(next(iter(self.features.values())), "levels", 0)
 
     @property
     def num_classes(self) -> int:
         """Labels are in {0 .. num_classes-1}; 0: no labels."""
-        return self.source.num_classes
+        return self.features["label"].classes if "label" in self.features else 0
 
     @property
     def vector_size(self) -> int:
         """D of the vectors [N, D] that come with the images; 0: none."""
-        return 0 if self.source.vectors is None else self.source.vectors.shape[1]
+        return self.features["vector"].size if "vector" in self.features else 0
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What is known of the whole set and helps to judge samples, such as the centres of a mixture."""
+        return self.source.facts
 
     def __len__(self) -> int:
-        return len(self.source.images)
+        return len(self.source)
 
     def batch(self, step: int, batch_size: int, seed: int, process: tuple[int, int] | None = None) -> Batch:
         """This process's rows of the global batch of `step`: {"image": uint8 [B / P, H, W, C]}.
@@ -125,17 +163,14 @@ class Dataset:
             wanted = f"at least one batch of {batch_size} images"
             raise DataError(f"{self.name}/{self.split}", wanted=wanted, got=len(self), hint=f"batch_size={len(self)} or less")
 
-    def expect(self, image_shape: tuple[int, ...], levels: int, num_classes: int = 0, vector_size: int = 0) -> None:
-        """Raises DataError unless the set fits a model of this image shape, levels, classes and size of vectors (0: they are not used)."""
+    def expect(self, features: dict[str, Feature]) -> None:
+        """Raises DataError unless the set has these features, those of a model (`config.features`); it may have more."""
         origin = f"{self.name}/{self.split}"
-        if self.image_shape != tuple(image_shape):
-            raise DataError(origin, wanted=f"images of shape {list(image_shape)} as the model", got=list(self.image_shape))
-        if self.levels != levels:
-            raise DataError(origin, wanted=f"{levels} levels as the model", got=self.levels, hint=f"data.levels={levels} if the values fit")
-        if num_classes and self.num_classes != num_classes:
-            raise DataError(origin, wanted=f"{num_classes} classes as the model", got=self.num_classes or "no labels")
-        if vector_size and self.vector_size != vector_size:
-            raise DataError(origin, wanted=f"vectors of size {vector_size} as the model", got=self.vector_size or "no vectors")
+        for name, wanted in features.items():
+            have = self.features.get(name)
+            if have is None or type(have) is not type(wanted):
+                raise DataError(origin, f"{wanted.said} as the model", f"no {name}s" if have is None else have.said)
+            wanted.expect(have, origin)
 
     def fingerprint(self, batch_size: int, seed: int, process_count: int | None = None) -> dict[str, Any]:
         """What a run must find again when it resumes, as JSON. On disk, sha256 covers version, length and 16 examples only."""

@@ -27,11 +27,34 @@ class Image:
     shape: tuple[int, int, int]
     levels: int = 256
     unit = "bits/dim"
+    discrete = True
+
+    def counts(self, array: np.ndarray) -> np.ndarray:
+        """Dimensions of every example."""
+        return np.full(len(array), self.dimensions)
+
+    def show(self, samples: np.ndarray, mask: np.ndarray | None = None) -> tuple[str, bytes]:
+        """(".png", a grid of the images); the pixels of the mask, [H, W] or [n, H, W], are marked as given."""
+        from jaxgen.runs import figures
+
+        return ".png", figures.png(figures.image_grid(samples, self.levels, mask))
 
     @property
     def dimensions(self) -> int:
         """D = H W C."""
         return prod(self.shape)
+
+    @property
+    def said(self) -> str:
+        """In words, for errors and reports."""
+        return f"images of shape {list(self.shape)} and {self.levels} levels"
+
+    def expect(self, have: "Image", origin: str) -> None:
+        """Raises DataError unless the images of a set, `have`, are such as these, those of a model."""
+        if tuple(have.shape) != tuple(self.shape):
+            raise DataError(origin, f"images of shape {list(self.shape)} as the model", list(have.shape))
+        if have.levels != self.levels:
+            raise DataError(origin, f"{self.levels} levels as the model", have.levels, f"data.levels={self.levels} if the values fit")
 
     def check(self, array: np.ndarray, origin: str) -> np.ndarray:
         """The images of a batch or a set."""
@@ -47,6 +70,25 @@ class ClassLabel:
     classes: int
     unit = "nats"
     dimensions = 1
+    discrete = True
+
+    def counts(self, array: np.ndarray) -> np.ndarray:
+        """One label an example."""
+        return np.ones(len(array), int)
+
+    def show(self, samples: np.ndarray) -> tuple[str, bytes]:
+        """(".txt", one class a line)."""
+        return ".txt", "".join(f"{label}\n" for label in samples).encode()
+
+    @property
+    def said(self) -> str:
+        """In words, for errors and reports."""
+        return f"{self.classes} classes"
+
+    def expect(self, have: "ClassLabel", origin: str) -> None:
+        """Raises DataError unless a set has as many classes as a model."""
+        if have.classes != self.classes:
+            raise DataError(origin, f"{self.classes} classes as the model", have.classes)
 
     def check(self, array: np.ndarray, origin: str) -> np.ndarray:
         """The labels of a batch or a set."""
@@ -61,11 +103,33 @@ class Vector:
 
     size: int
     unit = "nats"
+    discrete = False
+
+    def counts(self, array: np.ndarray) -> np.ndarray:
+        """Examples, since the unit is nats of a whole example."""
+        return np.ones(len(array), int)
+
+    def show(self, samples: np.ndarray) -> tuple[str, bytes]:
+        """(".png", a scatter of the first two coordinates); of a single one, against its place in the sample."""
+        from jaxgen.runs import figures
+
+        pairs = samples[:, :2] if samples.shape[1] > 1 else np.column_stack([np.arange(len(samples)), samples])
+        return ".png", figures.png(figures.point_plot(np.asarray(pairs, float)))
 
     @property
     def dimensions(self) -> int:
         """D."""
         return self.size
+
+    @property
+    def said(self) -> str:
+        """In words, for errors and reports."""
+        return f"{type(self).__name__.lower().rstrip('s')}s of size {self.size}"
+
+    def expect(self, have: "Vector", origin: str) -> None:
+        """Raises DataError unless those of a set have the size of a model's."""
+        if have.size != self.size:
+            raise DataError(origin, f"{self.said} as the model", have.size)
 
     def check(self, array: np.ndarray, origin: str) -> np.ndarray:
         """The vectors of a batch or a set."""
@@ -96,6 +160,20 @@ class Tokens:
     vocabulary: int
     symbols: tuple[str, ...] = ()
     unit = "bits/character"
+    discrete = True
+
+    def counts(self, array: np.ndarray) -> np.ndarray:
+        """Characters of every string, its stop token counted."""
+        return self.lengths(array) + 1
+
+    def text(self, row: np.ndarray) -> str:
+        """One string: its symbols, or where the tokens stand for none, their numbers with spaces between them."""
+        tokens = [int(token) for token in row[: self.lengths(row)]]
+        return "".join(self.symbols[token - 1] for token in tokens) if self.symbols else " ".join(map(str, tokens))
+
+    def show(self, samples: np.ndarray) -> tuple[str, bytes]:
+        """(".txt", one string a line, UTF-8)."""
+        return ".txt", "".join(f"{self.text(row)}\n" for row in samples).encode()
 
     def __post_init__(self) -> None:
         if self.symbols and len(self.symbols) != self.vocabulary - 1:
@@ -105,6 +183,18 @@ class Tokens:
     def dimensions(self) -> int:
         """Of a string as long as can be."""
         return self.length
+
+    @property
+    def said(self) -> str:
+        """In words, for errors and reports."""
+        return f"strings of at most {self.length} tokens out of {self.vocabulary}"
+
+    def expect(self, have: "Tokens", origin: str) -> None:
+        """Raises DataError unless the strings of a set have the length and the vocabulary of a model's."""
+        if (have.length, have.vocabulary) != (self.length, self.vocabulary):
+            raise DataError(origin, f"{self.said} as the model", have.said)
+        if self.symbols and have.symbols != self.symbols:
+            raise DataError(origin, f"the symbols {''.join(self.symbols)!r} as the model", repr("".join(have.symbols)))
 
     @staticmethod
     def lengths(array):
@@ -134,3 +224,26 @@ def integers(array: np.ndarray, levels: int, origin: str, why: str) -> np.ndarra
         place = tuple(np.argwhere(outside)[0])
         raise DataError(f"{origin}[{', '.join(map(str, place))}]", f"a value in 0..{levels - 1} ({why})", int(array[place]))
     return np.ascontiguousarray(array, smallest_unsigned(levels))
+
+
+class OfImages:
+    """What configurations of image models have in common: features from the fields image_shape, levels, num_classes and vector_size."""
+
+    modelled = "image"
+
+    @property
+    def features(self) -> dict[str, Feature]:
+        """The columns that the model needs: the image, and what it is given."""
+        features: dict[str, Feature] = {"image": Image(self.image_shape, self.levels)}
+        if getattr(self, "num_classes", 0):
+            features["label"] = ClassLabel(self.num_classes)
+        if getattr(self, "vector_size", 0):
+            features["vector"] = Vector(self.vector_size)
+        return features
+
+    @staticmethod
+    def sizes_from(features: dict[str, Feature]) -> dict[str, object]:
+        """The fields that a data set decides."""
+        if "image" not in features:
+            raise DataError("data", "a set of images, for this model", ", ".join(feature.said for feature in features.values()))
+        return {"image_shape": tuple(features["image"].shape), "levels": features["image"].levels}

@@ -10,7 +10,6 @@ Splits
   train / test parts    as given; without a validation part, the last 10 % of train (at most 10,000) are held out for it.
 """
 
-import hashlib
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32, UInt8
+from jaxtyping import Float32, Int, Int32, UInt
 
+from jaxgen.data.arrays import ArraySource
+from jaxgen.data.features import ClassLabel, Image, Vector, smallest_unsigned
 from jaxgen.errors import ConfigError, DataError
 
 SPLITS = ("train", "validation", "test")
@@ -28,40 +29,6 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".t
 MAX_CHANNELS = 4  # more is a channel-first array, [N, C, H, W], far more often than a picture
 SPLIT_SEED = 1
 MAGIC = (b"PK", b"\x93NUMPY")  # an archive, one array
-
-
-@dataclass(frozen=True)
-class ArraySource:
-    """Checked images in memory; `labels` are in {0 .. num_classes-1}, or None with num_classes 0; `vectors` are conditions, or None."""
-
-    images: UInt8[np.ndarray, "N H W C"]
-    labels: Int32[np.ndarray, " N"] | None
-    levels: int
-    num_classes: int
-    version: str = ""
-    on_disk: bool = False
-    vectors: Float32[np.ndarray, "N D"] | None = None
-
-    def read(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
-        """The rows `indices`: {"image": uint8 [B, H, W, C]} and, where there are, {"label": int32 [B], "vector": float32 [B, D]}."""
-        columns = {"image": self.images, "label": self.labels, "vector": self.vectors}
-        return {name: column[indices] for name, column in columns.items() if column is not None}
-
-    def sha256(self) -> str:
-        """A hash of all images, labels and vectors with their shapes."""
-        digest = hashlib.sha256(repr(self.images.shape).encode())
-        digest.update(np.ascontiguousarray(self.images).data)
-        if self.labels is not None:
-            digest.update(np.ascontiguousarray(self.labels, "<i4").data)
-        if self.vectors is not None:
-            digest.update(repr(self.vectors.shape).encode() + self.vectors.astype("<f4").tobytes())
-        return digest.hexdigest()
-
-    def select(self, rows: Int[np.ndarray, " M"] | slice) -> "ArraySource":
-        """The same set with only `rows`."""
-        labels = None if self.labels is None else self.labels[rows]
-        vectors = None if self.vectors is None else self.vectors[rows]
-        return ArraySource(self.images[rows], labels, self.levels, self.num_classes, vectors=vectors)
 
 
 @dataclass(frozen=True)
@@ -100,8 +67,11 @@ def check_split(split: str) -> None:
         raise ConfigError("split", wanted=f"one of {', '.join(SPLITS)}", got=repr(split))
 
 
-def check_images(images: np.ndarray, origin: str, levels: int | None = None) -> UInt8[np.ndarray, "N H W C"]:
-    """uint8 [N, H, W, C] from an integer array [N, H, W] or [N, H, W, C] in {0 .. levels-1} (256 where None), else DataError."""
+def check_images(images: np.ndarray, origin: str, levels: int | None = None) -> UInt[np.ndarray, "N H W C"]:
+    """Images in the smallest unsigned type for `levels`, from integers [N, H, W] or [N, H, W, C] in {0 .. levels-1}, else DataError.
+
+    levels: None stands for 256.
+    """
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or not 1 <= images.shape[-1] <= MAX_CHANNELS:
@@ -114,7 +84,7 @@ def check_images(images: np.ndarray, origin: str, levels: int | None = None) -> 
         raise DataError(origin, wanted="images of at least one pixel", got=f"shape {list(images.shape)}")
     _check_dtype(images, origin)
     check_range(images, origin, levels)
-    return np.ascontiguousarray(images, np.uint8)
+    return np.ascontiguousarray(images, smallest_unsigned(levels or 256))
 
 
 def _check_dtype(images: np.ndarray, origin: str) -> None:
@@ -164,7 +134,7 @@ def check_vectors(vectors: np.ndarray, n: int, origin: str, size: int | None = N
     return vectors.astype(np.float32)
 
 
-def infer_levels(images: UInt8[np.ndarray, "N H W C"]) -> int:
+def infer_levels(images: UInt[np.ndarray, "N H W C"]) -> int:
     """2 if no value is above 1, else 256. Any other number of levels has to be named."""
     return 2 if images.max() <= 1 else 256
 
@@ -174,12 +144,14 @@ def array_source(
 ) -> ArraySource:
     """The checked set of these arrays; levels and the number of classes are inferred where they are not given."""
     checked = check_images(images, origin, levels)
+    columns, features = {"image": checked}, {"image": Image(checked.shape[1:], levels or infer_levels(checked))}
     if labels is not None:
-        labels = check_labels(labels, len(checked), origin.replace(":image", ":label"))
+        columns["label"] = check_labels(labels, len(checked), origin.replace(":image", ":label"))
+        features["label"] = ClassLabel(int(columns["label"].max()) + 1)
     if vectors is not None:
-        vectors = check_vectors(vectors, len(checked), origin.replace(":image", ":vector"))
-    num_classes = 0 if labels is None else int(labels.max()) + 1
-    return ArraySource(checked, labels, levels or infer_levels(checked), num_classes, vectors=vectors)
+        columns["vector"] = check_vectors(vectors, len(checked), origin.replace(":image", ":vector"))
+        features["vector"] = Vector(columns["vector"].shape[1])
+    return ArraySource(columns, features)
 
 
 def digits(split: str, levels: int | None) -> ArraySource:
@@ -202,7 +174,7 @@ def read_path(path: Path, split: str, levels: int | None) -> ArraySource:
     if not parts:
         raw = _read(path)
         source = raw.source(levels)
-        return source.select(_fraction(len(source.images), split, path))
+        return source.select(_fraction(len(source), split, path))
     if "train" not in parts:
         raise DataError(str(path), wanted="a train part (train.npz or train/)", got=", ".join(part.name for part in parts.values()))
     return _part(parts, split, levels, path)
@@ -225,7 +197,7 @@ def _part(parts: dict[str, Path], split: str, levels: int | None, path: Path) ->
     raw = _read(parts["train"])
     train = raw.source(levels)
     if "validation" not in parts and split != "test":
-        cut = len(train.images) - held_out(len(train.images))
+        cut = len(train) - held_out(len(train))
         return _not_empty(train.select(slice(cut) if split == "train" else slice(cut, None)), split, path)
     if split == "train":
         return train
@@ -236,22 +208,24 @@ def _part(parts: dict[str, Path], split: str, levels: int | None, path: Path) ->
 
 def _like_train(raw: _Raw, train: ArraySource, train_raw: _Raw) -> ArraySource:
     """The checked set of another part, which must agree with train in shape, levels and classes."""
-    images = check_images(raw.images, raw.origin, train.levels)
-    if images.shape[1:] != train.images.shape[1:]:
-        wanted = f"images of shape {list(train.images.shape[1:])} as in {train_raw.origin}"
-        raise DataError(f"{raw.origin}[0]", wanted=wanted, got=list(images.shape[1:]))
-    origin = raw.origin.replace(":image", ":label")
-    for what, here, there in (("labels", raw.labels, train.labels), ("vectors", raw.vectors, train.vectors)):
+    image, label, vector = (train.features.get(name) for name in ("image", "label", "vector"))
+    columns = {"image": check_images(raw.images, raw.origin, image.levels)}
+    if columns["image"].shape[1:] != image.shape:
+        wanted = f"images of shape {list(image.shape)} as in {train_raw.origin}"
+        raise DataError(f"{raw.origin}[0]", wanted=wanted, got=list(columns["image"].shape[1:]))
+    for what, here, there in (("label", raw.labels, label), ("vector", raw.vectors, vector)):
         if (here is None) != (there is None):
-            wanted, got = (f"no {what}", what) if there is None else (what, "none")
-            raise DataError(origin.replace(":label", f":{what[:-1]}"), wanted=f"{wanted}, as in {train_raw.origin}", got=got)
+            wanted, got = (f"no {what}s", f"{what}s") if there is None else (f"{what}s", "none")
+            raise DataError(raw.origin.replace(":image", f":{what}"), wanted=f"{wanted}, as in {train_raw.origin}", got=got)
+    origin = raw.origin.replace(":image", ":label")
     if raw.classes != train_raw.classes:
         raise DataError(origin, wanted=f"the class folders of {train_raw.origin}: {_list(train_raw.classes)}", got=_list(raw.classes))
-    labels = None if raw.labels is None else check_labels(raw.labels, len(images), origin, train.num_classes)
-    if raw.vectors is None:
-        return ArraySource(images, labels, train.levels, train.num_classes)
-    vectors = check_vectors(raw.vectors, len(images), origin.replace(":label", ":vector"), train.vectors.shape[1])
-    return ArraySource(images, labels, train.levels, train.num_classes, vectors=vectors)
+    n = len(columns["image"])
+    if label is not None:
+        columns["label"] = check_labels(raw.labels, n, origin, label.classes)
+    if vector is not None:
+        columns["vector"] = check_vectors(raw.vectors, n, origin.replace(":label", ":vector"), vector.size)
+    return ArraySource(columns, train.features)
 
 
 def _fraction(n: int, split: str, path: Path) -> Int[np.ndarray, " M"]:
@@ -264,7 +238,7 @@ def _fraction(n: int, split: str, path: Path) -> Int[np.ndarray, " M"]:
 
 
 def _not_empty(source: ArraySource, split: str, path: Path) -> ArraySource:
-    if not len(source.images):
+    if not len(source):
         raise DataError(str(path), wanted=f"enough images for a {split} split", got="1 in all", hint="one is held out for validation")
     return source
 

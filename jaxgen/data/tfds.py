@@ -16,13 +16,14 @@ import hashlib
 import importlib.util
 import logging
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from jaxgen.data.features import ClassLabel, Feature, Image
 from jaxgen.data.images import check_labels, check_range, held_out, infer_levels
 from jaxgen.errors import DataError
 
@@ -43,7 +44,22 @@ class DiskSource:
     levels: int
     num_classes: int
     on_disk: bool = True
-    vectors: None = None
+    facts: Mapping[str, object] = field(default_factory=dict)  # of the whole set: none here
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def features(self) -> dict[str, Feature]:
+        """What the columns hold."""
+        label = {"label": ClassLabel(self.num_classes)} if self.num_classes else {}
+        return {"image": Image(self.image_shape, self.levels)} | label
+
+    @property
+    def columns(self) -> dict[str, "Column"]:
+        """The columns as array-likes that read what is indexed."""
+        columns = {"image": self.images, "label": self.labels}
+        return {name: column for name, column in columns.items() if column is not None}
 
     @property
     def images(self) -> "Column":

@@ -36,6 +36,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt
 
 from jaxgen.autoregressive import AutoregressiveImages
+from jaxgen.data.features import OfImages
 from jaxgen.distributions import pixel_head
 from jaxgen.layers.convolutions import EXACT, add_bias, dot, normal, of_group, scale_pixels, shift, take_group
 from jaxgen.layers.masked import (
@@ -55,7 +56,7 @@ from jaxgen.layers.masked import (
 
 
 @dataclass(frozen=True)
-class DiagonalBiLSTMConfig:
+class DiagonalBiLSTMConfig(OfImages):
     """Sizes of a Diagonal BiLSTM. `width` is h, the features of a state, half of those between the layers; widths are multiples of C."""
 
     image_shape: tuple[int, int, int] = (8, 8, 1)

@@ -19,10 +19,11 @@ from typing import ClassVar, Literal, SupportsIndex
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from jaxgen.checks import check_count, check_images, check_key, check_label, image_of
 from jaxgen.config import check_types
+from jaxgen.data.features import Feature, Image, OfImages, Points, smallest_unsigned
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import EXACT, scale_pixels
 
@@ -44,6 +45,23 @@ class GANConfig:
     architecture: Literal["mlp", "conv"] = "mlp"
     num_classes: ClassVar[int] = 0  # unconditional
     players: ClassVar[tuple[str, ...]] = ("generator", "discriminator")
+
+    @property
+    def modelled(self) -> str:
+        """What the generator makes: "point" or "image"."""
+        return "point" if len(self.image_shape) == 1 else "image"
+
+    @property
+    def features(self) -> dict[str, Feature]:
+        """Points of R^d, or images."""
+        return {self.modelled: Points(*self.image_shape) if len(self.image_shape) == 1 else Image(self.image_shape, self.levels)}
+
+    @staticmethod
+    def sizes_from(features: dict[str, Feature]) -> dict[str, object]:
+        """The fields that a data set decides."""
+        if "point" in features:
+            return {"image_shape": (features["point"].size,), "levels": 0}
+        return OfImages.sizes_from(features)
 
     def __post_init__(self):
         check_types(self)
@@ -119,7 +137,7 @@ class GAN(nnx.Module):
     def generate(self, z: Float[Array, "B Z"]) -> Float[Array, "B ..."]:
         """G(z): points as they are, images in (-1, 1)."""
         x = self.generator(z).reshape(-1, *self.config.image_shape)
-        return x if self.config.levels == 0 else jnp.tanh(x)
+        return jnp.tanh(x) if self._discrete else x
 
     def discriminate(self, x: Float[Array, "B ..."]) -> Float[Array, " B"]:
         """D(x), the logit of "x is real"."""
@@ -137,7 +155,7 @@ class GAN(nnx.Module):
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
         """L_G + L_D of a batch {"image": uint8 [B, H, W, C]}, or {"point": float32 [B, d]}."""
-        real = image_of(batch, "point") if self.config.levels == 0 else self._scale(image_of(batch))
+        real = self._scale(image_of(batch, self.config.modelled))
         z = jax.random.normal(key, (real.shape[0], self.config.latent))
         generator_loss, discriminator_loss = self.generator_loss(z), self.discriminator_loss(real, z)
         return generator_loss + discriminator_loss, {"generator_loss": generator_loss, "discriminator_loss": discriminator_loss}
@@ -148,8 +166,16 @@ class GAN(nnx.Module):
         n = check_count(n)
         check_label(label, self.config.num_classes, n)
         x = self.generate(jax.random.normal(key, (n, self.config.latent)))
-        return x if self.config.levels == 0 else jnp.round((x + 1) * ((self.config.levels - 1) / 2)).astype(jnp.uint8)
+        if not self._discrete:
+            return x
+        return jnp.round((x + 1) * ((self.config.levels - 1) / 2)).astype(smallest_unsigned(self.config.levels))
 
-    def _scale(self, image: UInt8[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Levels 0 .. levels-1 to [-1, 1], the range of tanh."""
-        return scale_pixels(check_images(image, self.config.image_shape, self.config.levels), self.config.levels)
+    @property
+    def _discrete(self) -> bool:
+        return self.config.features[self.config.modelled].discrete
+
+    def _scale(self, x: Num[Array, "B ..."]) -> Float[Array, "B ..."]:
+        """Levels 0 .. levels-1 to [-1, 1], the range of tanh; points as they are."""
+        if not self._discrete:
+            return x
+        return scale_pixels(check_images(x, self.config.image_shape, self.config.levels), self.config.levels)

@@ -33,6 +33,7 @@ from jaxtyping import Array, Float, UInt
 
 from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.checks import check_image_config, check_vector
+from jaxgen.data.features import OfImages
 from jaxgen.distributions import pixel_head
 from jaxgen.layers.convolutions import (
     HorizontalConv,
@@ -55,7 +56,7 @@ from jaxgen.layers.convolutions import (
 
 
 @dataclass(frozen=True)
-class GatedPixelCNNConfig:
+class GatedPixelCNNConfig(OfImages):
     """Sizes of a Gated PixelCNN. `layers` counts the gated layers after the input layer; `width` and `head_width` are multiples of C.
 
     num_classes, vector_size: of the label and of the vector that the image is drawn given; 0 for none.

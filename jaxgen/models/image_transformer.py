@@ -31,6 +31,7 @@ from jaxtyping import Array, Float, Int, Integer, UInt
 
 from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.checks import check_image_config, check_images
+from jaxgen.data.features import OfImages
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.layers.attention import Attention, Blocks, Memory, make_blocks, scan_in_blocks
@@ -52,7 +53,7 @@ from jaxgen.sampling import in_order
 
 
 @dataclass(frozen=True)
-class ImageTransformerConfig:
+class ImageTransformerConfig(OfImages):
     """Sizes of an Image Transformer; `hidden` is the inner width of the feed-forward layers, `mixtures` is for the mixture head only.
 
     block, memory: () and () for full causal attention; (l_q,) and (l_m,) for 1-D local attention, in positions; (h_q, w_q) and (h_m, w_m)

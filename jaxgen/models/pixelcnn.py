@@ -31,6 +31,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt
 
 from jaxgen.autoregressive import AutoregressiveImages
+from jaxgen.data.features import OfImages
 from jaxgen.distributions import pixel_head
 from jaxgen.layers.convolutions import dot, normal, of_group, scale_pixels, take_group
 from jaxgen.layers.fronts import Fronts, in_fronts
@@ -51,7 +52,7 @@ from jaxgen.layers.pixelcnn_fronts import FrontCache, PixelCNNFronts
 
 
 @dataclass(frozen=True)
-class PixelCNNConfig:
+class PixelCNNConfig(OfImages):
     """Sizes of a PixelCNN. `width` is h, half the features between the blocks; `layers` counts the blocks; widths are multiples of C."""
 
     image_shape: tuple[int, int, int] = (8, 8, 1)

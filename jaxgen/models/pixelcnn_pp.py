@@ -29,6 +29,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt
 
 from jaxgen.checks import check_image_config
+from jaxgen.data.features import OfImages
 from jaxgen.layers.convolutions import add_bias, at, dot, put, shift
 from jaxgen.layers.gated_resnet import Pass, Resnet, WeightNormImages
 from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
@@ -36,7 +37,7 @@ from jaxgen.layers.weight_norm import Conv, Down, Up, WeightNorm, packed
 
 
 @dataclass(frozen=True)
-class PixelCNNPPConfig:
+class PixelCNNPPConfig(OfImages):
     """Sizes of a PixelCNN++; `resnets` counts the blocks of a level on its way down, `mixtures` the logistics."""
 
     image_shape: tuple[int, int, int] = (8, 8, 1)

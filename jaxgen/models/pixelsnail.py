@@ -31,6 +31,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt
 
 from jaxgen.checks import check_image_config
+from jaxgen.data.features import OfImages
 from jaxgen.distributions import pixel_head
 from jaxgen.layers.attention import attend_before, causal_attention
 from jaxgen.layers.convolutions import add_bias, at, dot, put, quarters, resize, scan_in_parts, shift
@@ -44,7 +45,7 @@ SOFTMAX_LEVELS = 32
 
 
 @dataclass(frozen=True)
-class PixelSNAILConfig:
+class PixelSNAILConfig(OfImages):
     """Sizes of a PixelSNAIL: `blocks` of `resnets` and attention; `key` and `value` are the sizes of the single attention head.
 
     `mixtures` counts the logistics where the head is a mixture: C = 3, or more than 32 levels.

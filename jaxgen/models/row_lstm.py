@@ -30,6 +30,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt
 
 from jaxgen.autoregressive import AutoregressiveImages
+from jaxgen.data.features import OfImages
 from jaxgen.distributions import pixel_head
 from jaxgen.layers.convolutions import add_bias, columns, dot, normal, of_group, scale_pixels, take_group
 from jaxgen.layers.masked import (
@@ -51,7 +52,7 @@ from jaxgen.layers.masked import (
 
 
 @dataclass(frozen=True)
-class RowLSTMConfig:
+class RowLSTMConfig(OfImages):
     """Sizes of a Row LSTM. `width` is h, the features of a state, half of those between the layers; widths are multiples of C."""
 
     image_shape: tuple[int, int, int] = (8, 8, 1)

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from jaxgen.checks import check_count, check_images, check_key, check_label, image_of
 from jaxgen.config import check_types
+from jaxgen.data.features import OfImages
 from jaxgen.distributions import bits_per_dim, gaussian_kl, gaussian_log_prob, gaussian_sample, pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import EXACT, embed, scale_pixels
@@ -49,7 +50,7 @@ def importance_bound(log_weights: Float[Array, "K B"]) -> Float[Array, " B"]:
 
 
 @dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(OfImages):
     """Sizes of a VAE. `hidden`: units of each hidden layer (mlp), or channels at 1/2 and 1/4 of the image's size (conv; exactly two)."""
 
     image_shape: tuple[int, int, int] = (8, 8, 1)

@@ -31,6 +31,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from jaxgen import metrics as metrics_table
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.runs import directory, leaves
 from jaxgen.runs import manifest as manifests
@@ -38,7 +39,6 @@ from jaxgen.runs.lock import RunLock
 
 CONFIG, STEPS, ARRAYS = "config.json", "checkpoints", "arrays"
 NEWEST = 2
-BEST_METRICS = ("bits_per_dim", "bits_per_dim_bound", "frechet_pixels")  # that of points says nothing of the modes that are missed
 NONE_SAVED, ALL_DAMAGED = -1, -2
 
 
@@ -47,7 +47,7 @@ class Checkpointer:
 
     config is the run's configuration as JSON (`jaxgen.load` builds `config["model"]`), fingerprint says what its data is. A run that has
     checkpoints goes on only with the same config, directory.HARMLESS excepted, and the same fingerprint; restart=True deletes them instead.
-    best_metric names the metric, lower is better, whose best step is kept beside the newest two; default: the first of BEST_METRICS given.
+    best_metric names the metric whose best step is kept beside the newest two; default: the first that chooses by the table of metrics.
     complete(config) gives fields that the version which began the run did not have their defaults, so that they count as unchanged.
     Raises ConfigError (a folder that cannot be written, another live run, changed config or data), CheckpointError (another model).
     """
@@ -65,7 +65,7 @@ class Checkpointer:
         self._steps, self._local = self.workdir / STEPS, directory.is_local(self.workdir)
         # As they will be read back: tuples become lists.
         self._config, self._fingerprint = (json.loads(json.dumps(dict(facts))) for facts in (config, fingerprint or {}))
-        self._best_metrics = (best_metric,) if best_metric else BEST_METRICS
+        self._best_metrics = (best_metric,) if best_metric else None
         self._ours: set[int] = set()  # steps that this object saved or restored: known to be good
         self._damaged: set[int] = set()  # steps that restore() passed over
         self._complete = complete
@@ -185,7 +185,7 @@ class Checkpointer:
             "config": self._config,
             "fingerprint": self._fingerprint,
             "metrics": numbers,
-            "score": next((numbers[name] for name in self._best_metrics if numbers.get(name) is not None), None),
+            "score": metrics_table.score(numbers, self._best_metrics),
             "versions": directory.versions(),
             "arrays": {name: {"dtype": array.dtype.name, "shape": list(array.shape)} for name, array in arrays.items()},
         }

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, UInt, UInt8
 
 from jaxgen.errors import ConfigError
 
@@ -21,7 +21,7 @@ TILE = 72  # aim of the longer side of an image, in pixels
 
 
 def image_grid(
-    images: UInt8[Any, "n H W C"], levels: int, mask: Bool[Any, "*shape"] | None = None, columns: int | None = None
+    images: UInt[Any, "n H W C"], levels: int, mask: Bool[Any, "*shape"] | None = None, columns: int | None = None
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The images in rows, as one RGB picture; 0 is black and levels - 1 is white or full color.
 
@@ -61,7 +61,7 @@ def point_plot(points: Float[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "height wi
 
 
 def picture(
-    samples: UInt8[np.ndarray, "n H W C"] | Float[np.ndarray, "n 2"],
+    samples: UInt[np.ndarray, "n H W C"] | Float[np.ndarray, "n 2"],
     levels: int,
     mask: Bool[np.ndarray, "*shape"] | None = None,
     columns: int | None = None,
@@ -93,6 +93,13 @@ def png(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def pixels(content: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """The RGB picture of a PNG file's bytes."""
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(content)))
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -67,7 +67,18 @@ class Reporter:
     def _write_images(self, step: int, name: str, images: Shaped[np.ndarray, "n ..."], levels: int, mask: Any) -> None:
         picture = figures.picture(images, levels, mask)
         self._guarded("write for TensorBoard", self._tensorboard_image, step, name, picture)
-        _write_bytes(self.workdir / "images" / f"{name}_{step:08d}.png", figures.png(picture))
+        write_bytes(self.workdir / "images" / f"{name}_{step:08d}.png", figures.png(picture))
+
+    def samples(self, step: int, name: str, samples: Shaped[Any, "n ..."], feature: Any) -> None:
+        """Samples as their kind is shown (`feature.show`), as workdir/images/NAME_STEP.png, or .txt."""
+        if self._writer:
+            self._guarded("write images", self._write_samples, step, name, np.asarray(samples), feature)
+
+    def _write_samples(self, step: int, name: str, samples: Shaped[np.ndarray, "n ..."], feature: Any) -> None:
+        ending, content = feature.show(samples)
+        if ending == ".png":
+            self._guarded("write for TensorBoard", self._tensorboard_image, step, name, figures.pixels(content))
+        write_bytes(self.workdir / "images" / f"{name}_{step:08d}{ending}", content)
 
     def progress(self, step: int, steps: int, batch_size: int, metrics: Mapping[str, Any]) -> None:
         """Print step, bits/dim, images per second since the last line, and the time left.
@@ -90,7 +101,7 @@ class Reporter:
     def curve(self) -> None:
         """Draw workdir/curve.png from all rows so far."""
         if self._writer:
-            self._guarded("draw the curve", lambda: _write_bytes(self.workdir / "curve.png", figures.curve(_rows(self._record.text()))))
+            self._guarded("draw the curve", lambda: write_bytes(self.workdir / "curve.png", figures.curve(_rows(self._record.text()))))
 
     def flush(self) -> None:
         """Everything reported so far is on the disk when this returns (fsync)."""
@@ -194,7 +205,7 @@ def save_images(
     path: str | os.PathLike, images: Shaped[Any, "n ..."], levels: int, mask: Bool[Any, "*shape"] | None = None, columns: int | None = None
 ) -> None:
     """Write a grid of uint8 images in {0 .. levels-1}, or a plot of points [n, 2], as a PNG file. Raises OSError where it cannot."""
-    _write_bytes(_path(path), figures.png(figures.picture(np.asarray(images), levels, mask, columns)))
+    write_bytes(_path(path), figures.png(figures.picture(np.asarray(images), levels, mask, columns)))
 
 
 def check_out(path: str | os.PathLike, ending: str = "") -> Any:
@@ -273,7 +284,7 @@ class _Log:
 
     def _drain_whole(self) -> None:
         data = self._pending.encode()
-        _write_bytes(self.path, data)
+        write_bytes(self.path, data)
         self._pending, self._good = "", len(data)
 
 
@@ -285,7 +296,7 @@ def _path(workdir: str | os.PathLike) -> Any:
     return epath.Path(workdir)
 
 
-def _write_bytes(path: Any, data: bytes) -> None:
+def write_bytes(path: Any, data: bytes) -> None:
     """Write the whole file, so that no reader ever sees a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")

@@ -1,0 +1,58 @@
+"""A data set in memory: named columns, each checked by its feature."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxgen.data.features import Feature
+from jaxgen.errors import DataError
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Checked columns in memory, all of as many rows; the first one is what a set is about, such as its images.
+
+    facts: what is known of the whole set and helps to judge samples, such as the centres of a mixture.
+    """
+
+    columns: dict[str, np.ndarray]
+    features: dict[str, Feature]
+    version: str = ""
+    on_disk: bool = False
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def read(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+        """The rows `indices` of every column."""
+        return {name: column[indices] for name, column in self.columns.items()}
+
+    def sha256(self) -> str:
+        """A hash of all columns with their shapes (of labels, whose shape is that of the others, the values)."""
+        digest = hashlib.sha256()
+        for name, column in self.columns.items():
+            digest.update(b"" if name == "label" else repr(column.shape).encode())
+            digest.update(np.ascontiguousarray(column, column.dtype.newbyteorder("<")).data)
+        return digest.hexdigest()
+
+    def select(self, rows: Int[np.ndarray, " M"] | slice) -> "ArraySource":
+        """The same set with only `rows`."""
+        return ArraySource({name: column[rows] for name, column in self.columns.items()}, self.features, self.version, facts=self.facts)
+
+
+def checked(columns: Mapping[str, np.ndarray], features: Mapping[str, Feature], origin: str, **more) -> ArraySource:
+    """The columns, each checked by the feature of its name; DataError where one is missing or their lengths differ."""
+    if set(columns) != set(features) or not columns:
+        raise DataError(origin, "the columns " + ", ".join(features), ", ".join(columns) or "none")
+    arrays = {name: features[name].check(np.asarray(columns[name]), f"{origin}:{name}") for name in features}
+    first, n = next((name, len(array)) for name, array in arrays.items())
+    if not n:
+        raise DataError(f"{origin}:{first}", "at least one example", "0 (the set is empty)")
+    for name, array in arrays.items():
+        if len(array) != n:
+            raise DataError(f"{origin}:{name}", f"{n} rows, as {first} has", len(array))
+    return ArraySource(arrays, dict(features), **more)

@@ -1,0 +1,98 @@
+"""Samples of a trained model, drawn and written into a file: for what the examples of a set give, completed, or from small images."""
+
+import inspect
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.data import Dataset
+from jaxgen.errors import ConfigError
+from jaxgen.layers.convolutions import box_filter
+from jaxgen.runs import report
+
+GRID = 64
+"""Images in a grid of samples."""
+COMPLETIONS_EACH = 4
+"""Completions of every test image in a grid."""
+KEEP = ("top", "bottom", "left", "right", "outside")
+"""What a completion may be given: half of the image, or all but the middle."""
+
+
+def draw(model, key, n: int, label: int | np.ndarray | None = None, **options) -> np.ndarray:
+    """n samples; a class-conditional model draws its classes in turn unless one, or one for each sample, is given."""
+    classes = getattr(model.config, "num_classes", 0)
+    if classes:
+        options["label"] = np.arange(n, dtype=np.int32) % classes if label is None else label
+    elif label is not None:
+        raise ConfigError("label", "none, since the model is not class-conditional", label)
+    return np.asarray(model.sample(key, n, **options))
+
+
+def draw_for(model, dataset: Dataset, key, n: int, label: int | np.ndarray | None = None, **options) -> np.ndarray:
+    """n samples; of a model that is given more than a label, for what is given with the set's first examples, four of each."""
+    config = model.config
+    given = set(config.features) - {config.modelled, "label"}
+    if given or small_shape(model):
+        batch = first_images(dataset, n)
+        label = batch["label"] if label is None and "label" in config.features else label
+        options |= {name: batch[name] for name in given}
+        options |= {"low_resolution": box_filter(jnp.asarray(batch["image"]), shape)} if (shape := small_shape(model)) else {}
+    return draw(model, key, n, label, **options)
+
+
+def small_shape(model) -> tuple[int, int, int] | None:
+    """(h, w, C) of the small images that a model upscales; None for all other models."""
+    return getattr(model.config, "low_resolution", None)
+
+
+def vector_size(model) -> int:
+    """Size of the vector that a model is given; 0 for all other models."""
+    return getattr(model.config, "vector_size", 0)
+
+
+def first_images(dataset: Dataset, n: int) -> dict:
+    """The batch of the set's first images, COMPLETIONS_EACH times each, n together."""
+    return dataset.source.read(np.arange(n) // COMPLETIONS_EACH % len(dataset))
+
+
+def has(model, argument: str) -> bool:
+    """Whether the model's sampler takes this argument: `known` pixels, a sampling `method`, a `temperature`."""
+    return argument in inspect.signature(model.sample).parameters
+
+
+def complete_images(model, dataset: Dataset, keep: str, n: int, path, key, label: int | None = None, **options) -> None:
+    """Completions of the set's first images, four of each, as a grid with the given pixels marked."""
+    mask = known_mask(model.config.image_shape, keep)
+    batch = first_images(dataset, n)
+    if label is None and getattr(model.config, "num_classes", 0):
+        label = batch["label"]
+    images = draw_for(model, dataset, key, n, label, known=(batch["image"], mask), **options)
+    write_grid(path, images, model, mask)
+
+
+def upscale_images(model, dataset: Dataset, n: int, path, key, label: int | None = None, **options) -> None:
+    """The set's first images from their small ones, as a grid: the small image, enlarged and marked as given, and then three draws."""
+    images = np.array(draw_for(model, dataset, key, n, label, **options))
+    small = np.asarray(box_filter(jnp.asarray(first_images(dataset, n)["image"]), small_shape(model)))
+    enlarged = small.repeat(images.shape[1] // small.shape[1], axis=1).repeat(images.shape[2] // small.shape[2], axis=2)
+    given = np.arange(n) % COMPLETIONS_EACH == 0
+    images[given] = enlarged[given]
+    write_grid(path, images, model, np.broadcast_to(given[:, None, None], images.shape[:3]))
+
+
+def known_mask(image_shape: tuple[int, ...], keep: str) -> np.ndarray:
+    """The given half of an image: top, bottom, left or right, bool [H, W]; `outside`: all but the middle."""
+    height, width = image_shape[:2]
+    row, column = np.mgrid[:height, :width]
+    middle = (abs(2 * row - height + 1) < height / 2) & (abs(2 * column - width + 1) < width / 2)
+    top, left = row < height // 2, column < width // 2
+    return dict(zip(KEEP, (top, ~top, left, ~left, ~middle), strict=True))[keep]
+
+
+def write_grid(path, samples: np.ndarray, model, mask: np.ndarray | None = None) -> None:
+    """A file that shows samples as their kind is shown: a grid of images, a plot of points, lines of text."""
+    feature = model.config.features[model.config.modelled]
+    try:
+        report.write_bytes(path, feature.show(samples, **({} if mask is None else {"mask": mask}))[1])
+    except OSError as error:
+        raise ConfigError("--out", "a file that can be written", f"{path} ({error.strerror or error})") from None

@@ -1,0 +1,45 @@
+"""The table of metrics: what each is called, in which unit it is told and whether less or more of it is better."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of an evaluation. `axis` is what a plot says; `chooses`: whether the best checkpoint of a run is the one with the best."""
+
+    unit: str
+    better: Literal["lower", "higher"]
+    axis: str
+    chooses: bool = True
+
+
+METRICS = {
+    "bits_per_dim": Metric("bits/dim", "lower", "bits per dimension"),
+    "bits_per_dim_bound": Metric("bits/dim (bound)", "lower", "bits per dimension"),
+    "bits_per_character": Metric("bits/character", "lower", "bits per character"),
+    "accuracy": Metric("accuracy", "higher", "accuracy"),
+    "log_loss": Metric("log-loss (nats)", "lower", "log-loss in nats", chooses=False),
+    "frechet_pixels": Metric("Frechet distance of pixels", "lower", "Frechet distance of pixels"),
+    # The distance of points says nothing of the modes that are missed: the newest step of such a run is the one to take.
+    "frechet_points": Metric("Frechet distance of points", "lower", "Frechet distance of points", chooses=False),
+    "nats": Metric("nats", "lower", "nats"),
+}
+"""In the order in which they are the headline of an evaluation: the first that a result has."""
+
+
+def headline(result: Mapping[str, object]) -> tuple[str, float]:
+    """The name and value of the number to compare runs by."""
+    name = next(name for name in METRICS if name in result)
+    return name, result[name]
+
+
+def score(metrics: Mapping[str, float | None], names: tuple[str, ...] | None = None) -> float | None:
+    """What the best checkpoint has least of: the first number of `names` (None: of those that choose) that is there; its negative where
+    more is better."""
+    names = tuple(name for name, metric in METRICS.items() if metric.chooses) if names is None else names
+    name = next((name for name in names if metrics.get(name) is not None), None)
+    if name is None:
+        return None
+    return -metrics[name] if name in METRICS and METRICS[name].better == "higher" else metrics[name]
