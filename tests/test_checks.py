@@ -199,7 +199,8 @@ def test_a_vector_goes_from_the_archive_to_the_pictures(trained):
 
 def test_a_set_without_vectors_does_not_fit():
     with pytest.raises(DataError, match="wanted vectors of size 2 as the model, got no vectors"):
-        data.Dataset.from_arrays(squares(100)["image"], levels=4).expect({"image": features.Image((4, 4, 1), 4), "vector": features.Vector(2)})
+        wanted = {"image": features.Image((4, 4, 1), 4), "vector": features.Vector(2)}
+        data.Dataset.from_arrays(squares(100)["image"], levels=4).expect(wanted)
 
 
 def test_vectors_of_an_archive_are_checked(tmp_path):

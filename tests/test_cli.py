@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import jaxgen
-from jaxgen import benchmark, cli, config, data, evaluation, experiment, trained, training
+from jaxgen import benchmark, cli, config, data, drawing, evaluation, experiment, trained, training
 from jaxgen.__main__ import COMMANDS, main
 from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS, GANConfig, GatedPixelCNNConfig
@@ -340,9 +340,9 @@ def test_sample_draws_a_grid(there, tmp_path, capsys, monkeypatch):
 
 
 def test_complete_keeps_what_is_given(there, capsys, monkeypatch):
-    drawn, labels, draw = [], [], experiment.draw
-    monkeypatch.setattr(experiment, "write_grid", lambda path, images, model, mask=None: drawn.append((images, mask)))
-    monkeypatch.setattr(experiment, "draw", lambda *args, **options: labels.append(args[3]) or draw(*args, **options))
+    drawn, labels, draw = [], [], drawing.draw
+    monkeypatch.setattr(drawing, "write_grid", lambda path, images, model, mask=None: drawn.append((images, mask)))
+    monkeypatch.setattr(drawing, "draw", lambda *args, **options: labels.append(args[3]) or draw(*args, **options))
     test = data.load("my.npz", "test")
     for keep in experiment.KEEP:
         code, out, err = run(capsys, ["complete", "gated", "--n=8", f"--keep={keep}"])
