@@ -159,7 +159,7 @@ def test_the_digits_split_never_changes() -> None:
 
 def test_config_is_the_default_set_and_checked() -> None:
     assert len(data.DataConfig().load("validation")) == 144
-    for change, part in (({"levels": 1}, "data.levels"), ({"levels": 257}, "got 257"), ({"name": ""}, "data.name")):
+    for change, part in (({"levels": 1}, "data.levels"), ({"levels": 65537}, "got 65537"), ({"name": ""}, "data.name")):
         with pytest.raises(ConfigError) as caught:
             data.DataConfig(**change)
         one_line(caught.value, part)

@@ -55,7 +55,7 @@ ROOMS = {
         "dataset": {"arrays", "features", "images", "tfds"},
         "points": {"arrays", "dataset", "features"},
         "text": {"arrays", "features", "images"},
-        "loading": {"dataset", "images", "points", "tfds"},
+        "loading": {"dataset", "images", "points", "text", "tfds"},
         "__init__": {"dataset", "loading"},
     },
     "layers": {

@@ -174,7 +174,7 @@ def read_path(path: Path, split: str, levels: int | None) -> ArraySource:
     if not parts:
         raw = _read(path)
         source = raw.source(levels)
-        return source.select(_fraction(len(source), split, path))
+        return source.select(fraction(len(source), split, path))
     if "train" not in parts:
         raise DataError(str(path), wanted="a train part (train.npz or train/)", got=", ".join(part.name for part in parts.values()))
     return _part(parts, split, levels, path)
@@ -228,7 +228,7 @@ def _like_train(raw: _Raw, train: ArraySource, train_raw: _Raw) -> ArraySource:
     return ArraySource(columns, train.features)
 
 
-def _fraction(n: int, split: str, path: Path) -> Int[np.ndarray, " M"]:
+def fraction(n: int, split: str, path: Path) -> Int[np.ndarray, " M"]:
     """The rows of `split` of a set that comes in one piece; shuffled first, because such sets are often sorted by class."""
     order, tenth = permutation(n, SPLIT_SEED, 0), max(1, n // 10)
     rows = {"train": order[: -2 * tenth], "validation": order[-2 * tenth : -tenth], "test": order[-tenth:]}

@@ -6,6 +6,7 @@ from pathlib import Path
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.images import check_split, digits, read_path
 from jaxgen.data.points import ring
+from jaxgen.data.text import ENDINGS, number_words, read_lines, text_source
 from jaxgen.data.tfds import open_split
 from jaxgen.errors import ConfigError, DataError
 
@@ -15,9 +16,10 @@ ARRAYS = "arrays"
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data: `digits`, `ring` (points), a TFDS name, or a path (an .npz file, a folder with train.npz and test.npz or of pictures).
+    """Which data: `digits`, `ring` (points), `number_words` (strings), a TFDS name, or a path.
 
-    A path begins with `/`, `.` or `~`, ends with `.npz`, or has a `/` and exists; a folder beside you is `./name`.
+    A path is that of an .npz file, of a text file (.txt, .smi) with one string a line, of a folder with train.npz and test.npz, or of a
+    folder of pictures. It begins with `/`, `.` or `~`, ends with `.npz`, `.txt` or `.smi`, or has a `/` and exists; a folder beside you is `./name`.
     levels: number of grey levels V, values are 0..V-1; None: 17 for digits, else 2 if no value is above 1, else 256.
     data_dir, manual_dir: TFDS's folder of prepared sets (None: its own default) and the folder of files fetched by hand.
     """
@@ -30,8 +32,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.name:
             raise ConfigError("data.name", wanted="digits, a TFDS name or a path", got="nothing")
-        if self.levels is not None and not 2 <= self.levels <= 256:
-            raise ConfigError("data.levels", wanted="2 to 256", got=self.levels)
+        if self.levels is not None and not 2 <= self.levels <= 2**16:
+            raise ConfigError("data.levels", wanted="2 to 65536", got=self.levels)
 
     def load(self, split: str) -> Dataset:
         """The `split` ("train", "validation" or "test") of this set, checked."""
@@ -52,8 +54,10 @@ def load(name: str, split: str, *, levels: int | None = None, data_dir: str | No
         return ring(split)
     if name == "digits":
         source = digits(split, levels)
+    elif name == "number_words":
+        source = text_source(number_words(), name, split)
     elif (path := _path(name)) is not None:
-        source = read_path(path, split, levels)
+        source = text_source(read_lines(path), name, split) if path.suffix in ENDINGS else read_path(path, split, levels)
     else:
         source = open_split(name, split, data_dir, manual_dir, levels)
     return Dataset(source, name, split)
@@ -66,7 +70,7 @@ def _path(name: str) -> Path | None:
         there = path.exists()
     except (OSError, RuntimeError) as error:  # a name that is too long, a home that is unknown
         raise DataError(name[:80], wanted="an existing file or folder", got=str(error)[:160]) from error
-    if not (name.startswith(("/", ".", "~")) or name.endswith(".npz") or ("/" in name and there)):
+    if not (name.startswith(("/", ".", "~")) or name.endswith((".npz", *ENDINGS)) or ("/" in name and there)):
         return None
     if not there:
         raise DataError(name, wanted="an existing file or folder", got="nothing there")

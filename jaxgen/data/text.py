@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer
 
+from jaxgen.data.arrays import ArraySource
 from jaxgen.data.features import Tokens, smallest_unsigned
+from jaxgen.data.images import fraction
 from jaxgen.errors import DataError
 
 LONGEST = 1000
@@ -105,3 +107,10 @@ def tokenised(strings: Sequence[str], origin: str) -> Strings:
     symbols = tuple(sorted(set("".join(strings))))
     length = max(map(len, strings)) + 1
     return Strings(encode(strings, symbols, length, origin), Tokens(length, len(symbols) + 1, symbols))
+
+
+def text_source(strings: Sequence[str], origin: str, split: str) -> ArraySource:
+    """One split of strings as a data set with the one column "tokens"; symbols and length are those of all the strings."""
+    whole = tokenised(strings, origin)
+    source = ArraySource({"tokens": whole.tokens}, {"tokens": whole.feature}, version="1")
+    return source.select(fraction(len(source), split, Path(origin)))
