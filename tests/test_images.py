@@ -340,7 +340,7 @@ def test_spaces_umlauts_and_relative_paths(tmp_path: Path, monkeypatch: pytest.M
     (folder / "a.csv").write_text("x")
     with pytest.raises(DataError) as caught:
         data.load("meine Bilder ä/a.csv", "train")
-    one_line(caught.value, "an .npz file or a folder", "ends with .txt")
+    one_line(caught.value, "an .npz file or a folder", "ends with .csv")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- real data, if there

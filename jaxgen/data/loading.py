@@ -19,7 +19,8 @@ class DataConfig:
     """Which data: `digits`, `ring` (points), `number_words` (strings), a TFDS name, or a path.
 
     A path is that of an .npz file, of a text file (.txt, .smi) with one string a line, of a folder with train.npz and test.npz, or of a
-    folder of pictures. It begins with `/`, `.` or `~`, ends with `.npz`, `.txt` or `.smi`, or has a `/` and exists; a folder beside you is `./name`.
+    folder of pictures. It begins with `/`, `.` or `~`, ends with `.npz`, `.txt` or `.smi`, or has a `/` and exists; a folder beside you is
+    `./name`.
     levels: number of grey levels V, values are 0..V-1; None: 17 for digits, else 2 if no value is above 1, else 256.
     data_dir, manual_dir: TFDS's folder of prepared sets (None: its own default) and the folder of files fetched by hand.
     """
