@@ -217,7 +217,7 @@ def test_jaxgen_upscale_shows_every_small_image_and_draws_from_it(monkeypatch, t
     """2 x 2 to 8 x 8 on digits, through the command."""
     model, dataset, written = make((8, 8, 1), levels=17, low_resolution=(2, 2, 1), layers=1), data.load("digits", "test"), []
     saved = Experiment(model.config, workdir=str(tmp_path))
-    monkeypatch.setattr(cli, "_open", lambda options: (saved, model))
+    monkeypatch.setattr(cli, "_open", lambda options, models: (saved, model))
     monkeypatch.setattr(experiment, "write_grid", lambda *arguments: written.append(arguments))
     assert cli.command("upscale", [str(tmp_path), "--n=8"]) == 0
     ((path, images, _, mask),) = written
@@ -231,14 +231,14 @@ def test_jaxgen_upscale_shows_every_small_image_and_draws_from_it(monkeypatch, t
 
 
 def test_jaxgen_upscale_needs_room_for_a_draw(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_open", lambda options: (None, make((8, 8, 1), levels=17, low_resolution=(2, 2, 1), layers=1)))
+    monkeypatch.setattr(cli, "_open", lambda options, models: (None, make((8, 8, 1), levels=17, low_resolution=(2, 2, 1), layers=1)))
     assert cli.command("upscale", ["run", "--n=1"]) == 2
     assert capsys.readouterr().err == "jaxgen: --n: wanted 2 or more: a small image, and then draws from it, got 1\n"
 
 
 def test_jaxgen_upscale_refuses_other_models(monkeypatch, capsys):
     model = make()
-    monkeypatch.setattr(cli, "_open", lambda options: (Experiment(model.config), model))
+    monkeypatch.setattr(cli, "_open", lambda options, models: (Experiment(model.config), model))
     assert cli.command("upscale", ["run"]) == 2
     assert capsys.readouterr().err.startswith("jaxgen: RUN: wanted a model that upscales images")
 
