@@ -21,7 +21,7 @@ class Bernoulli:
     channelwise = True  # one set of parameters for every channel, conditioned on the channels before it
     levels = 2
     size = 1
-    dtype = jnp.uint8
+    dtype = np.dtype("uint8")
 
     def log_prob(self, parameters: Float[Array, "*shape 1"], x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
         """log p(x) in nats for each element."""

@@ -222,7 +222,8 @@ class ImageTransformer(AutoregressiveImages):
                 raise ConfigError("low_resolution", "None (the config has low_resolution=None)", list(np.shape(low_resolution)))
             return Condition(label, None)
         if low_resolution is None and image is None:
-            raise ConfigError("low_resolution", f"integers [{batch}, {', '.join(map(str, shape))}]", "None", "jaxgen upscale has it")
+            wanted = f"{self.head.dtype} [{batch}, {', '.join(map(str, shape))}]"
+            raise ConfigError("low_resolution", wanted, "None", "jaxgen upscale has it")
         small = box_filter(image, shape) if low_resolution is None else low_resolution
         small = jnp.broadcast_to(jnp.asarray(small), (batch, *np.shape(small))) if np.ndim(small) == 3 else small
         small = check_images(small, shape, self.config.levels, "low_resolution")
