@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import chisquare
 from test_models import all_images, full_pass, images_of, log_prob, seen_inputs, step_by_step, with_noise
 
-from jaxgen import cli, data, experiment, sampling
+from jaxgen import cli, data, drawing, sampling
 from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment
 from jaxgen.layers.attention import attend, make_blocks
@@ -218,7 +218,7 @@ def test_jaxgen_upscale_shows_every_small_image_and_draws_from_it(monkeypatch, t
     model, dataset, written = make((8, 8, 1), levels=17, low_resolution=(2, 2, 1), layers=1), data.load("digits", "test"), []
     saved = Experiment(model.config, workdir=str(tmp_path))
     monkeypatch.setattr(cli, "_open", lambda options, models: (saved, model))
-    monkeypatch.setattr(experiment, "write_grid", lambda *arguments: written.append(arguments))
+    monkeypatch.setattr(drawing, "write_grid", lambda *arguments: written.append(arguments))
     assert cli.command("upscale", [str(tmp_path), "--n=8"]) == 0
     ((path, images, _, mask),) = written
     assert str(path) == str(tmp_path / "upscaled.png") and images.shape == (8, 8, 8, 1)
