@@ -10,8 +10,6 @@ from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import box_filter
 from jaxgen.runs import report
 
-GRID = 64
-"""Images in a grid of samples."""
 COMPLETIONS_EACH = 4
 """Completions of every test image in a grid."""
 KEEP = ("top", "bottom", "left", "right", "outside")

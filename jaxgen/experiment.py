@@ -21,7 +21,6 @@ from jaxgen import benchmark, config, evaluation, sharding, trained, training
 from jaxgen.data import DataConfig, Dataset
 from jaxgen.drawing import (  # noqa: F401  (some are here for those who import them from this file)
     COMPLETIONS_EACH,
-    GRID,
     KEEP,
     complete_images,
     draw,
@@ -37,6 +36,7 @@ from jaxgen.drawing import (  # noqa: F401  (some are here for those who import 
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models import MODELS, build
 from jaxgen.runs import checkpoint, report
+from jaxgen.runs.report import ReportConfig
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 RULER_DIMENSIONS = 4096
@@ -47,13 +47,14 @@ PREEMPTED, INTERRUPTED = 75, 130
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One run: what is trained, on what, how, and where it is kept."""
+    """One run: what is trained, on what, how, where it is kept, and what its reports hold."""
 
     model: Any
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     workdir: str = "runs/experiment"
+    report: ReportConfig = ReportConfig()
 
     def __post_init__(self):
         if not self.workdir:
@@ -70,7 +71,7 @@ def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Da
     fingerprint = training_set.fingerprint(options.batch_size, options.seed)
     mesh = sharding.make_mesh(options.fsdp)
     optimizer = make_optimizer(experiment)
-    if restart:  # what cannot begin must not delete anything
+    if restart:  # an experiment whose state cannot be built fails here, before the old run is deleted
         _shapes(experiment, optimizer)
     complete = partial(_completed, type(experiment.model))
     begun = checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart, complete=complete)
@@ -98,7 +99,8 @@ def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Da
                 stop=stop,
                 max_seconds=options.max_minutes and 60 * options.max_minutes,
             )
-            run.save(int(state.step), state, last=True)  # again, where time was up and the save after validation has failed
+            # At the step of a validation this does nothing, unless the disk was full then: only here is a failure an error.
+            run.save(int(state.step), state, last=True)
             if stop.signal is None:
                 return 0
             say(f"stopped by {signal.Signals(stop.signal).name} after step {int(state.step)}; saved; the same command goes on from there")
@@ -174,11 +176,16 @@ class _Run:
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and np.isfinite(value)}
         self.reporter.scalars(step, {f"validation_{name}": value for name, value in numbers.items()})
         model = sharding.on_one_device(self.mesh, model)
-        if jax.process_index() == 0:
-            samples = draw_for(model, self.validation_set, key, GRID)
+        if jax.process_index() == 0 and self._draws_at(step):
+            samples = draw_for(model, self.validation_set, key, self.experiment.report.samples)
             self.reporter.samples(step, "samples", samples, model.config.features[model.config.modelled])
         self.reporter.curve()
         self.save(step, state, numbers, last=step == options.steps)
+
+    def _draws_at(self, step: int) -> bool:
+        """Whether the validation at this step draws samples: every samples_every-th one does, and the last."""
+        options, wanted = self.experiment.train, self.experiment.report
+        return wanted.samples > 0 and (step // options.eval_every % wanted.samples_every == 0 or step == options.steps)
 
     def save(self, step: int, state: training.TrainState, metrics: dict | None = None, last: bool = False) -> None:
         """Metric rows first, so that no row of a saved step is ever missing.
@@ -241,12 +248,14 @@ def finish(experiment: Experiment) -> None:
     print_evaluation(experiment, model, test, experiment.train.batch_size)
     if jax.process_index() > 0:
         return
-    pictures = [folder / "samples.png"]
-    write_grid(pictures[0], draw_for(model, test, jax.random.key(experiment.train.seed), GRID), model)
-    if has(model, "known"):
+    wanted, key, pictures = experiment.report, jax.random.key(experiment.train.seed), []
+    if wanted.samples:
+        pictures.append(folder / "samples.png")
+        write_grid(pictures[-1], draw_for(model, test, key, wanted.samples), model)
+    if wanted.completions and has(model, "known"):
         pictures.append(folder / "completions.png")
-        complete_images(model, test, "top", GRID, pictures[-1], jax.random.key(experiment.train.seed))
-    if has(model, "method"):
+        complete_images(model, test, "top", wanted.completions, pictures[-1], key)
+    if wanted.time_samplers and has(model, "method"):
         benchmark.print_methods(model)
     say("pictures  " + "  ".join(map(str, [*pictures, folder / "curve.png"])))
 
@@ -260,7 +269,7 @@ def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size
         say(f"  of each image given its small one, {' x '.join(map(str, shape))}")
     if "nats" in result:
         say(f"{'  nats per image':<27} {result['nats']:.3f}")
-    if "nats" in result and np.prod(dataset.image_shape) <= RULER_DIMENSIONS:
+    if experiment.report.rulers and "nats" in result and np.prod(dataset.image_shape) <= RULER_DIMENSIONS:
         fit = [load_data(experiment, split) for split in ("train", "validation") if split != dataset.split]
         for ruler, ruled in evaluation.rulers(fit, dataset).items():
             say(_line(f"  {ruler} ruler", evaluation.headline(ruled)[1], ruled))

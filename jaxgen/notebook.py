@@ -17,6 +17,7 @@ from jaxgen.data import DataConfig, Dataset
 from jaxgen.data.images import held_out, permutation
 from jaxgen.data.loading import ARRAYS
 from jaxgen.errors import ConfigError, DataError
+from jaxgen.runs.report import ReportConfig
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 SPLIT_SEED = 1
@@ -52,7 +53,8 @@ def train(
     optimizer = OptimizerConfig(learning_rate=learning_rate)
     with tempfile.TemporaryDirectory(prefix="jaxgen") as folder:
         workdir = folder if workdir is None else os.fspath(workdir)
-        run = experiment.Experiment(model_config, DataConfig(ARRAYS), optimizer, options, workdir)
+        pictures = ReportConfig(samples=0) if workdir == folder else ReportConfig()  # nobody sees those of a temporary folder
+        run = experiment.Experiment(model_config, DataConfig(ARRAYS), optimizer, options, workdir, pictures)
         code = experiment.train(run, sets=sets)
         if code == experiment.INTERRUPTED:
             raise KeyboardInterrupt

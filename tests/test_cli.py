@@ -260,7 +260,7 @@ def test_help_lists_every_field_with_type_and_default(capsys, name):
     assert text.startswith(f"usage: jaxgen train {name} ") and all(flag in text for flag in ("--dry-run", "--restart", "--debug"))
     fields = config.to_json(Experiment(CONFIGS[name](), workdir=f"runs/{name}"))
     assert f"--workdir STR (default: runs/{name})" in text
-    for part in ("model", "data", "optimizer", "train"):
+    for part in ("model", "data", "optimizer", "train", "report"):
         for field, value in fields[part].items():
             default = " ".join(map(str, value)) if isinstance(value, list) else str(value)
             assert field == "class" or re.search(rf"--{part}\.{field} [^()]+\(default: {re.escape(default)}\)", text), field

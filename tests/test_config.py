@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import pytest
@@ -13,6 +13,8 @@ from jaxgen import benchmark, commands, experiment
 from jaxgen.config import check_types, from_json, parse, to_json
 from jaxgen.data.images import SPLITS
 from jaxgen.errors import ConfigError
+from jaxgen.runs import directory
+from jaxgen.runs.report import ReportConfig
 from jaxgen.sampling import METHODS
 
 
@@ -267,5 +269,12 @@ def test_the_choices_of_commands_are_those_of_the_library():
     hints = typing.get_type_hints(commands.Sample) | typing.get_type_hints(commands.Complete)
     assert typing.get_args(hints["split"]) == SPLITS and typing.get_args(hints["keep"]) == experiment.KEEP
     assert typing.get_args(typing.get_args(hints["method"])[0]) == tuple(METHODS)
-    assert commands.Sample("x").n == experiment.GRID and commands.Bench().batches == benchmark.BATCHES
+    assert commands.Sample("x").n == ReportConfig().samples and commands.Bench().batches == benchmark.BATCHES
     assert commands.Bench().repetitions == benchmark.REPETITIONS
+
+
+def test_a_run_that_goes_on_may_change_all_of_its_reports():
+    assert {f"report.{one.name}" for one in fields(ReportConfig)} <= set(directory.HARMLESS)
+    for words in ("samples=-1", "samples_every=0", "completions=-1"):
+        with pytest.raises(ConfigError, match=rf"^report\.\w+: wanted [01] or more, got {words.partition('=')[2]}$"):
+            parse(ReportConfig(), [f"--{words}"])

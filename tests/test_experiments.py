@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgen import cli, config, experiment
+from jaxgen import cli, config
 from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS
 
@@ -95,8 +95,7 @@ def test_laptop_mode_runs(name, monkeypatch, tmp_path, capsys):
         for split, size in (("train", 8), ("valid", 2), ("test", 2)):
             np.savez(tmp_path / f"{split}.npz", image=random.integers(0, laptop.model.levels, (size, *shape), np.uint8))
         words.append(f"--data.name={tmp_path}")
-    monkeypatch.setattr(experiment, "GRID", 2)
-    monkeypatch.setattr(experiment.benchmark, "print_methods", lambda model: None)
+    words += ["--report.samples=2", "--report.completions=2", "--report.time_samplers=False"]
     with pytest.raises(SystemExit) as end:
         cli.main(script(name).config, laptop, words)
     out, err = capsys.readouterr()
@@ -114,3 +113,20 @@ def test_the_module_is_what_the_command_runs(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert end.value.code == 0
     assert out.startswith("usage: python -m experiments.vae_digits ") and "--laptop" in out and "auto-encoder" in out
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_report_holds_what_its_configuration_says(every, tmp_path, capsys):
+    """How many samples, at which validations, rulers or none; everything else of the run is the same."""
+    laptop, run = script("vae_digits").laptop, tmp_path / "run"
+    words = ["--train.steps=5", "--train.eval_every=1", "--train.batch_size=8", f"--workdir={run}", f"--report.samples_every={every}"]
+    with pytest.raises(SystemExit) as end:
+        cli.main(laptop, None, [*words, "--report.samples=3", f"--report.rulers={every == 1}"])
+    out, err = capsys.readouterr()
+    assert (end.value.code, err) == (0, "") and ("gaussian ruler" in out) == (every == 1)
+    drawn = sorted(path.name for path in (run / "images").iterdir())
+    assert len(drawn) == (5 if every == 1 else 3) and drawn[-1].endswith("5.png")
+    with pytest.raises(SystemExit):
+        cli.main(laptop, None, [*words, "--report.samples=0"])
+    out, err = capsys.readouterr()
+    assert "report.samples changed from 3 to 0" in err and "pictures  " in out and "samples.png" not in out.rpartition("pictures")[2]

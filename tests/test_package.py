@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "trained": {"config", "errors", "models", "runs"},
     "benchmark": {"commands", "autoregressive", "errors", "config", "layers", "models", "runs", "sampling", "sharding", "training"},
     "experiment": {"benchmark", "config", "data", "drawing", "errors", "evaluation", "models", "runs", "sharding", "trained", "training"},
-    "notebook": {"data", "errors", "experiment", "trained", "training"},
+    "notebook": {"data", "errors", "experiment", "runs", "trained", "training"},
     "cli": {"benchmark", "commands", "checks", "config", "data", "errors", "experiment", "models", "runs", "sharding", "trained"},
     "__main__": {"errors", "cli", "commands"},
 }

@@ -19,6 +19,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,27 @@ from jaxgen.runs import figures
 LOG = logging.getLogger("jaxgen")
 PROGRESS_SECONDS = 10.0
 SHOWN = {"bits_per_dim": "bits/dim", "bits_per_dim_bound": "bits/dim (bound)", "loss": "loss"}
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What is drawn and measured beside the training itself; a run that goes on may change all of it.
+
+    samples: images in a grid of samples, 0 for no grid. samples_every: how many validations from one grid to the next; the last has one.
+    completions: images in the grid of completions at the end, 0 for none. rulers: whether the test score stands beside those of the uniform
+    and Gaussian models. time_samplers: whether the cached and the naive sampler are timed at the end, which can take minutes.
+    """
+
+    samples: int = 64
+    samples_every: int = 1
+    completions: int = 64
+    rulers: bool = True
+    time_samplers: bool = True
+
+    def __post_init__(self):
+        for name, least in (("samples", 0), ("samples_every", 1), ("completions", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"report.{name}", f"{least} or more", getattr(self, name))
 
 
 class Reporter:
