@@ -68,7 +68,7 @@ def evaluate(
     kind, mesh = _kind(model, bound), mesh or _mesh_of(model)
     if kind == "samples":
         return sample_metrics(model, dataset, key, batch_size, mesh)
-    if kind == "classifier":
+    if kind == "predictions":
         return _classifier_metrics(-log_probs(model, dataset, kind, batch_size, key, mesh=mesh))
     name, feature = _modelled(model, dataset)
     if kind == "density" and not feature.discrete:
@@ -144,7 +144,7 @@ def _kind(model, bound: str) -> str:
     if bound not in ("elbo", "importance"):
         raise ConfigError("bound", "elbo or importance", bound)
     if hasattr(model, "predict"):
-        return "classifier"
+        return "predictions"
     if hasattr(model, "log_prob"):
         return "exact"
     if hasattr(model, "log_density"):
@@ -184,7 +184,7 @@ def _compiled(kind: str, samples: int, out: NamedSharding | None):
 def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples: int) -> Float[Array, "B ..."]:
     config, name = model.config, model.config.modelled
     x, given = batch[name], given_to(config, batch)
-    if kind == "classifier":
+    if kind == "predictions":
         (inputs,) = given.values()
         log_p = jax.nn.log_softmax(model.predict(inputs).astype(jnp.float32))
         right = jnp.take_along_axis(log_p, x[:, None], axis=-1)[:, 0]
