@@ -47,8 +47,6 @@ from jaxgen.runs import checkpoint, figures, report
 
 __all__ = ["Experiment", "command", "main"]
 
-SIZES = {"--model.image_shape", "--model.levels"}
-"""What `jaxgen train MODEL` takes from the data unless it is given."""
 FLAGS = {
     "--laptop": "the small configuration of the script, for a CPU",
     "--dry-run": "print parameters, shapes, memory and sharding; compute nothing, read no data",
@@ -108,10 +106,12 @@ class Train:
         return code
 
 
-def parse_train(experiment: Experiment, argv: Sequence[str], prog: str, about: str, flags: Sequence[str]) -> Train:
-    """The training that a command line asks for: overrides of the experiment's fields, and the flags."""
+def parse_train(
+    experiment: Experiment, argv: Sequence[str], prog: str, about: str, flags: Sequence[str], found: dict | None = None
+) -> Train:
+    """The training that a command line asks for: overrides of the experiment's fields, and the flags; `found` as in `config.parse`."""
     about = "\n".join([about, "", "Flags:", *(f"  {flag:<10} {FLAGS[flag]}" for flag in flags)])
-    experiment = config.parse(experiment, [word for word in argv if word not in flags], about, prog)
+    experiment = config.parse(experiment, [word for word in argv if word not in flags], about, prog, found or {})
     return Train(experiment, "--dry-run" in argv, "--restart" in argv)
 
 
@@ -131,7 +131,7 @@ def execute(options, models: Sequence[type] = ()) -> int:
 
 
 def train_command(words: list[str]) -> int:
-    """Train a model of the list on any data set; image shape and levels come from the data unless given."""
+    """Train a model of the list on any data set; the sizes that the data decides (`Config.sizes_from`) come from it unless given."""
     names = {module_name(model): config_class for config_class, model in MODELS.items()}
     name, words = (words[0], words[1:]) if words else ("nothing", [])
     if name in ("-h", "--help"):
@@ -142,13 +142,17 @@ def train_command(words: list[str]) -> int:
         close = difflib.get_close_matches(name, names, n=1)
         raise ConfigError("MODEL", "one of " + ", ".join(names), name, f"did you mean {close[0]}?" if close else "")
     experiment = Experiment(names[name](), workdir=f"runs/{name}")
-    missing = SIZES - {word.partition("=")[0] for word in words}
+    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
+    missing = {f"model.{size}" for size in names[name].sizes_from(experiment.model.features)} - given
+    found: dict[str, object] = {}
     if not {"-h", "--help", "--dry-run"} & set(words):
-        words = _sizes_of_data(experiment, words, missing) + words
+        sizes = names[name].sizes_from(_data(experiment, words).load("train").features)
+        found = {f"model.{size}": value for size, value in sizes.items()}
     elif "--dry-run" in words and missing and (other := _data(experiment, words)) != experiment.data:
-        print(f"a dry run reads no data: the real run takes {' and '.join(sorted(missing))} from {other.name}; give them to see its sizes")
-    about = f"Train {name}; the image shape and the levels come from the data unless given."
-    return parse_train(experiment, words, f"jaxgen train {name}", about, ("--dry-run", "--restart", "--debug"))()
+        options = " and ".join(f"--{size}" for size in sorted(missing))
+        print(f"a dry run reads no data: the real run takes {options} from {other.name}; give them to see its sizes")
+    about = f"Train {name}; sizes that the data decides, such as the image shape and the levels, come from the data unless given."
+    return parse_train(experiment, words, f"jaxgen train {name}", about, ("--dry-run", "--restart", "--debug"), found)()
 
 
 def module_name(model: type) -> str:
@@ -159,13 +163,6 @@ def module_name(model: type) -> str:
 def _data(experiment: Experiment, words: list[str]) -> DataConfig:
     """The data set that the command line names."""
     return config.parse(experiment, [word for option in _options(words) if option[0].startswith("--data.") for word in option]).data
-
-
-def _sizes_of_data(experiment: Experiment, words: list[str], missing: set[str]) -> list[str]:
-    """--model.image_shape and --model.levels of the data set, those that are missing on the command line."""
-    dataset = _data(experiment, words).load("train")
-    sizes = {"--model.image_shape": ",".join(map(str, dataset.image_shape)), "--model.levels": dataset.levels}
-    return [f"{name}={value}" for name, value in sizes.items() if name in missing]
 
 
 def _options(words: list[str]) -> list[list[str]]:

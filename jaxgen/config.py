@@ -13,7 +13,7 @@ import io
 import math
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
 from jaxgen.errors import ConfigError
@@ -42,16 +42,23 @@ def check_types(config: Any) -> None:
     _check_fields(config, type(config).__name__ + ".")
 
 
-def parse(config: Config, argv: Sequence[str], description: str | None = None, prog: str | None = None) -> Config:
+def parse(
+    config: Config,
+    argv: Sequence[str],
+    description: str | None = None,
+    prog: str | None = None,
+    found: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Config:
     """The config with the command line's overrides: `--model.width 64`, `--model.width=64`, `--model.image_shape 28 28 1` or `=28,28,1`.
 
-    `--help` prints every field with its type and default and exits with 0. Raises ConfigError for an unknown option, a wrong type,
-    or a combination that the dataclasses refuse; all overrides of one dataclass are applied together.
+    found: values that replace defaults, {"model.image_shape": (8, 8, 1)}; the command line goes before them. `--help` prints every field
+    with its type and default and exits with 0. Raises ConfigError for an unknown option, a wrong type, or a combination that the
+    dataclasses refuse; all new values of one dataclass are applied together.
     """
     if "-h" in argv or "--help" in argv:
         _print_help(config, description, prog)
     options = dict(_leaves(config, ""))
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = dict(found)
     for flag, words in _split(argv):
         name = flag.removeprefix("--").replace("-", "_")
         if name not in options:

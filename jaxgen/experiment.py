@@ -281,5 +281,3 @@ def _line(label: str, value: float, result: dict) -> str:
     known = np.isfinite(result.get("standard_error", np.nan))  # that of a single image is not
     error = f" +- {result['standard_error']:.4f}" if known else ""
     return f"{label:<27} {value:.4f}{error}" + (f"  ({result['n']} image{'s' * (result['n'] != 1)})" if "n" in result else "")
-
-
