@@ -29,17 +29,18 @@ from jaxgen.errors import ConfigError
 from jaxgen.experiment import (
     Experiment,
     complete_images,
+    completes,
     draw,
     draw_for,
     dry_run,
     finish,
     has,
     load_data,
+    modelled,
     print_evaluation,
     small_shape,
     train,
     upscale_images,
-    vector_size,
     write_grid,
 )
 from jaxgen.models import MODELS
@@ -193,19 +194,24 @@ def evaluate(options: Evaluate, models: Sequence[type] = ()) -> int:
 def sample(options: Sample, models: Sequence[type] = ()) -> int:
     """A PNG grid of samples, and images per second; a model that is given vectors draws for those of the test images."""
     experiment, model = _open(options, models)
+    if not hasattr(model, "sample"):
+        raise ConfigError("RUN", "a model that draws samples", type(model).__name__)
     extra = _sampler_options(model, options, temperature=1.0, method=None)
     if has(model, "mesh") and extra.get("method") is None and jax.local_device_count() == jax.device_count() > 1:
         extra["mesh"] = sharding.make_mesh()
-    out = _out(options, "samples.png")
+    feature = modelled(model)
+    out = _out(options, f"samples{feature.ending}", feature.ending)
     label = options.label if options.to is None else _between(model, options)
-    drawn = partial(draw_for, model, load_data(experiment, "test")) if vector_size(model) else partial(draw, model)
+    given = set(model.config.features) - {model.config.modelled, "label"}  # by the examples of the test set
+    drawn = partial(draw_for, model, load_data(experiment, "test")) if given else partial(draw, model)
     seconds = []
     for _ in range(2):  # the first call compiles
         start = time.perf_counter()
         samples = drawn(jax.random.key(options.seed), options.n, label, **extra)
         seconds.append(time.perf_counter() - start)
     write_grid(out, samples, model)
-    print(f"{options.n} samples, {options.n / seconds[1]:.1f} images/s ({max(seconds[0] - seconds[1], 0):.1f} s to compile): {out}")
+    rate, compiling = f"{options.n / seconds[1]:.1f} {feature.noun}s/s", max(seconds[0] - seconds[1], 0)
+    print(f"{options.n} samples, {rate} ({compiling:.1f} s to compile): {out}")
     return 0
 
 
@@ -220,7 +226,7 @@ def _between(model, options):
 def complete(options: Complete, models: Sequence[type] = ()) -> int:
     """Images of a split completed from a given part, the given pixels marked."""
     experiment, model = _open(options, models)
-    if not has(model, "known"):
+    if not completes(model):
         raise ConfigError("RUN", "a model that can complete images", type(model).__name__)
     extra = _sampler_options(model, options, temperature=1.0)
     out = _out(options, "completions.png")
@@ -243,9 +249,9 @@ def upscale(options: Upscale, models: Sequence[type] = ()) -> int:
     return 0
 
 
-def _out(options, name: str):
-    """Where the picture goes, checked before anything is drawn."""
-    return report.check_out(options.out or epath.Path(options.run) / name, ".png")
+def _out(options, name: str, ending: str = ".png"):
+    """Where the file goes, checked before anything is drawn."""
+    return report.check_out(options.out or epath.Path(options.run) / name, ending)
 
 
 def _sampler_options(model, options, **defaults) -> dict:

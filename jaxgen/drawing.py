@@ -55,7 +55,7 @@ def first_images(dataset: Dataset, n: int) -> dict:
 
 def has(model, argument: str) -> bool:
     """Whether the model's sampler takes this argument: `known` pixels, a sampling `method`, a `temperature`."""
-    return argument in inspect.signature(model.sample).parameters
+    return hasattr(model, "sample") and argument in inspect.signature(model.sample).parameters
 
 
 def complete_images(model, dataset: Dataset, keep: str, n: int, path, key, label: int | None = None, **options) -> None:
@@ -87,10 +87,20 @@ def known_mask(image_shape: tuple[int, ...], keep: str) -> np.ndarray:
     return dict(zip(KEEP, (top, ~top, left, ~left, ~middle), strict=True))[keep]
 
 
+def completes(model) -> bool:
+    """Whether parts of images can be given to the model's sampler."""
+    return has(model, "known") and model.config.modelled == "image"
+
+
+def modelled(model):
+    """The feature that the model models."""
+    return model.config.features[model.config.modelled]
+
+
 def write_grid(path, samples: np.ndarray, model, mask: np.ndarray | None = None) -> None:
     """A file that shows samples as their kind is shown: a grid of images, a plot of points, lines of text."""
-    feature = model.config.features[model.config.modelled]
+    feature = modelled(model)
     try:
-        report.write_bytes(path, feature.show(samples, **({} if mask is None else {"mask": mask}))[1])
+        report.write_bytes(path, feature.show(samples, **({} if mask is None else {"mask": mask})))
     except OSError as error:
         raise ConfigError("--out", "a file that can be written", f"{path} ({error.strerror or error})") from None

@@ -23,11 +23,13 @@ from jaxgen.drawing import (  # noqa: F401  (some are here for those who import 
     COMPLETIONS_EACH,
     KEEP,
     complete_images,
+    completes,
     draw,
     draw_for,
     first_images,
     has,
     known_mask,
+    modelled,
     small_shape,
     upscale_images,
     vector_size,
@@ -145,7 +147,7 @@ def _beginning(experiment: Experiment, resumed: int) -> str:
     if not resumed:
         return f"training to step {options.steps} in {experiment.workdir}"
     if resumed < options.steps:
-        return f"resumed from step {resumed} of {options.steps}, data position {resumed * options.batch_size} images"
+        return f"resumed from step {resumed} of {options.steps}, data position {resumed * options.batch_size} {noun(experiment.model)}s"
     return f"{experiment.workdir} is finished at step {resumed}; a larger --train.steps goes on, --restart starts over"
 
 
@@ -164,7 +166,7 @@ class _Run:
         options = self.experiment.train
         if step % options.log_every == 0 or step == options.steps:
             self.reporter.scalars(step, metrics)
-        self.reporter.progress(step, options.steps, options.batch_size, metrics)
+        self.reporter.progress(step, options.steps, options.batch_size, metrics, noun(self.experiment.model))
 
     def validate_and_save(self, step: int, state: training.TrainState) -> None:
         """Metrics of the averaged model on the validation split, samples from the same noise every time, a checkpoint."""
@@ -176,9 +178,9 @@ class _Run:
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and np.isfinite(value)}
         self.reporter.scalars(step, {f"validation_{name}": value for name, value in numbers.items()})
         model = sharding.on_one_device(self.mesh, model)
-        if jax.process_index() == 0 and self._draws_at(step):
+        if jax.process_index() == 0 and hasattr(model, "sample") and self._draws_at(step):
             samples = draw_for(model, self.validation_set, key, self.experiment.report.samples)
-            self.reporter.samples(step, "samples", samples, model.config.features[model.config.modelled])
+            self.reporter.samples(step, "samples", samples, modelled(model))
         self.reporter.curve()
         self.save(step, state, numbers, last=step == options.steps)
 
@@ -228,12 +230,14 @@ def dry_run(experiment: Experiment) -> int:
         name = jax.tree_util.keystr(path)
         if name.startswith(".model"):
             print(f"{name.removeprefix('.model'):<60} {leaf.dtype.name:<9} {str(list(leaf.shape)):<22} {placed.spec}")
-    shape, count = list(experiment.model.image_shape), sum(leaf.size for leaf in jax.tree.leaves(nnx.state(state.model, nnx.Param)))
-    print(f"data                  {experiment.data.name}, not read; images {shape} of {experiment.model.levels} levels, as the model says")
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(state.model, nnx.Param)))
+    needed = ", ".join(feature.said for feature in experiment.model.features.values())
+    print(f"data                  {experiment.data.name}, not read; {needed}, as the model says")
     print(f"parameters            {count:,}")
     print(f"state per device      {per_device / 2**20:,.1f} MiB (parameters, optimizer, average), before activations")
     print(f"mesh                  {dict(mesh.shape)} of {jax.device_count()} {jax.devices()[0].platform} device(s)")
-    print(f"batch                 {experiment.train.batch_size} images, {experiment.train.batch_size // jax.device_count()} per device")
+    size = experiment.train.batch_size
+    print(f"batch                 {size} {noun(experiment.model)}s, {size // jax.device_count()} per device")
     return 0
 
 
@@ -249,10 +253,10 @@ def finish(experiment: Experiment) -> None:
     if jax.process_index() > 0:
         return
     wanted, key, pictures = experiment.report, jax.random.key(experiment.train.seed), []
-    if wanted.samples:
-        pictures.append(folder / "samples.png")
+    if wanted.samples and hasattr(model, "sample"):
+        pictures.append(folder / f"samples{modelled(model).ending}")
         write_grid(pictures[-1], draw_for(model, test, key, wanted.samples), model)
-    if wanted.completions and has(model, "known"):
+    if wanted.completions and completes(model):
         pictures.append(folder / "completions.png")
         complete_images(model, test, "top", wanted.completions, pictures[-1], key)
     if wanted.time_samplers and has(model, "method"):
@@ -264,20 +268,26 @@ def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size
     """The headline with its standard error on all devices, and the uniform and Gaussian rulers by the same evaluator."""
     result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=sharding.make_mesh())
     name, value = evaluation.headline(result)
-    say(_line(f"{dataset.split} {name}", value, result))
+    say(_line(f"{dataset.split} {name}", value, result, noun(model.config)))
     if (shape := small_shape(model)) is not None:
         say(f"  of each image given its small one, {' x '.join(map(str, shape))}")
     if "nats" in result:
-        say(f"{'  nats per image':<27} {result['nats']:.3f}")
-    if experiment.report.rulers and "nats" in result and np.prod(dataset.image_shape) <= RULER_DIMENSIONS:
+        say(f"{f'  nats per {noun(model.config)}':<27} {result['nats']:.3f}")
+    small = np.prod(dataset.image_shape) <= RULER_DIMENSIONS
+    if experiment.report.rulers and small and "nats" in result and "image" in dataset.features:
         fit = [load_data(experiment, split) for split in ("train", "validation") if split != dataset.split]
         for ruler, ruled in evaluation.rulers(fit, dataset).items():
-            say(_line(f"  {ruler} ruler", evaluation.headline(ruled)[1], ruled))
+            say(_line(f"  {ruler} ruler", evaluation.headline(ruled)[1], ruled, "image"))
     for other in sorted(set(result) - {"nats", "n", "standard_error", name}):
         say(f"{'  ' + other:<27} {result[other]}")
 
 
-def _line(label: str, value: float, result: dict) -> str:
+def noun(model_config) -> str:
+    """How an example of what a model models is called."""
+    return model_config.features[model_config.modelled].noun
+
+
+def _line(label: str, value: float, result: dict, noun: str) -> str:
     known = np.isfinite(result.get("standard_error", np.nan))  # that of a single image is not
     error = f" +- {result['standard_error']:.4f}" if known else ""
-    return f"{label:<27} {value:.4f}{error}" + (f"  ({result['n']} image{'s' * (result['n'] != 1)})" if "n" in result else "")
+    return f"{label:<27} {value:.4f}{error}" + (f"  ({result['n']} {noun}{'s' * (result['n'] != 1)})" if "n" in result else "")

@@ -100,7 +100,7 @@ TRAIN_ERRORS = [
     ("--data.name=my.npz --model.num_classes=4", 3, "my.npz/train: wanted 4 classes as the model, got 3"),
     ("--data.name=ok.npz --model.num_classes=4", 3, "ok.npz/train: wanted 4 classes as the model, got no labels"),
     ("--data.name=colour.npz --model.width=8", 2, "model.width: wanted a positive multiple of the 3 channels, got 8"),
-    ("--data.name=ring", 3, "data: wanted a set of images, for this model, got ..."),
+    ("--data.name=ring", 3, "data: wanted a set of images, for this model, got points of size 2"),
     ("--data.name=", 2, "data.name: wanted digits, a TFDS name or a path, got nothing"),
     # fields
     ("--model.widht=8", 2, f"--model.widht: {UNKNOWN}; did you mean --model.width?"),

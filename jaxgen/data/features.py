@@ -2,7 +2,8 @@
 
     {"image": Image((28, 28, 1), levels=2), "label": ClassLabel(10)}
 
-A feature checks arrays, says in which unit the negative log-probability of an example is told and how many dimensions that unit counts.
+A feature checks arrays, says in which unit the negative log-probability of an example is told and how many dimensions that unit counts,
+how an example is called (`noun`), and shows examples in one way: the bytes of a file with its `ending`.
 A model's configuration names the features that it needs (`config.features`) and the one that it models (`config.modelled`); all others are
 what it is given. Every check raises one DataError with the place, what was wanted and what came, and returns the array in its one form.
 """
@@ -26,18 +27,18 @@ class Image:
 
     shape: tuple[int, int, int]
     levels: int = 256
-    unit = "bits/dim"
+    unit, noun, ending = "bits/dim", "image", ".png"
     discrete = True
 
     def counts(self, array: np.ndarray) -> np.ndarray:
         """Dimensions of every example."""
         return np.full(len(array), self.dimensions)
 
-    def show(self, samples: np.ndarray, mask: np.ndarray | None = None) -> tuple[str, bytes]:
-        """(".png", a grid of the images); the pixels of the mask, [H, W] or [n, H, W], are marked as given."""
+    def show(self, samples: np.ndarray, mask: np.ndarray | None = None) -> bytes:
+        """A grid of the images as a PNG file; the pixels of the mask, [H, W] or [n, H, W], are marked as given."""
         from jaxgen.runs import figures
 
-        return ".png", figures.png(figures.image_grid(samples, self.levels, mask))
+        return figures.png(figures.image_grid(samples, self.levels, mask))
 
     @property
     def dimensions(self) -> int:
@@ -47,7 +48,7 @@ class Image:
     @property
     def said(self) -> str:
         """In words, for errors and reports."""
-        return f"images of shape {list(self.shape)} and {self.levels} levels"
+        return f"images {list(self.shape)} of {self.levels} levels"
 
     def expect(self, have: "Image", origin: str) -> None:
         """Raises DataError unless the images of a set, `have`, are such as these, those of a model."""
@@ -68,7 +69,7 @@ class ClassLabel:
     """Integers [N] in {0 .. classes-1}, int32."""
 
     classes: int
-    unit = "nats"
+    unit, noun, ending = "nats", "example", ".txt"
     dimensions = 1
     discrete = True
 
@@ -76,9 +77,9 @@ class ClassLabel:
         """One label an example."""
         return np.ones(len(array), int)
 
-    def show(self, samples: np.ndarray) -> tuple[str, bytes]:
-        """(".txt", one class a line)."""
-        return ".txt", "".join(f"{label}\n" for label in samples).encode()
+    def show(self, samples: np.ndarray) -> bytes:
+        """One class a line."""
+        return "".join(f"{label}\n" for label in samples).encode()
 
     @property
     def said(self) -> str:
@@ -102,19 +103,19 @@ class Vector:
     """Real numbers [N, D], float32, finite: something a model is given."""
 
     size: int
-    unit = "nats"
+    unit, noun, ending = "nats", "vector", ".png"
     discrete = False
 
     def counts(self, array: np.ndarray) -> np.ndarray:
         """Examples, since the unit is nats of a whole example."""
         return np.ones(len(array), int)
 
-    def show(self, samples: np.ndarray) -> tuple[str, bytes]:
-        """(".png", a scatter of the first two coordinates); of a single one, against its place in the sample."""
+    def show(self, samples: np.ndarray) -> bytes:
+        """A scatter of the first two coordinates as a PNG file; of a single one, against its place in the sample."""
         from jaxgen.runs import figures
 
         pairs = samples[:, :2] if samples.shape[1] > 1 else np.column_stack([np.arange(len(samples)), samples])
-        return ".png", figures.png(figures.point_plot(np.asarray(pairs, float)))
+        return figures.png(figures.point_plot(np.asarray(pairs, float)))
 
     @property
     def dimensions(self) -> int:
@@ -124,7 +125,7 @@ class Vector:
     @property
     def said(self) -> str:
         """In words, for errors and reports."""
-        return f"{type(self).__name__.lower().rstrip('s')}s of size {self.size}"
+        return f"{self.noun}s of size {self.size}"
 
     def expect(self, have: "Vector", origin: str) -> None:
         """Raises DataError unless those of a set have the size of a model's."""
@@ -147,6 +148,8 @@ class Vector:
 class Points(Vector):
     """Real numbers [N, d], float32, finite: points of R^d that a model has a density of."""
 
+    noun = "point"
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -159,7 +162,7 @@ class Tokens:
     length: int
     vocabulary: int
     symbols: tuple[str, ...] = ()
-    unit = "bits/character"
+    unit, noun, ending = "bits/character", "string", ".txt"
     discrete = True
 
     def counts(self, array: np.ndarray) -> np.ndarray:
@@ -171,9 +174,9 @@ class Tokens:
         tokens = [int(token) for token in row[: self.lengths(row)]]
         return "".join(self.symbols[token - 1] for token in tokens) if self.symbols else " ".join(map(str, tokens))
 
-    def show(self, samples: np.ndarray) -> tuple[str, bytes]:
-        """(".txt", one string a line, UTF-8)."""
-        return ".txt", "".join(f"{self.text(row)}\n" for row in samples).encode()
+    def show(self, samples: np.ndarray) -> bytes:
+        """One string a line, UTF-8."""
+        return "".join(f"{self.text(row)}\n" for row in samples).encode()
 
     def __post_init__(self) -> None:
         if self.symbols and len(self.symbols) != self.vocabulary - 1:

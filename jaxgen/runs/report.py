@@ -27,11 +27,12 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from jaxgen.errors import ConfigError
+from jaxgen.metrics import METRICS
 from jaxgen.runs import figures
 
 LOG = logging.getLogger("jaxgen")
 PROGRESS_SECONDS = 10.0
-SHOWN = {"bits_per_dim": "bits/dim", "bits_per_dim_bound": "bits/dim (bound)", "loss": "loss"}
+SHOWN = {name: METRICS[name].unit for name in ("bits_per_dim", "bits_per_dim_bound", "bits_per_character", "accuracy")} | {"loss": "loss"}
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,13 @@ class Reporter:
             self._guarded("write images", self._write_samples, step, name, np.asarray(samples), feature)
 
     def _write_samples(self, step: int, name: str, samples: Shaped[np.ndarray, "n ..."], feature: Any) -> None:
-        ending, content = feature.show(samples)
-        if ending == ".png":
+        content = feature.show(samples)
+        if feature.ending == ".png":
             self._guarded("write for TensorBoard", self._tensorboard_image, step, name, figures.pixels(content))
-        write_bytes(self.workdir / "images" / f"{name}_{step:08d}{ending}", content)
+        write_bytes(self.workdir / "images" / f"{name}_{step:08d}{feature.ending}", content)
 
-    def progress(self, step: int, steps: int, batch_size: int, metrics: Mapping[str, Any]) -> None:
-        """Print step, bits/dim, images per second since the last line, and the time left.
+    def progress(self, step: int, steps: int, batch_size: int, metrics: Mapping[str, Any], noun: str = "image") -> None:
+        """Print step, bits/dim, images (or what `noun` says) per second since the last line, and the time left.
 
         The first and the last step have a line, and one step in PROGRESS_SECONDS between them.
         """
@@ -116,7 +117,7 @@ class Reporter:
         parts += [f"{label} {float(metrics[name]):.4f}" for name, label in SHOWN.items() if name in metrics][:1]
         if step > last_step and now > last_time:
             rate = (step - last_step) * batch_size / (now - last_time)
-            parts.append(f"images/s {rate:.0f}" if rate >= 10 else f"images/s {rate:.2f}")
+            parts.append(f"{noun}s/s {rate:.0f}" if rate >= 10 else f"{noun}s/s {rate:.2f}")
             parts.append(f"time left {_duration((steps - step) * (now - first_time) / (step - first_step))}")
         print("  ".join(parts), flush=True)
 
