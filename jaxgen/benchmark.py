@@ -2,13 +2,13 @@
 
     fraction of the peak = images per second * FLOPs per image / peak
 
-On a CPU a second is a second of CPU time (user + system of this process, pinned to its cores), because other people's load does not change
-it much; the wall clock stands beside it. On an accelerator it is the wall clock. Compilation is measured apart, the first run is dropped,
-every repetition has its own peak, and medians are reported.
+On a CPU, time is CPU time (user + system of this process, pinned to its cores), because other processes on the machine hardly change it;
+the wall clock is reported too. On an accelerator, time is the wall clock. Compilation is measured apart, the first run is dropped, the peak
+is measured anew around every repetition, and medians are reported.
 
-FLOPs are those of the matrix products and convolutions of the cached sampler, two for a multiply-add, counted from its traced program; a
-model that executes products which a better program would not need says its own number in `flops_per_image() -> int`. Training counts three
-times the sampler's FLOPs: one forward and two backward products.
+FLOPs are those of the matrix products and convolutions of the cached sampler, two for a multiply-add, counted from its traced program. A
+model whose program has products that another program could leave out gives the number without them in `flops_per_image() -> int`. Training
+counts three times the sampler's FLOPs: one forward and two backward products.
 
 Comparison sizes, used when no run is given, are class methods of a configuration: `comparison()` and, for a second, `comparison_local()`.
 """
@@ -78,9 +78,9 @@ def flops_per_image(model) -> int:
 
 
 def product_flops(function: Callable, *args) -> int:
-    """FLOPs of all matrix products and convolutions of function(*args): 2 a multiply-add, loops unrolled, the dearer branch of a `cond`.
+    """FLOPs of all matrix products and convolutions of function(*args), 2 for a multiply-add.
 
-    A `while` loop without a known number of steps counts once.
+    The body of a loop counts once for each of its steps, a `cond` as its branch with more FLOPs. A `while` loop without a known number of steps counts once.
     """
     return _flops(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -204,7 +204,7 @@ def _naive(model, batch: int, peak: Peak, repetitions: int) -> Row:
     height, width, channels = model.config.image_shape
     image = jnp.zeros((batch, height, width, channels), model.head.dtype)
     given = conditions(model, batch)
-    # What one pass gives is the parameters of one pixel; which one is not known when it is compiled.
+    # r is an argument, not a constant: else the compiler could leave out all that the other pixels need.
     one, seconds = compiled(lambda model, image, r: model.logits(image, **given)[:, r, r], model, image, jnp.int32(0))
     timed(one, model, image, jnp.int32(0))
     _, first, _ = timed(one, model, image, jnp.int32(0))
@@ -230,7 +230,7 @@ def train(model, batch: int, parts: int, peak: Peak, repetitions: int, flops: in
     start = time.perf_counter()
     program = step.lower(state, data, jax.random.key(0)).compile()
     seconds = time.perf_counter() - start
-    held = [state]  # donated to every step
+    held = [state]  # each step is given the state's buffers and returns new ones
 
     def run():
         held[0], metrics = program(held[0], data, jax.random.key(0))
@@ -270,7 +270,7 @@ def measure(model, batches: Sequence[int] = BATCHES, train_batch: int | None = 1
     for method in ("naive", "fixed_point") if images else ():
         yield sampling(model, method, sorted(batches)[len(batches) // 2], peak, min(repetitions, 2), flops)
     if train_batch is not None and getattr(model.config, "levels", 0):
-        # On a CPU one image after the other is the faster way, where its activations fit the caches and those of a batch do not.
+        # On a CPU one image at a time is faster where its activations fit the caches of the processor and those of a batch do not.
         for parts in sorted({1, train_batch if _cpu() else 1}):
             yield train(model, train_batch, parts, peak, repetitions, flops)
 
@@ -318,7 +318,7 @@ HEADER = f"{'model':<23} {'method':<12} {'batch':>5} {'images/s':>9} {'(wall)':>
 
 
 def line(row: Row) -> str:
-    """One row of the table; what was extrapolated says so."""
+    """One row of the table, with a note where the time is extrapolated."""
     fraction = f"{row['fraction_of_peak']:.1%}" if row["fraction_of_peak"] is not None else "-"
     notes = f"  extrapolated from {row['extrapolated_from']} of {row['positions']} passes" if row.get("extrapolated_from") else ""
     notes += f"  {row['passes']} passes of {row['positions']}" if "passes" in row else ""
@@ -350,7 +350,12 @@ def pin(cores: int | None) -> list[int] | None:
 
 
 def run(options: commands.Bench, model, cores: list[int] | None) -> int:
-    """Measure the model (None: the comparison sizes) on these cores, print the table and write the JSON file."""
+    """Measure the model (None: the comparison sizes) on these cores, print the table and write the JSON file.
+
+    Raises ConfigError for a model that draws nothing.
+    """
+    if model is not None and not hasattr(model, "sample"):
+        raise ConfigError("RUN", "a model that draws samples", type(model).__name__)
     comparisons = _comparisons()
     if options.model not in (None, *comparisons):
         close = difflib.get_close_matches(options.model, comparisons, n=1)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxgen import benchmark, commands
 from jaxgen.errors import ConfigError
-from jaxgen.models import ImageTransformerConfig, PixelCNNPPConfig, PixelSNAILConfig, build
+from jaxgen.models import ClassifierConfig, ImageTransformerConfig, PixelCNNPPConfig, PixelSNAILConfig, build
 from jaxgen.models.gated_pixelcnn import GatedPixelCNNConfig
 from jaxgen.models.vae import VAEConfig
 
@@ -215,3 +215,8 @@ def test_the_report_of_a_run_has_both_methods_and_their_ratio(monkeypatch, capsy
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 4 and "cached" in out[1] and "naive" in out[2]
     assert np.isfinite(float(out[3].removeprefix("cached / naive")))
+
+
+def test_a_model_that_draws_nothing_is_one_line():
+    with pytest.raises(ConfigError, match="^RUN: wanted a model that draws samples, got Classifier$"):
+        benchmark.run(parsed("run"), build(ClassifierConfig(hidden=(4,))), None)
