@@ -80,7 +80,8 @@ def flops_per_image(model) -> int:
 def product_flops(function: Callable, *args) -> int:
     """FLOPs of all matrix products and convolutions of function(*args), 2 for a multiply-add.
 
-    The body of a loop counts once for each of its steps, a `cond` as its branch with more FLOPs. A `while` loop without a known number of steps counts once.
+    The body of a loop counts once for each of its steps, a `cond` as its branch with more FLOPs. A `while` loop whose number
+    of steps is not known counts once.
     """
     return _flops(jax.make_jaxpr(function)(*args).jaxpr)
 
