@@ -22,10 +22,9 @@ from typing import Literal, SupportsIndex
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt
 
-from jaxgen.checks import check_count, check_images, check_key, check_label, image_of
-from jaxgen.config import check_types
+from jaxgen.checks import check_count, check_image_config, check_images, check_key, check_label, image_of
 from jaxgen.data.features import OfImages
 from jaxgen.distributions import bits_per_dim, gaussian_kl, gaussian_log_prob, gaussian_sample, pixel_head
 from jaxgen.errors import ConfigError
@@ -62,13 +61,7 @@ class VAEConfig(OfImages):
     estimator: Literal["A", "B"] = "B"
 
     def __post_init__(self):
-        check_types(self)
-        if min(self.image_shape) < 1:
-            raise ConfigError("image_shape", "(H, W, C), all positive", self.image_shape)
-        if not 2 <= self.levels <= 256:
-            raise ConfigError("levels", "2..256", self.levels)
-        if self.num_classes < 0:
-            raise ConfigError("num_classes", "0 (unconditional) or more", self.num_classes)
+        check_image_config(self, {}, channels=None)
         if self.latent < 1 or not self.hidden or min(self.hidden) < 1:
             raise ConfigError("latent, hidden", "positive sizes", (self.latent, self.hidden))
         if self.architecture == "conv" and (self.image_shape[0] % 4 or self.image_shape[1] % 4 or len(self.hidden) != 2):
@@ -132,7 +125,7 @@ class VAE(nnx.Module):
             self.decoder = ConvDecoder(config.latent + classes, channels * parameters, config, rngs)
         self.posterior = nnx.Linear(features + classes, 2 * config.latent, precision=EXACT, rngs=rngs)
 
-    def encode(self, image: UInt8[Array, "B H W C"], label=None) -> tuple[Float[Array, "B Z"], Float[Array, "B Z"]]:
+    def encode(self, image: UInt[Array, "B H W C"], label=None) -> tuple[Float[Array, "B Z"], Float[Array, "B Z"]]:
         """Mean and log variance of q(z | x)."""
         image = check_images(image, self.config.image_shape, self.config.levels)
         x = scale_pixels(image, self.config.levels)
@@ -144,7 +137,7 @@ class VAE(nnx.Module):
         """Parameters of p(x | z), float32: one logit (2 levels), or one for each level."""
         return self.decoder(self._with_label(z, label)).reshape(-1, *self.config.image_shape, self.head.size)
 
-    def elbo(self, image: UInt8[Array, "B H W C"], key: PRNGKeyArray, label=None, estimator: str | None = None) -> Float[Array, " B"]:
+    def elbo(self, image: UInt[Array, "B H W C"], key: PRNGKeyArray, label=None, estimator: str | None = None) -> Float[Array, " B"]:
         """One-sample estimate of the evidence lower bound in nats, by estimator "A" or "B" (default: the configuration's)."""
         estimator = self.config.estimator if estimator is None else estimator
         if estimator not in ("A", "B"):
@@ -155,7 +148,7 @@ class VAE(nnx.Module):
             return self._log_weight(image, z, mean, log_variance, label)
         return estimator_b(z, lambda z: self._log_likelihood(image, z, label), gaussian_kl(mean, log_variance).sum(-1))
 
-    def importance_bound(self, image: UInt8[Array, "B H W C"], key: PRNGKeyArray, k: int, label=None) -> Float[Array, " B"]:
+    def importance_bound(self, image: UInt[Array, "B H W C"], key: PRNGKeyArray, k: int, label=None) -> Float[Array, " B"]:
         """L_k in nats, one latent sample at a time; it rises to log p(x) with k."""
         k = check_count(k, "k")
         mean, log_variance = self.encode(image, label)
@@ -171,26 +164,26 @@ class VAE(nnx.Module):
         bound = bits_per_dim(nats, prod(self.config.image_shape))
         return bound, {"bits_per_dim_bound": bound, "nats_bound": nats}
 
-    def sample(self, key: PRNGKeyArray, n: SupportsIndex, label=None) -> UInt8[Array, "n H W C"]:
+    def sample(self, key: PRNGKeyArray, n: SupportsIndex, label=None) -> UInt[Array, "n H W C"]:
         """n images: z from the prior, then every pixel from p(x | z)."""
         check_key(key)
         n = check_count(n)
         key_z, key_x = jax.random.split(key)
         parameters = self.decode(jax.random.normal(key_z, (n, self.config.latent)), label)
         noise = self.head.noise(key_x, (n, *self.config.image_shape))
-        return self.head.sample(parameters, noise).astype(jnp.uint8)
+        return self.head.sample(parameters, noise).astype(self.head.dtype)
 
-    def reconstruct(self, image: UInt8[Array, "B H W C"], label=None) -> UInt8[Array, "B H W C"]:
+    def reconstruct(self, image: UInt[Array, "B H W C"], label=None) -> UInt[Array, "B H W C"]:
         """The most probable levels given the posterior mean of z."""
         parameters = self.decode(self.encode(image, label)[0], label)
         best = parameters[..., 0] > 0 if self.config.levels == 2 else jnp.argmax(parameters, axis=-1)
-        return best.astype(jnp.uint8)
+        return best.astype(self.head.dtype)
 
     def _with_label(self, x: Float[Array, "B D"], label) -> Float[Array, "B E"]:
         label = check_label(label, self.config.num_classes, x.shape[0])
         return x if label is None else jnp.concatenate([x, embed(jnp.eye(self.config.num_classes), label)], axis=-1)
 
-    def _log_likelihood(self, image: UInt8[Array, "B H W C"], z: Float[Array, "B Z"], label) -> Float[Array, " B"]:
+    def _log_likelihood(self, image: UInt[Array, "B H W C"], z: Float[Array, "B Z"], label) -> Float[Array, " B"]:
         terms = self.head.log_prob(self.decode(z, label), image)
         return terms.reshape(terms.shape[0], -1).sum(-1)
 
