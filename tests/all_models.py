@@ -12,8 +12,9 @@ import numpy as np
 from flax import nnx
 from model_table import TABLE
 
-from jaxgen.data.features import ClassLabel, Image, Points, Vector
-from jaxgen.models import MODELS, GANConfig, VAEConfig
+from jaxgen.data.features import ClassLabel, Image, Points, Tokens, Vector
+from jaxgen.models import MODELS, ClassifierConfig, GANConfig, LanguageModelConfig, PCAConfig, VAEConfig
+from jaxgen.training import OptimizerConfig, make_optimizer
 
 SHAPE, LEVELS = (4, 4, 1), 3
 CONFIGS = {entry.name: entry.make(SHAPE, LEVELS) for entry in TABLE}
@@ -24,27 +25,38 @@ CONFIGS |= {
     "vae of a label": VAEConfig(SHAPE, LEVELS, 3, latent=3, hidden=(6, 5), architecture="conv", estimator="A"),
     "gan": GANConfig(SHAPE, LEVELS, latent=3, hidden=6, architecture="conv"),
     "gan of points": GANConfig((2,), 0, latent=3, hidden=6),
+    "classifier": ClassifierConfig(SHAPE, LEVELS, 3, (6, 5)),
+    "pca": PCAConfig(SHAPE, LEVELS, 3),
+    "pca of points": PCAConfig((4,), 0, 2),
+    "language_model": LanguageModelConfig(5, 4, ("a", "b", "c"), width=6, layers=2),
+}
+NOT_FOR = {  # what a model does not have, by name: a test finds that these are all
+    "loss": ["pca", "pca of points"],
+    "sample": ["classifier"],
+    "dtype": ["vae", "vae of a label", "gan", "gan of points", "classifier", "pca", "pca of points", "language_model"],
 }
 
 
-def features_of(config) -> dict:
-    """The columns that a model needs, with their features."""
-    if len(config.image_shape) == 1:
-        return {"point": Points(*config.image_shape)}
-    features = {"image": Image(config.image_shape, config.levels)}
-    features |= {"label": ClassLabel(config.num_classes)} if config.num_classes else {}
-    return features | ({"vector": Vector(config.vector_size)} if getattr(config, "vector_size", 0) else {})
+def with_a(method: str) -> list[str]:
+    """The names of the models that have it."""
+    return [name for name in CONFIGS if name not in NOT_FOR[method]]
 
 
 def batch_of(config, n: int, seed: int = 0) -> dict:
     """n random rows of every column that a model needs."""
     generator, columns = np.random.default_rng(seed), {}
-    for name, feature in features_of(config).items():
+
+    def strings(feature):
+        tokens = generator.integers(0, feature.vocabulary, (n, feature.length), np.uint8)
+        return np.where(np.cumsum(tokens == 0, axis=1) > 0, np.uint8(0), tokens)
+
+    for name, feature in config.features.items():
         columns[name] = {
             Image: lambda f: generator.integers(0, f.levels, (n, *f.shape), np.uint8),
             ClassLabel: lambda f: generator.integers(0, f.classes, n, np.int32),
             Vector: lambda f: generator.standard_normal((n, f.size), np.float32),
             Points: lambda f: generator.standard_normal((n, f.size), np.float32),
+            Tokens: strings,
         }[type(feature)](feature)
         feature.check(columns[name], name)
     return jax.tree.map(jnp.asarray, columns)
@@ -52,7 +64,24 @@ def batch_of(config, n: int, seed: int = 0) -> dict:
 
 def given_of(config, batch: dict) -> dict:
     """The columns of a batch that a model is given."""
-    return {name: column for name, column in batch.items() if name not in ("image", "point")}
+    return {name: column for name, column in batch.items() if name != config.modelled}
+
+
+def score(model, batch: dict, key) -> jax.Array:
+    """A number for every row: log p or its bound, of a classifier the first logit, of a GAN the discriminator's."""
+    x, given = batch[model.config.modelled], given_of(model.config, batch)
+    if hasattr(model, "predict"):
+        return model.predict(*given.values())[:, 0]
+    if hasattr(model, "log_prob"):
+        return model.log_prob(x, **given)
+    if hasattr(model, "elbo"):
+        return model.elbo(x, key, **given)
+    return (model.log_density if hasattr(model, "log_density") else model.discriminate)(x.astype(jnp.float32))
+
+
+def players(config):
+    """An optimizer for each player of a model."""
+    return make_optimizer(OptimizerConfig(learning_rate=1e-2), 10, getattr(config, "players", ()))
 
 
 def fresh(config, key=None):
@@ -63,9 +92,7 @@ def fresh(config, key=None):
 @cache
 def model_of(name: str):
     """The model of the table with noise on every weight, so that none is zero; one compiled program."""
-    config = CONFIGS[name]
-    model = jax.jit(lambda key: fresh(config, key))(jax.random.key(0))
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, params, rest = nnx.split(jax.jit(lambda key: fresh(CONFIGS[name], key))(jax.random.key(0)), nnx.Param, ...)
     generator = np.random.default_rng(3)
-    noisy = jax.tree.map(lambda x: jnp.asarray(x + np.float32(0.1) * generator.standard_normal(x.shape, np.float32)), params)
+    noisy = jax.tree.map(lambda x: jnp.asarray(x + np.float32(0.1) * np.abs(generator.standard_normal(x.shape, np.float32))), params)
     return nnx.merge(graph, noisy, rest)

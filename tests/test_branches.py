@@ -28,7 +28,7 @@ def branches(syntax, names):
         elif isinstance(node, ast.Call) and text.startswith(("isinstance(", "issubclass(")):
             subject = ast.unparse(node.args[0]).split(".")[-1].strip("_")
             classes = ast.unparse(node.args[1])
-            if subject in ("model", "config", "dataset") and classes != "nnx.Module":
+            if subject in ("model", "config", "dataset") and classes not in ("nnx.Module", "type"):
                 yield text
         elif isinstance(node, ast.Compare):
             sides = [ast.unparse(side) for side in (node.left, *node.comparators)]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from all_models import CONFIGS, batch_of, fresh, given_of
+from all_models import CONFIGS, batch_of, fresh, given_of, score, with_a
 from flax import nnx
 from test_models import THOROUGH, every_model, full_pass, images_of, log_prob, make, step_by_step
 
@@ -57,9 +57,11 @@ def gradient(model, batch, key):
 def test_every_float32_product_asks_for_the_highest_precision(name):
     config, key = CONFIGS[name], jax.random.key(0)
     model, batch = jax.eval_shape(lambda: fresh(config)), batch_of(config, 2)
-    assert not rough(gradient, model, batch, key)
-    given = given_of(config, batch)
-    assert not rough(lambda model, given: model.sample(key, 2, **given), model, given)
+    if name in with_a("loss"):
+        assert not rough(gradient, model, batch, key)
+    if name in with_a("sample"):
+        assert not rough(lambda model, given: model.sample(key, 2, **given), model, given_of(config, batch))
+    assert not rough(score, model, batch, key)
 
 
 def test_the_search_for_rough_products_finds_them():
