@@ -8,7 +8,7 @@ import numpy as np
 from jaxgen.data import Dataset
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import box_filter
-from jaxgen.runs import report
+from jaxgen.runs import directory
 
 COMPLETIONS_EACH = 4
 """Completions of every test image in a grid."""
@@ -101,6 +101,6 @@ def write_grid(path, samples: np.ndarray, model, mask: np.ndarray | None = None)
     """A file that shows samples as their kind is shown: a grid of images, a plot of points, lines of text."""
     feature = modelled(model)
     try:
-        report.write_bytes(path, feature.show(samples, **({} if mask is None else {"mask": mask})))
+        directory.write_bytes(path, feature.show(samples, **({} if mask is None else {"mask": mask})))
     except OSError as error:
         raise ConfigError("--out", "a file that can be written", f"{path} ({error.strerror or error})") from None

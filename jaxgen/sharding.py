@@ -6,6 +6,7 @@ that a large model fits. With fsdp = 1 the parameters are replicated: plain data
 
 import os
 import re
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -68,8 +69,13 @@ def place_state(mesh: Mesh, tree):
 
 def on_one_device(mesh: Mesh, tree):
     """The whole of a tree that is spread over the mesh, on this process's first device; every process must call it."""
-    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+    gathered = jax.jit(lambda tree: tree, out_shardings=whole(mesh))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """All of an array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -88,8 +94,15 @@ def check_batch_size(batch_size: int, devices: int | None = None, parts: int = 1
 
 
 def place_batch(mesh: Mesh, batch: dict) -> dict:
-    """This process's rows of the global batch, as global arrays."""
+    """This process's rows of the global batch, as global arrays.
+
+    For a single device the batch stays as it is: a compiled function takes arrays of the host three times as fast as `device_put` does.
+    """
+    if mesh.size == 1:
+        return batch
     sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
@@ -120,3 +133,35 @@ def _several_hosts(env) -> bool:
     pod = "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env
     tpu_vm = os.path.exists("/dev/accel0") or (os.path.exists("/dev/vfio/0") and "TPU_NAME" in env)
     return many_tasks or pod or tpu_vm
+
+
+# --- Several processes --------------------------------------------------------------------------------------------------------------
+
+
+def first_process_says(answer: int) -> int:
+    """The answer of process 0 on every process: clocks differ, and files need not be read by each of a hundred hosts."""
+    if jax.process_count() == 1:
+        return int(answer)
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(answer)))
+
+
+def on_first_process(work: Callable[[], None]) -> None:
+    """Process 0 works while the others wait; if it fails, it fails on all of them, so that none waits at the next barrier for ever."""
+    errors: list[Exception] = []
+    if jax.process_index() == 0:
+        try:
+            work()
+        except (OSError, ValueError) as error:
+            errors.append(error)
+    if first_process_says(len(errors)):
+        raise errors[0] if errors else OSError("process 0 failed; its message says why")
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here. A process that ends while another works takes the group's connection with it."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)

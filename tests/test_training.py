@@ -213,40 +213,6 @@ def test_bad_rates_of_players_are_one_line(players):
         OptimizerConfig(players=players)
 
 
-class Average(nnx.Variable):
-    """Not trained by gradients."""
-
-
-class Codebook(Line):
-    """A model with a variable that `after_update` advances."""
-
-    def __init__(self):
-        super().__init__()
-        self.mean = Average(jnp.zeros(3))
-        self.seen = Average(jnp.int32(0))
-
-    def after_update(self, batch, key):
-        graph, rest = nnx.split(self)
-        rest["mean"] = rest["mean"].replace(0.5 * self.mean[...] + 0.5 * batch["x"].mean(0))
-        rest["seen"] = rest["seen"].replace(self.seen[...] + 1)
-        return nnx.merge(graph, rest)
-
-
-def test_after_update_advances_the_other_variables_unless_the_step_was_refused():
-    state, step = start(Codebook(), OptimizerConfig(learning_rate=0.1))
-    plain, plain_step = start(Line(), OptimizerConfig(learning_rate=0.1))
-    mean = np.zeros(3, np.float32)
-    for batch in batches(3):
-        state, _ = step(state, batch, KEY)
-        plain, _ = plain_step(plain, batch, KEY)
-        mean = 0.5 * mean + 0.5 * batch["x"].mean(0)
-    np.testing.assert_allclose(state.model.mean[...], mean, rtol=1e-6)
-    np.testing.assert_array_equal(state.model.weight[...], plain.model.weight[...])
-    np.testing.assert_allclose(ema_model(state).mean[...], mean, rtol=1e-6)
-    state, metrics = step(state, {**batches(1)[0], "y": np.full(8, np.nan, np.float32)}, KEY)
-    assert metrics["finite"] == 0 and state.model.seen[...] == 3
-
-
 def test_the_step_moves_nothing_between_host_and_device():
     state, step = start()
     batch = jax.device_put(batches(1)[0])

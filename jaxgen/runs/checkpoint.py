@@ -32,6 +32,7 @@ import numpy as np
 from etils import epath
 
 from jaxgen import metrics as metrics_table
+from jaxgen import sharding
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.runs import directory, leaves
 from jaxgen.runs import manifest as manifests
@@ -71,7 +72,7 @@ class Checkpointer:
         self._complete = complete
         self._attempts = 0
         self._lock: RunLock | None = None
-        _on_first_process(lambda: self._start(restart))
+        sharding.on_first_process(lambda: self._start(restart))
 
     def _start(self, restart: bool) -> None:
         """Takes the lock, compares the old run with this one, clears what it left unfinished."""
@@ -130,7 +131,7 @@ class Checkpointer:
         Raises CheckpointError: every step is damaged; another model; the arrays are not those of the target.
         """
         steps = self.steps()[::-1]
-        step = _from_first_process(lambda: _choose(self._steps, steps))
+        step = sharding.first_process_says(_choose(self._steps, steps) if _primary() else 0)
         if step == NONE_SAVED:
             return None
         if step == ALL_DAMAGED:
@@ -154,9 +155,9 @@ class Checkpointer:
         self.close()
 
     def _write(self, folder: epath.Path, step: int, arrays: dict[str, Any], metrics: Mapping[str, Any]) -> None:
-        _on_first_process(lambda: self._prepare(folder, arrays))
+        sharding.on_first_process(lambda: self._prepare(folder, arrays))
         _orbax_save(folder / ARRAYS, {name: array for name, array in arrays.items() if array.size})
-        _on_first_process(lambda: self._commit(folder, self._facts(step, arrays, metrics)))
+        sharding.on_first_process(lambda: self._commit(folder, self._facts(step, arrays, metrics)))
 
     def _prepare(self, folder: epath.Path, arrays: dict[str, Any]) -> None:
         for path in (folder, *(self._steps.glob("*.tmp") if self._local else ())):  # what earlier attempts left
@@ -348,27 +349,3 @@ def _cause(error: Exception) -> str:
 
 def _primary() -> bool:
     return jax.process_index() == 0
-
-
-def _from_first_process(decide: Callable[[], int]) -> int:
-    """What process 0 decides, on every process: a hundred hosts need not hash the same files."""
-    if jax.process_count() == 1:
-        return decide()
-    from jax.experimental import multihost_utils
-
-    return int(multihost_utils.broadcast_one_to_all(np.int32(decide() if _primary() else 0)))
-
-
-def _on_first_process(work: Callable[[], None]) -> None:
-    """Process 0 works while the others wait; if it fails, it fails on all of them, so that none waits at the next barrier for ever."""
-    errors: list[Exception] = []
-
-    def attempt() -> int:
-        try:
-            work()
-        except (OSError, ValueError) as error:
-            errors.append(error)
-        return len(errors)
-
-    if _from_first_process(attempt):
-        raise errors[0] if errors else OSError("process 0 failed; its message says why")

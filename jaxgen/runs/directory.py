@@ -58,15 +58,20 @@ def steps(path: epath.Path) -> list[int]:
 
 
 def write_json(path: epath.Path, data: Mapping[str, Any]) -> None:
-    """The whole file or the old one; an object store writes whole objects anyway."""
-    text = json.dumps(data, indent=2) + "\n"
+    """The whole file or the old one, flushed to the disk."""
+    write_bytes(path, (json.dumps(data, indent=2) + "\n").encode(), durable=True)
+
+
+def write_bytes(path: Any, data: bytes, durable: bool = False) -> None:
+    """The whole file or the old one: a reader never sees a part of it. `durable` flushes it. An object store writes whole objects."""
     if not is_local(path):
-        path.write_text(text)
+        path.write_bytes(data)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.tmp")
-    new.write_text(text)
-    flush(new)
+    new.write_bytes(data)
+    if durable:
+        flush(new)
     new.replace(path)
 
 

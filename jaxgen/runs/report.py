@@ -28,7 +28,7 @@ from jaxtyping import Bool, Shaped
 
 from jaxgen.errors import ConfigError
 from jaxgen.metrics import METRICS
-from jaxgen.runs import figures
+from jaxgen.runs import directory, figures
 
 LOG = logging.getLogger("jaxgen")
 PROGRESS_SECONDS = 10.0
@@ -90,7 +90,7 @@ class Reporter:
     def _write_images(self, step: int, name: str, images: Shaped[np.ndarray, "n ..."], levels: int, mask: Any) -> None:
         picture = figures.picture(images, levels, mask)
         self._guarded("write for TensorBoard", self._tensorboard_image, step, name, picture)
-        write_bytes(self.workdir / "images" / f"{name}_{step:08d}.png", figures.png(picture))
+        directory.write_bytes(self.workdir / "images" / f"{name}_{step:08d}.png", figures.png(picture))
 
     def samples(self, step: int, name: str, samples: Shaped[Any, "n ..."], feature: Any) -> None:
         """Samples as their kind is shown (`feature.show`), as workdir/images/NAME_STEP.png, or .txt."""
@@ -101,7 +101,7 @@ class Reporter:
         content = feature.show(samples)
         if feature.ending == ".png":
             self._guarded("write for TensorBoard", self._tensorboard_image, step, name, figures.pixels(content))
-        write_bytes(self.workdir / "images" / f"{name}_{step:08d}{feature.ending}", content)
+        directory.write_bytes(self.workdir / "images" / f"{name}_{step:08d}{feature.ending}", content)
 
     def progress(self, step: int, steps: int, batch_size: int, metrics: Mapping[str, Any], noun: str = "image") -> None:
         """Print step, bits/dim, images (or what `noun` says) per second since the last line, and the time left.
@@ -124,7 +124,10 @@ class Reporter:
     def curve(self) -> None:
         """Draw workdir/curve.png from all rows so far."""
         if self._writer:
-            self._guarded("draw the curve", lambda: write_bytes(self.workdir / "curve.png", figures.curve(_rows(self._record.text()))))
+            self._guarded("draw the curve", self._draw_curve)
+
+    def _draw_curve(self) -> None:
+        directory.write_bytes(self.workdir / "curve.png", figures.curve(_rows(self._record.text())))
 
     def flush(self) -> None:
         """Everything reported so far is on the disk when this returns (fsync)."""
@@ -228,7 +231,7 @@ def save_images(
     path: str | os.PathLike, images: Shaped[Any, "n ..."], levels: int, mask: Bool[Any, "*shape"] | None = None, columns: int | None = None
 ) -> None:
     """Write a grid of uint8 images in {0 .. levels-1}, or a plot of points [n, 2], as a PNG file. Raises OSError where it cannot."""
-    write_bytes(_path(path), figures.png(figures.picture(np.asarray(images), levels, mask, columns)))
+    directory.write_bytes(_path(path), figures.png(figures.picture(np.asarray(images), levels, mask, columns)))
 
 
 def check_out(path: str | os.PathLike, ending: str = "") -> Any:
@@ -307,7 +310,7 @@ class _Log:
 
     def _drain_whole(self) -> None:
         data = self._pending.encode()
-        write_bytes(self.path, data)
+        directory.write_bytes(self.path, data)
         self._pending, self._good = "", len(data)
 
 
@@ -317,14 +320,6 @@ def _path(workdir: str | os.PathLike) -> Any:
     from etils import epath
 
     return epath.Path(workdir)
-
-
-def write_bytes(path: Any, data: bytes) -> None:
-    """Write the whole file, so that no reader ever sees a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
 
 
 def _rows(text: str) -> list[dict[str, Any]]:
