@@ -21,6 +21,7 @@ from jaxgen.models import MODELS
 ROOT = Path(__file__).resolve().parent.parent
 # Parameters at full size and in laptop mode. A new script gets its line here.
 PARAMETERS = {
+    "classifier_digits": (29_066, 29_066),
     "diagonal_bilstm_cifar10": (7_880_634, 50_832),
     "diagonal_bilstm_mnist": (64_001, 5_233),
     "gan_digits": (75_394, 75_394),
