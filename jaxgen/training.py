@@ -8,9 +8,9 @@ and `OptimizerConfig.players` gives each player its own optimizer: the step is t
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,39 +22,10 @@ from jaxtyping import PRNGKeyArray
 
 from jaxgen import sharding
 from jaxgen.errors import ConfigError, NonFiniteError
+from jaxgen.optimizers import OptimizerConfig, make_optimizer
 from jaxgen.statistics import each, values
 
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """Adam (AdamW with weight_decay > 0): linear warm-up, then constant or cosine to zero, times decay_rate ** step.
-
-    clip_norm: gradients are scaled down to this global norm.
-    players: (submodule, learning rate) pairs, each trained by an optimizer of its own, for models with several players; by default all of
-    the model's own with `learning_rate`.
-    """
-
-    learning_rate: float = 1e-3
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = 0
-    decay_rate: float = 1.0
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    clip_norm: float | None = 1.0
-    players: tuple[tuple[str, float], ...] = ()
-
-    def __post_init__(self):
-        for name, low, high in (("learning_rate", 0, 1e9), ("decay_rate", 0, 1), ("weight_decay", 0, 1e9), ("b1", 0, 1), ("b2", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"optimizer.{name}", f"a number in {low}..{high:g}", getattr(self, name))
-        if self.warmup_steps < 0:
-            raise ConfigError("optimizer.warmup_steps", "0 or more", self.warmup_steps)
-        names = [name for name, _ in self.players]
-        if len(set(names)) < len(names) or not all(0 <= rate <= 1e9 for _, rate in self.players):
-            raise ConfigError("optimizer.players", "pairs of a name, once each, and a learning rate in 0..1e+09", self.players)
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ConfigError("optimizer.clip_norm", "a positive number or None", self.clip_norm)
+__all__ = ["OptimizerConfig", "TrainConfig", "TrainState", "fit", "init_state", "make_optimizer", "make_train_step"]
 
 
 @dataclass(frozen=True)
@@ -97,45 +68,6 @@ class TrainState:
     model: Any
     opt_state: Any
     ema: Any  # exponential moving average of the model's parameters, used by evaluation and sampling
-
-
-def _adam(config: OptimizerConfig, learning_rate: float, steps: int) -> optax.GradientTransformation:
-    """One player's optimizer."""
-    warmup = config.warmup_steps
-    rest = optax.cosine_decay_schedule(learning_rate, max(steps - warmup, 1)) if config.schedule == "cosine" else (lambda t: learning_rate)
-    base = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), rest], [warmup]) if warmup else rest
-
-    def schedule(t):
-        return base(t) * jnp.float32(config.decay_rate) ** t.astype(jnp.float32)
-
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm is not None else optax.identity()
-    return optax.chain(clip, optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay))
-
-
-def make_optimizer(config: OptimizerConfig, steps: int, players: Sequence[str] = ()) -> optax.GradientTransformation:
-    """The optimizer of a configuration; with players, `optax.partition` by the name of the model's submodule.
-
-    players: names of the model's own, which share the learning rate where the configuration has no pairs.
-    """
-    players, found = dict(config.players) or dict.fromkeys(players, config.learning_rate), set()
-    if not players:
-        return _adam(config, config.learning_rate, steps)
-
-    def labels(params):
-        def label(path, _):
-            name = str(getattr(path[0], "key", getattr(path[0], "name", path[0])))
-            if name not in players:
-                wanted = "a learning rate for every submodule with parameters"
-                raise ConfigError("optimizer.players", wanted, sorted(players), f"add {name!r}")
-            found.add(name)
-            return name
-
-        names = jax.tree_util.tree_map_with_path(label, params)
-        if unknown := sorted(set(players) - found):
-            raise ConfigError("optimizer.players", f"submodules of the model, {sorted(found)}", unknown)
-        return names
-
-    return optax.partition({name: _adam(config, rate, steps) for name, rate in players.items()}, labels)
 
 
 def new_state(model, optimizer: optax.GradientTransformation) -> TrainState:

@@ -1,0 +1,175 @@
+"""Optimizers of optax by a closed list of names: one for a model, or one for each of its players, with a schedule of the learning rate."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxgen.errors import ConfigError
+
+NOT_DECAYED = ("bias", "gain", "scale", "embedding", "label")
+"""Words in the name of a parameter that weight decay leaves alone, as it leaves every parameter of fewer than two axes."""
+
+
+class Kind(NamedTuple):
+    """An optimizer of optax and the fields of `OptimizerConfig` that it has beside the learning rate."""
+
+    make: Callable[..., optax.GradientTransformation]
+    fields: tuple[str, ...]
+
+
+OPTIMIZERS = {
+    "adamw": Kind(optax.adamw, ("b1", "b2", "weight_decay")),
+    "adam": Kind(optax.adam, ("b1", "b2")),
+    "adamax": Kind(optax.adamax, ("b1", "b2")),
+    "lion": Kind(optax.lion, ("b1", "b2", "weight_decay")),
+    "sgd": Kind(optax.sgd, ("momentum",)),
+    "rmsprop": Kind(optax.rmsprop, ("momentum",)),
+    "adagrad": Kind(optax.adagrad, ()),
+}
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimizer by its name in optax: linear warm-up, then constant or cosine to zero, times decay_rate ** step.
+
+    b1, b2: of adamw, adam, adamax and lion; momentum: of sgd and rmsprop; weight_decay: of adamw and lion, it leaves biases, gains and
+    embeddings alone. A field that the optimizer does not have must keep its default. clip_norm: gradients are scaled down to this norm.
+    players: (submodule, learning rate) pairs, each trained by an optimizer of its own, for models with several players; by default all of
+    the model's own with `learning_rate`. On the command line: --optimizer.players generator 1e-3 discriminator 2e-3
+    betas: (player, b1, b2) where they differ. every: (player, n) for a player that moves at every n-th step only: the others move n times
+    as often, such as --optimizer.every generator 5.
+    frozen: names of submodules that are not trained; they have no moments.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    decay_rate: float = 1.0
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float | None = 1.0
+    players: tuple[tuple[str, float], ...] = ()
+    name: Literal["adamw", "adam", "adamax", "lion", "sgd", "rmsprop", "adagrad"] = "adamw"
+    momentum: float = 0.0
+    betas: tuple[tuple[str, float, float], ...] = ()
+    every: tuple[tuple[str, int], ...] = ()
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        bounds = {"learning_rate": 1e9, "decay_rate": 1, "weight_decay": 1e9, "b1": 1, "b2": 1, "momentum": 1}
+        for name, high in bounds.items():
+            if not 0 <= getattr(self, name) <= high:
+                raise ConfigError(f"optimizer.{name}", f"a number in 0..{high:g}", getattr(self, name))
+        if self.warmup_steps < 0:
+            raise ConfigError("optimizer.warmup_steps", "0 or more", self.warmup_steps)
+        names = [name for name, _ in self.players]
+        if len(set(names)) < len(names) or not all(0 <= rate <= 1e9 for _, rate in self.players):
+            raise ConfigError("optimizer.players", "pairs of a name, once each, and a learning rate in 0..1e+09", self.players)
+        if not all(0 <= b <= 1 for _, *pair in self.betas for b in pair):
+            raise ConfigError("optimizer.betas", "a player's name, b1 and b2 in 0..1", self.betas)
+        if not all(n >= 1 for _, n in self.every):
+            raise ConfigError("optimizer.every", "a player's name and a number of steps, 1 or more", self.every)
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ConfigError("optimizer.clip_norm", "a positive number or None", self.clip_norm)
+        self._check_fields_of_the_optimizer()
+
+    def _check_fields_of_the_optimizer(self) -> None:
+        """A field that would be without effect is an error where it was set."""
+        if self.name not in OPTIMIZERS:  # its type is checked elsewhere, with a message of its own
+            return
+        own = OPTIMIZERS[self.name].fields
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in ("b1", "b2", "momentum", "weight_decay"):
+            if name not in own and getattr(self, name) != defaults[name]:
+                having = ", ".join(other for other, kind in OPTIMIZERS.items() if name in kind.fields)
+                raise ConfigError(f"optimizer.{name}", f"an optimizer that has it ({having})", self.name)
+        if self.betas and "b1" not in own:
+            raise ConfigError("optimizer.betas", "an optimizer that has b1 and b2", self.name)
+
+
+def decayed(params: Any) -> Any:
+    """Which parameters weight decay shrinks: matrices and kernels, neither biases nor gains nor embeddings. A tree of bools."""
+
+    def one(path, leaf) -> bool:
+        name = jax.tree_util.keystr(path)
+        return leaf.ndim >= 2 and not any(word in name for word in NOT_DECAYED)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def every_nth(inner: optax.GradientTransformation, n: int) -> optax.GradientTransformation:
+    """`inner` at every n-th step, the first one included; between them no update, and its moments stay as they are."""
+    if n == 1:
+        return inner
+
+    def init(params):
+        return jnp.int32(0), inner.init(params)
+
+    def update(gradients, state, params=None):
+        count, before = state
+        moves = count % n == 0
+        updates, after = inner.update(gradients, before, params)
+        updates = jax.tree.map(lambda update: jnp.where(moves, update, jnp.zeros_like(update)), updates)
+        return updates, (count + 1, jax.tree.map(lambda new, old: jnp.where(moves, new, old), after, before))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _one(config: OptimizerConfig, learning_rate: float, steps: int, player: str = "") -> optax.GradientTransformation:
+    """The optimizer of a model, or of one of its players. With n = every, the schedule counts the player's own steps."""
+    n = dict(config.every).get(player, 1)
+    warmup, steps = config.warmup_steps, -(-steps // n)
+    rest = optax.cosine_decay_schedule(learning_rate, max(steps - warmup, 1)) if config.schedule == "cosine" else (lambda t: learning_rate)
+    base = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), rest], [warmup]) if warmup else rest
+
+    def schedule(t):
+        return base(t) * jnp.float32(config.decay_rate) ** t.astype(jnp.float32)
+
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm is not None else optax.identity()
+    kind = OPTIMIZERS[config.name]
+    options = {field: getattr(config, field) for field in kind.fields}
+    options |= next(({"b1": b1, "b2": b2} for name, b1, b2 in config.betas if name == player), {})
+    options |= {"mask": decayed} if options.get("weight_decay") else {}
+    if config.name == "sgd" and not config.momentum:
+        del options["momentum"]
+    return every_nth(optax.chain(clip, kind.make(schedule, **options)), n)
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, players: Sequence[str] = ()) -> optax.GradientTransformation:
+    """The optimizer of a configuration; with players or frozen parts, `optax.partition` by the name of the model's submodule.
+
+    players: names of the model's own, which share the learning rate where the configuration has no pairs.
+    """
+    rates, found = dict(config.players) or dict.fromkeys(players, config.learning_rate), set()
+    for field in ("betas", "every"):
+        if unknown := sorted({name for name, *_ in getattr(config, field)} - set(rates)):
+            raise ConfigError(f"optimizer.{field}", f"players, {sorted(rates)}", unknown)
+    if not rates and not config.frozen:
+        return _one(config, config.learning_rate, steps)
+
+    def labels(params):
+        def label(path, _):
+            name = str(getattr(path[0], "key", getattr(path[0], "name", path[0])))
+            found.add(name)
+            if name in config.frozen:
+                return "frozen: " + name
+            if rates and name not in rates:
+                wanted = "a learning rate for every submodule with parameters"
+                raise ConfigError("optimizer.players", wanted, sorted(rates), f"add {name!r}")
+            return name if rates else "the rest"
+
+        names = jax.tree_util.tree_map_with_path(label, params)
+        for field, given in (("players", rates), ("frozen", config.frozen)):
+            if unknown := sorted(set(given) - found):
+                raise ConfigError(f"optimizer.{field}", f"submodules of the model, {sorted(found)}", unknown)
+        return names
+
+    each = {name: _one(config, rate, steps, name) for name, rate in rates.items() if name not in config.frozen}
+    if not rates:
+        each = {"the rest": _one(config, config.learning_rate, steps)}
+    return optax.partition(each | {"frozen: " + name: optax.set_to_zero() for name in config.frozen}, labels)

@@ -1,0 +1,119 @@
+"""Optimizers by name: the steps of optax's own, what weight decay spares, players that move at every n-th step, parts that are frozen."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxgen import optimizers, sharding, training
+from jaxgen.errors import ConfigError
+from jaxgen.models import GANConfig, ImageTransformerConfig, build
+from jaxgen.optimizers import OPTIMIZERS, OptimizerConfig, make_optimizer
+
+PARAMS = {"kernel": jnp.arange(6.0).reshape(2, 3) + 1, "bias": jnp.ones(3), "embedding": jnp.ones((2, 3))}
+GAN = GANConfig(image_shape=(2,), levels=0, latent=2, hidden=4, depth=1)
+
+
+def steps_of(optimizer, params, gradient, n: int):
+    """The parameters after n steps with the gradient of a fixed function."""
+    state = optimizer.init(params)
+    for _ in range(n):
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(gradient(params), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def gradient(params):
+    return jax.grad(lambda params: sum((x**3).sum() for x in jax.tree.leaves(params)))(params)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_steps_are_those_of_optax(name):
+    options = {"b1": 0.8, "b2": 0.9} if "b1" in OPTIMIZERS[name].fields else {}
+    options |= {"momentum": 0.5} if "momentum" in OPTIMIZERS[name].fields else {}
+    ours = make_optimizer(OptimizerConfig(name=name, learning_rate=0.01, clip_norm=None, **options), steps=10)
+    zero_decay = {"weight_decay": 0.0} if "weight_decay" in OPTIMIZERS[name].fields else {}
+    theirs = getattr(optax, name)(0.01, **options, **zero_decay)
+    found, wanted = (steps_of(optimizer, PARAMS, gradient, 5) for optimizer in (ours, theirs))
+    assert all((found[key] != PARAMS[key]).any() for key in PARAMS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, wanted)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_weight_decay_spares_biases_gains_and_embeddings(name):
+    optimizer = make_optimizer(OptimizerConfig(name=name, learning_rate=0.1, weight_decay=0.5), steps=1)
+    params = steps_of(optimizer, PARAMS, lambda params: jax.tree.map(jnp.zeros_like, params), 1)
+    np.testing.assert_allclose(params["kernel"], PARAMS["kernel"] * 0.95, rtol=1e-6)
+    np.testing.assert_array_equal(params["bias"], PARAMS["bias"])
+    np.testing.assert_array_equal(params["embedding"], PARAMS["embedding"])
+
+
+def test_what_a_model_decays():
+    model = nnx.eval_shape(lambda: build(ImageTransformerConfig(num_classes=3)))
+    marks = jax.tree_util.tree_leaves_with_path(optimizers.decayed(nnx.state(model, nnx.Param)))
+    spared = {jax.tree_util.keystr(path) for path, mark in marks if not mark}
+    assert any("embedding" in name for name in spared) and any("'label'" in name for name in spared)
+    assert 0 < len(spared) < len(marks)
+    assert not [name for name in spared if "weight" in name or "kernel" in name]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "sgd", "b1": 0.5}, r"^optimizer.b1: wanted an optimizer that has it \(adamw, adam, adamax, lion\), got sgd$"),
+        ({"name": "adam", "weight_decay": 0.1}, r"^optimizer.weight_decay: wanted an optimizer that has it \(adamw, lion\), got adam$"),
+        ({"momentum": 0.9}, r"^optimizer.momentum: wanted an optimizer that has it \(sgd, rmsprop\), got adamw$"),
+        ({"name": "sgd", "betas": (("generator", 0.5, 0.9),)}, "^optimizer.betas: wanted an optimizer that has b1 and b2, got sgd$"),
+        ({"every": (("generator", 0),)}, "^optimizer.every: wanted a player's name and a number of steps, 1 or more"),
+    ],
+)
+def test_a_field_without_effect_is_an_error(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        OptimizerConfig(**fields)
+
+
+def trained(config: OptimizerConfig, steps: int) -> list[dict[str, np.ndarray]]:
+    """Parameters of the players of a GAN before the first step and after each."""
+    optimizer, mesh = make_optimizer(config, steps, GAN.players), sharding.make_mesh()
+    state, step = training.init_state(build(GAN), optimizer, mesh), training.make_train_step(optimizer, mesh)
+    batch, history = {"point": np.ones((4, 2), np.float32)}, []
+    for i in range(steps + 1):
+        arrays = nnx.state(state.model, nnx.Param)
+        history.append({name: np.concatenate([np.ravel(x) for x in jax.tree.leaves(arrays[name])]) for name in GAN.players})
+        if i < steps:
+            state, metrics = step(state, batch, jax.random.key(0))
+            assert metrics["finite"] == 1
+    return history
+
+
+def test_a_player_moves_at_every_nth_step():
+    config = OptimizerConfig(learning_rate=0.1, every=(("generator", 3),), betas=(("generator", 0.0, 0.9),))
+    moved = {name: [] for name in GAN.players}
+    history = trained(config, 7)
+    for before, after in zip(history, history[1:], strict=False):
+        for name in GAN.players:
+            moved[name].append(bool((before[name] != after[name]).any()))
+    assert moved["generator"] == [True, False, False, True, False, False, True]
+    assert all(moved["discriminator"])
+
+
+def test_frozen_parts_stay_and_have_no_moments():
+    config = OptimizerConfig(learning_rate=0.1, frozen=("discriminator",))
+    history = trained(config, 2)
+    np.testing.assert_array_equal(history[0]["discriminator"], history[-1]["discriminator"])
+    assert (history[0]["generator"] != history[-1]["generator"]).any()
+    params = nnx.state(build(GAN), nnx.Param)
+    moments = {name: make_optimizer(dataclasses.replace(config, frozen=name), 2, GAN.players).init(params) for name in ((), config.frozen)}
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) for state in moments.values()]
+    assert sizes == [2 * sum(x.size for x in history[0].values()), 2 * history[0]["generator"].size]
+
+
+def test_unknown_names_are_one_line():
+    for field, value in (("frozen", ("critic",)), ("every", (("critic", 2),)), ("betas", (("critic", 0.5, 0.9),))):
+        with pytest.raises(ConfigError, match=rf"^optimizer.{field}: wanted .*discriminator.*, got \['critic'\]$"):
+            make_optimizer(OptimizerConfig(**{field: value}), 2, GAN.players).init(nnx.state(build(GAN), nnx.Param))
