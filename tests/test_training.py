@@ -31,11 +31,11 @@ class Line(nnx.Module):
     """y = x weight + bias; the loss is the mean squared error, its gradient easy to write down."""
 
     def __init__(self):
-        self.weight = nnx.Param(jnp.array([0.5, -1.0, 2.0]))
+        self.weight = nnx.Param(jnp.array([[0.5], [-1.0], [2.0]]))  # a matrix: weight decay leaves vectors alone
         self.bias = nnx.Param(jnp.zeros(()))
 
     def loss(self, batch, key):
-        error = batch["x"] @ self.weight[...] + self.bias[...] - batch["y"]
+        error = batch["x"] @ self.weight[..., 0] + self.bias[...] - batch["y"]
         return (error**2).mean(), {"largest": jnp.abs(error).max()}
 
 
@@ -81,7 +81,7 @@ def numpy_adam(config: OptimizerConfig, data: list[dict], steps: int):
         g = g * min(1, config.clip_norm / norm) if config.clip_norm else g
         m, v = config.b1 * m + (1 - config.b1) * g, config.b2 * v + (1 - config.b2) * g**2
         direction = (m / (1 - config.b1 ** (t + 1))) / (np.sqrt(v / (1 - config.b2 ** (t + 1))) + 1e-8)
-        p = p - learning_rate(config, t, steps) * (direction + config.weight_decay * p)
+        p = p - learning_rate(config, t, steps) * (direction + config.weight_decay * p * [1, 1, 1, 0])  # the bias is not decayed
         yield p, norm
 
 
@@ -102,12 +102,12 @@ def test_the_step_is_adam_of_the_clipped_gradient_and_the_average_warms_up(confi
     average = np.array([0.5, -1.0, 2.0, 0.0])
     for t, (batch, (expected, norm)) in enumerate(zip(batches(steps), numpy_adam(config, batches(steps), steps), strict=True)):
         state, metrics = step(state, batch, KEY)
-        np.testing.assert_allclose([*state.model.weight[...], state.model.bias[...]], expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose([*state.model.weight[..., 0], state.model.bias[...]], expected, rtol=0, atol=1e-5)
         np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
         decay = min(ema_decay, (1 + t) / (10 + t))
         average = decay * average + (1 - decay) * expected
         model = ema_model(state)
-        np.testing.assert_allclose([*model.weight[...], model.bias[...]], average, rtol=0, atol=1e-5)
+        np.testing.assert_allclose([*model.weight[..., 0], model.bias[...]], average, rtol=0, atol=1e-5)
         assert metrics["finite"] == 1 and metrics["largest"] > 0 and state.step == t + 1
     moving = not np.allclose(average, expected, atol=1e-4)
     assert moving, "the average lags behind the parameters"
