@@ -19,6 +19,7 @@ from flax import nnx
 
 from jaxgen import benchmark, config, evaluation, sharding, trained, training
 from jaxgen.data import DataConfig, Dataset
+from jaxgen.data.augment import augmented
 from jaxgen.drawing import (  # noqa: F401  (some are here for those who import them from this file)
     COMPLETIONS_EACH,
     KEEP,
@@ -70,6 +71,8 @@ def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Da
     """
     options = experiment.train
     training_set, validation_set = (load_data(experiment, split, sets) for split in ("train", "validation"))
+    if experiment.data.augment and "image" not in training_set.features:
+        raise ConfigError("data.augment", "none, since only images are augmented", ", ".join(experiment.data.augment))
     fingerprint = training_set.fingerprint(options.batch_size, options.seed)
     mesh = sharding.make_mesh(options.fsdp)
     optimizer = make_optimizer(experiment)
@@ -90,6 +93,9 @@ def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Da
             say(_beginning(experiment, resumed))
             run = _Run(experiment, checkpoints, reporter, validation_set, mesh)
             batches = training_set.batches(resumed, options.batch_size, options.seed)
+            if experiment.data.augment:
+                process = (jax.process_index(), jax.process_count())
+                batches = augmented(batches, experiment.data.augment, options.seed, resumed, process)
             state = training.fit(
                 state,
                 training.make_train_step(optimizer, mesh, options.ema_decay, options.accumulate),

@@ -57,7 +57,8 @@ ROOMS = {
         "dataset": {"arrays", "features", "images", "tfds"},
         "points": {"arrays", "dataset", "features"},
         "text": {"arrays", "features", "images"},
-        "loading": {"dataset", "images", "points", "text", "tfds"},
+        "augment": set(),
+        "loading": {"augment", "dataset", "images", "points", "text", "tfds"},
         "__init__": {"dataset", "loading"},
     },
     "layers": {

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxgen.data.augment import AUGMENTATIONS
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.images import check_split, digits, read_path
 from jaxgen.data.points import ring
@@ -23,18 +24,22 @@ class DataConfig:
     `./name`.
     levels: number of grey levels V, values are 0..V-1; None: 17 for digits, else 2 if no value is above 1, else 256.
     data_dir, manual_dir: TFDS's folder of prepared sets (None: its own default) and the folder of files fetched by hand.
+    augment: random changes of the training images, out of flip, shift and crop.
     """
 
     name: str = "digits"
     levels: int | None = None
     data_dir: str | None = None
     manual_dir: str | None = None
+    augment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ConfigError("data.name", wanted="digits, a TFDS name or a path", got="nothing")
         if self.levels is not None and not 2 <= self.levels <= 2**16:
             raise ConfigError("data.levels", wanted="2 to 65536", got=self.levels)
+        if unknown := set(self.augment) - set(AUGMENTATIONS):
+            raise ConfigError("data.augment", wanted=f"some of {', '.join(AUGMENTATIONS)}", got=min(unknown))
 
     def load(self, split: str) -> Dataset:
         """The `split` ("train", "validation" or "test") of this set, checked."""
