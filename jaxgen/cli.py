@@ -39,6 +39,7 @@ from jaxgen.experiment import (
     modelled,
     print_evaluation,
     small_shape,
+    split_mesh,
     train,
     upscale_images,
     write_grid,
@@ -180,7 +181,7 @@ def _open(options, models: Sequence[type]):
     """The experiment and the model of a run."""
     saved = checkpoint.read_config(options.run)
     experiment = config.from_json([Experiment, *trained.classes(saved.get("model", {}), models)], saved)
-    return experiment, trained.load(options.run, step=options.step, models=models)
+    return experiment, trained.load(options.run, step=options.step, models=models, mesh=split_mesh(experiment.train))
 
 
 def evaluate(options: Evaluate, models: Sequence[type] = ()) -> int:

@@ -2,9 +2,11 @@
 
 import inspect
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen import sharding
 from jaxgen.data import Dataset
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import box_filter
@@ -23,7 +25,7 @@ def draw(model, key, n: int, label: int | np.ndarray | None = None, **options) -
         options["label"] = np.arange(n, dtype=np.int32) % classes if label is None else label
     elif label is not None:
         raise ConfigError("label", "none, since the model is not class-conditional", label)
-    return np.asarray(model.sample(key, n, **options))
+    return sharding.to_host(jnp.asarray(model.sample(key, n, **options)))
 
 
 def draw_for(model, dataset: Dataset, key, n: int, label: int | np.ndarray | None = None, **options) -> np.ndarray:
@@ -100,6 +102,8 @@ def modelled(model):
 def write_grid(path, samples: np.ndarray, model, mask: np.ndarray | None = None) -> None:
     """A file that shows samples as their kind is shown: a grid of images, a plot of points, lines of text."""
     feature = modelled(model)
+    if jax.process_index() > 0:
+        return
     try:
         directory.write_bytes(path, feature.show(samples, **({} if mask is None else {"mask": mask})))
     except OSError as error:

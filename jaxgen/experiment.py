@@ -81,14 +81,14 @@ def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Da
     complete = partial(_completed, type(experiment.model))
     begun = checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart, complete=complete)
     with begun as checkpoints:
-        model = build(experiment.model, options.seed)
-        if hasattr(model, "fit") and not hasattr(model, "loss"):
-            return _fit(experiment, model, checkpoints, (training_set, validation_set), mesh)
-        state = training.init_state(model, optimizer, mesh)
+        shapes = jax.eval_shape(lambda: build(experiment.model, options.seed))
+        if hasattr(shapes, "fit") and not hasattr(shapes, "loss"):
+            return _fit(experiment, build(experiment.model, options.seed), checkpoints, (training_set, validation_set), mesh)
+        state = _first_state(experiment, optimizer, mesh)
         resumed, state = checkpoints.restore(state) or (0, state)
-        if not resumed and hasattr(model, "initialise"):  # data-dependent, on the first global batch, never again
-            first = training_set.batch(0, options.batch_size, options.seed, process=(0, 1))
-            state = training.init_state(model.initialise(first), optimizer, mesh)
+        if not resumed and hasattr(shapes, "initialise"):  # data-dependent, on the first global batch, never again
+            state = None  # its memory is free before the next one is made
+            state = _first_state(experiment, optimizer, mesh, training_set.batch(0, options.batch_size, options.seed, process=(0, 1)))
         with report.Reporter(experiment.workdir, resumed, writer=jax.process_index() == 0) as reporter, training.Interruption() as stop:
             say(_beginning(experiment, resumed))
             run = _Run(experiment, checkpoints, reporter, validation_set, mesh)
@@ -113,6 +113,16 @@ def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Da
                 return 0
             say(f"stopped by {signal.Signals(stop.signal).name} after step {int(state.step)}; saved; the same command goes on from there")
             return INTERRUPTED if stop.signal == signal.SIGINT else PREEMPTED
+
+
+def _first_state(experiment: Experiment, optimizer, mesh, batch: dict | None = None) -> training.TrainState:
+    """The state before the first step on the mesh; `batch` is for a model that initialises itself on data."""
+
+    def make():
+        model = build(experiment.model, experiment.train.seed)
+        return training.new_state(model if batch is None else model.initialise(batch), optimizer)
+
+    return training.born(mesh, make) if experiment.train.fsdp > 1 else sharding.place_state(mesh, make())
 
 
 def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, sets: tuple[Dataset, Dataset], mesh) -> int:
@@ -183,8 +193,9 @@ class _Run:
         say(f"step {step}  validation {name} {value:.4f}")
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and np.isfinite(value)}
         self.reporter.scalars(step, {f"validation_{name}": value for name, value in numbers.items()})
-        model = sharding.on_one_device(self.mesh, model)
-        if jax.process_index() == 0 and hasattr(model, "sample") and self._draws_at(step):
+        split = options.fsdp > 1  # then no device has room for all of the model, and all processes draw together
+        model = model if split else sharding.on_one_device(self.mesh, model)
+        if (split or jax.process_index() == 0) and hasattr(model, "sample") and self._draws_at(step):
             samples = draw_for(model, self.validation_set, key, self.experiment.report.samples)
             self.reporter.samples(step, "samples", samples, modelled(model))
         self.reporter.curve()
@@ -253,11 +264,12 @@ def finish(experiment: Experiment) -> None:
     Every process loads and evaluates, the first one draws.
     """
     folder, test = epath.Path(experiment.workdir), load_data(experiment, "test")
-    model = trained.load(experiment.workdir, models=[type(experiment.model)])
+    split = experiment.train.fsdp > 1  # then the model stays split over the devices, and all processes draw together
+    model = trained.load(experiment.workdir, models=[type(experiment.model)], mesh=split_mesh(experiment.train))
     say(f"\nreport of {experiment.workdir}")
     print_evaluation(experiment, model, test, experiment.train.batch_size)
-    if jax.process_index() > 0:
-        return
+    if jax.process_index() > 0 and not split:
+        return sharding.wait_for_all("report")
     wanted, key, pictures = experiment.report, jax.random.key(experiment.train.seed), []
     if wanted.samples and hasattr(model, "sample"):
         pictures.append(folder / f"samples{modelled(model).ending}")
@@ -265,14 +277,21 @@ def finish(experiment: Experiment) -> None:
     if wanted.completions and completes(model):
         pictures.append(folder / "completions.png")
         complete_images(model, test, "top", wanted.completions, pictures[-1], key)
-    if wanted.time_samplers and has(model, "method"):
+    if wanted.time_samplers and has(model, "method") and jax.process_count() == 1:
         benchmark.print_methods(model)
     say("pictures  " + "  ".join(map(str, [*pictures, folder / "curve.png"])))
+    return sharding.wait_for_all("report")
+
+
+def split_mesh(options: TrainConfig):
+    """The mesh over which a run with fsdp > 1 splits its model, where the devices of this machine allow it; None for all others."""
+    return sharding.make_mesh(options.fsdp) if options.fsdp > 1 and jax.device_count() % options.fsdp == 0 else None
 
 
 def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size: int, samples: int = 1, bound: str = "elbo") -> None:
     """The headline with its standard error on all devices, and the uniform and Gaussian rulers by the same evaluator."""
-    result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=sharding.make_mesh())
+    mesh = split_mesh(experiment.train) or sharding.make_mesh()
+    result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=mesh)
     name, value = evaluation.headline(result)
     say(_line(f"{dataset.split} {name}", value, result, noun(model.config)))
     if (shape := small_shape(model)) is not None:

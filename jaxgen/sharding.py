@@ -60,6 +60,13 @@ def state_sharding(mesh: Mesh, tree):
     return jax.tree_util.tree_map_with_path(rule, tree)
 
 
+def placed_shapes(mesh: Mesh, shapes):
+    """A tree of shapes and dtypes with the sharding of every array by the table of rules: where a checkpoint is to be read to."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, state_sharding(mesh, shapes)
+    )
+
+
 def place_state(mesh: Mesh, tree):
     """A state, or a model that was loaded on one device, on the mesh by the table of rules; every process must call it."""
     if jax.process_count() > 1:  # what lives on one device cannot be sent to another host: each process has the same, and gives its part
@@ -71,6 +78,15 @@ def on_one_device(mesh: Mesh, tree):
     """The whole of a tree that is spread over the mesh, on this process's first device; every process must call it."""
     gathered = jax.jit(lambda tree: tree, out_shardings=whole(mesh))(tree)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """An array as numpy, also where its parts lie on several hosts; then every process must call it."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def whole(mesh: Mesh) -> NamedSharding:

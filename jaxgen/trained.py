@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+from jax.sharding import Mesh
 
-from jaxgen import config
+from jaxgen import config, sharding
 from jaxgen.errors import ConfigError
 from jaxgen.models import MODELS, build
 from jaxgen.runs import checkpoint
@@ -17,6 +18,7 @@ def load(
     step: int | None = None,
     which: Literal["best", "latest"] = "best",
     models: Sequence[type] = (),
+    mesh: Mesh | None = None,
 ) -> Any:
     """The trained model of a run directory: built from its saved config, with the averaged (EMA) weights, on this process's first device.
 
@@ -24,12 +26,14 @@ def load(
     the model's own arrays are read, and only after their hashes, dtypes and shapes were checked. Takes no lock: a run may be going on.
     models: configuration classes of your own, each with a method `build(rngs)`. A file can name these and those of `jaxgen.models`, and
     nothing else.
+    mesh: the devices that hold the model, each the part that the rules of sharding.py give it, instead of the first one.
     Raises CheckpointError (nothing there, no such step, damaged), ConfigError (`which`, or a config of a class that is not listed).
     """
 
     def shapes_of(saved):
         model_config = config.from_json(classes(saved, models), saved)
-        return jax.eval_shape(lambda: build(model_config))
+        shapes = jax.eval_shape(lambda: build(model_config))
+        return shapes if mesh is None else sharding.placed_shapes(mesh, shapes)
 
     return checkpoint.read_model(path, shapes_of, step, which)
 

@@ -83,6 +83,14 @@ def init_state(model, optimizer: optax.GradientTransformation, mesh: Mesh) -> Tr
     return sharding.place_state(mesh, new_state(model, optimizer))
 
 
+def born(mesh: Mesh, make: Callable[[], TrainState]) -> TrainState:
+    """The state that `make` builds, compiled so that every device makes only its own part: none ever holds the whole of a large model.
+
+    Weights that are drawn inside one program may differ in the last bit from those drawn one after the other.
+    """
+    return jax.jit(make, out_shardings=sharding.state_sharding(mesh, jax.eval_shape(make)))()
+
+
 def ema_model(state: TrainState):
     """The model with the averaged parameters."""
     graph, _, rest = nnx.split(state.model, nnx.Param, ...)
