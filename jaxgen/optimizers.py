@@ -135,8 +135,7 @@ def _one(config: OptimizerConfig, learning_rate: float, steps: int, player: str 
     options = {field: getattr(config, field) for field in kind.fields}
     options |= next(({"b1": b1, "b2": b2} for name, b1, b2 in config.betas if name == player), {})
     options |= {"mask": decayed} if options.get("weight_decay") else {}
-    if config.name == "sgd" and not config.momentum:
-        del options["momentum"]
+    options |= {"momentum": config.momentum or None} if "momentum" in options else {}  # None: no trace is kept
     return every_nth(optax.chain(clip, kind.make(schedule, **options)), n)
 
 
