@@ -125,7 +125,9 @@ def test_imports_run_one_way(path):
     if room in ROOMS:
         assert path.stem in ROOMS[room], f"{path.name} is new in its room: give it its row above"
         assert not inside_its_room(path) - ROOMS[room][path.stem]
-    elif room == "models" and path.stem != "__init__":
+    if room == "models":
+        assert {name.split(".")[2] for name in imports(path) if name.startswith("jaxgen.data.")} <= {"features"}
+    if room == "models" and path.stem != "__init__":
         assert not inside_its_room(path), "a model imports another one only where the paper composes them"
 
 

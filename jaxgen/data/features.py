@@ -10,6 +10,7 @@ what it is given. Every check raises one DataError with the place, what was want
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +20,34 @@ from jaxgen.errors import ConfigError, DataError
 def smallest_unsigned(levels: int) -> np.dtype:
     """The smallest unsigned integer type that holds 0 .. levels-1."""
     return np.min_scalar_type(levels - 1)
+
+
+@runtime_checkable
+class Feature(Protocol):
+    """What a kind of data offers; a kind of your own is a frozen dataclass with these, and nothing in the package names it.
+
+    unit: of the negative log-probability of an example, "nats" or "bits/x". noun: how an example is called. ending: of a file that shows
+    examples. discrete: whether its values are integers. said: the feature in words.
+    """
+
+    unit: str
+    noun: str
+    ending: str
+    discrete: bool
+    dimensions: int
+    said: str
+
+    def check(self, array: np.ndarray, origin: str) -> np.ndarray:
+        """The column in its one form, or a DataError with the place."""
+
+    def expect(self, have: Any, origin: str) -> None:
+        """Raises DataError unless the feature of a set, `have`, fits this one of a model."""
+
+    def counts(self, array: np.ndarray) -> np.ndarray:
+        """How many of its unit's dimensions each example counts."""
+
+    def show(self, samples: np.ndarray) -> bytes:
+        """A file that shows examples."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +195,8 @@ class Tokens:
     discrete = True
 
     def counts(self, array: np.ndarray) -> np.ndarray:
-        """Characters of every string, its stop token counted."""
-        return self.lengths(array) + 1
+        """Characters of every string, its stop token counted, which a string that fills its row does not have."""
+        return np.minimum(self.lengths(array) + 1, self.length)
 
     def text(self, row: np.ndarray) -> str:
         """One string: its symbols, or where the tokens stand for none, their numbers with spaces between them."""
@@ -214,9 +243,6 @@ class Tokens:
             row, place = np.argwhere(wrong)[0]
             raise DataError(f"{origin}[{row}, {place}]", "0 after the first 0, which ends the string", int(array[row, place]))
         return array
-
-
-Feature = Image | ClassLabel | Vector | Points | Tokens
 
 
 def integers(array: np.ndarray, levels: int, origin: str, why: str) -> np.ndarray:
