@@ -358,7 +358,7 @@ def test_the_report_at_the_end_is_of_the_best_checkpoint(there, monkeypatch):
     class Loaded(Exception):
         pass
 
-    def load(path, step=None, which="best", models=()):
+    def load(path, step=None, which="best", models=(), mesh=None):
         raise Loaded(str(path), step, which)
 
     monkeypatch.setattr(trained, "load", load)
