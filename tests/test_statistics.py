@@ -89,7 +89,7 @@ class Masked(Line):
         self.mean = Average(jnp.zeros(()))
 
     def loss(self, batch, key):
-        error = jnp.where(batch["mask"], batch["x"] @ self.weight[...] + self.bias[...] - batch["y"], 0)
+        error = jnp.where(batch["mask"], batch["x"] @ self.weight[..., 0] + self.bias[...] - batch["y"], 0)
         count = batch["mask"].sum()
         per_token = lambda x: x.sum() / count.astype(jnp.float32)  # noqa: E731
         metrics = {"absolute": per_token(jnp.abs(error)), "weight": count}
