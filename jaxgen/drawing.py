@@ -45,11 +45,6 @@ def small_shape(model) -> tuple[int, int, int] | None:
     return getattr(model.config, "low_resolution", None)
 
 
-def vector_size(model) -> int:
-    """Size of the vector that a model is given; 0 for all other models."""
-    return getattr(model.config, "vector_size", 0)
-
-
 def first_images(dataset: Dataset, n: int) -> dict:
     """The batch of the set's first images, COMPLETIONS_EACH times each, n together."""
     return dataset.source.read(np.arange(n) // COMPLETIONS_EACH % len(dataset))

@@ -33,7 +33,6 @@ from jaxgen.drawing import (  # noqa: F401  (some are here for those who import 
     modelled,
     small_shape,
     upscale_images,
-    vector_size,
     write_grid,
 )
 from jaxgen.errors import CheckpointError, ConfigError
@@ -229,8 +228,7 @@ def say(text: str) -> None:
 def load_data(experiment: Experiment, split: str, sets: tuple[Dataset, Dataset] | None = None) -> Dataset:
     """One split, from `sets` (train, validation) or by name, checked against what the model was configured for."""
     dataset = sets[split == "validation"] if sets else experiment.data.load(split)
-    model = experiment.model
-    dataset.expect(model.features)
+    dataset.expect(experiment.model.features)
     return dataset
 
 
