@@ -24,7 +24,6 @@ from pathlib import Path
 import flax
 import jax
 import numpy as np
-from flax import nnx
 
 import jaxgen
 from jaxgen import evaluation, models
@@ -68,7 +67,7 @@ def run(config, seed: int, minutes: float, folder: Path) -> dict:
     return {
         "test_bits_per_dim": result["bits_per_dim"],
         "standard_error": result["standard_error"],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
+        "parameters": models.count_parameters(model),
         "steps": steps,
         "training_images_per_second": steps * 64 / (60 * minutes),
         "sampling_images_per_second": 64 / float(np.median(seconds)),

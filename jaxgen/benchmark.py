@@ -30,12 +30,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jaxgen import commands, config, sharding, training
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import EXACT
-from jaxgen.models import MODELS, build
+from jaxgen.models import MODELS, build, count_parameters
 from jaxgen.runs import report
 
 BATCHES = (1, 16, 64)
@@ -381,8 +380,7 @@ def run(options: commands.Bench, model, cores: list[int] | None) -> int:
 
 
 def _described(model) -> dict:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    return {"model": type(model).__name__, "parameters": parameters, "config": config.to_json(model.config)}
+    return {"model": type(model).__name__, "parameters": count_parameters(model), "config": config.to_json(model.config)}
 
 
 def print_methods(model, batch: int = 16) -> None:

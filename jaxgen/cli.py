@@ -19,7 +19,6 @@ from functools import partial
 import jax
 import numpy as np
 from etils import epath
-from flax import nnx
 
 from jaxgen import benchmark, commands, config, sharding, trained
 from jaxgen.checks import interpolate
@@ -44,7 +43,7 @@ from jaxgen.experiment import (
     upscale_images,
     write_grid,
 )
-from jaxgen.models import MODELS
+from jaxgen.models import MODELS, count_parameters
 from jaxgen.runs import checkpoint, figures, report
 
 __all__ = ["Experiment", "command", "main"]
@@ -274,7 +273,7 @@ def show(options: Show, models: Sequence[type] = ()) -> int:
     """Configuration, parameters, checkpoints and their validation metrics."""
     experiment, model = _open(options, models)
     print(json.dumps(config.to_json(experiment), indent=2))
-    print(f"parameters  {sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))):,}")
+    print(f"parameters  {count_parameters(model):,}")
     for step, metrics in checkpoint.list_metrics(options.run).items():
         print(f"step {step:>8}  " + "  ".join(f"{name} {value:.6g}" for name, value in metrics.items() if value is not None))
     return 0

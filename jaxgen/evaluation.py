@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt
 
 from jaxgen import sharding
@@ -128,7 +128,7 @@ def log_probs(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, sam
     """log p of every image of the set, or its bound, in nats: float64 [N]."""
     if isinstance(model, nnx.Module):
         model = model if mesh is None else sharding.place_state(mesh, model)
-        score = _compiled(kind, samples, _everywhere(mesh))
+        score = _compiled(kind, samples, sharding.whole(mesh))
     else:  # a closed-form model computes in float64 on the host
         score, mesh = _score_on_host(kind, samples), None
     parts = []
@@ -170,14 +170,9 @@ def _batches(dataset, batch_size: int, mesh: Mesh | None) -> Iterator[tuple[dict
         yield (batch if mesh is None else sharding.place_batch(mesh, batch)), np.arange(start, start + size) < len(dataset)
 
 
-def _everywhere(mesh: Mesh | None) -> NamedSharding | None:
-    """Every process needs the whole result."""
-    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
-
-
 @lru_cache(maxsize=16)
 def _compiled(kind: str, samples: int, out: NamedSharding | None):
-    """The compiled `(model, batch, key) -> log p [B]`; one compilation serves a whole training run."""
+    """The compiled `(model, batch, key) -> log p [B]`; one compilation serves a whole training run, and every process has the whole result."""
     return jax.jit(lambda model, batch, key: _score(model, batch, key, kind, samples), out_shardings=out)
 
 
@@ -305,7 +300,7 @@ def sample_metrics(model, dataset, key: PRNGKeyArray, batch_size: int = 64, mesh
     """
     if isinstance(model, nnx.Module) and mesh is not None:
         model = sharding.place_state(mesh, model)
-    (name, feature), draw = _modelled(model, dataset), _compiled_draw(_everywhere(mesh))
+    (name, feature), draw = _modelled(model, dataset), _compiled_draw(sharding.whole(mesh))
     real, fake = [], []
     for batch, rows in _batches(dataset, batch_size, None):
         given = given_to(model.config, batch) if hasattr(model, "config") else {}

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
-from flax import nnx
 
 from jaxgen import benchmark, config, evaluation, sharding, trained, training
 from jaxgen.data import DataConfig, Dataset
@@ -36,7 +35,7 @@ from jaxgen.drawing import (  # noqa: F401  (some are here for those who import 
     write_grid,
 )
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.models import MODELS, build
+from jaxgen.models import MODELS, build, count_parameters
 from jaxgen.runs import checkpoint, report
 from jaxgen.runs.report import ReportConfig
 from jaxgen.training import OptimizerConfig, TrainConfig
@@ -245,10 +244,9 @@ def dry_run(experiment: Experiment) -> int:
         name = jax.tree_util.keystr(path)
         if name.startswith(".model"):
             print(f"{name.removeprefix('.model'):<60} {leaf.dtype.name:<9} {str(list(leaf.shape)):<22} {placed.spec}")
-    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(state.model, nnx.Param)))
     needed = ", ".join(feature.said for feature in experiment.model.features.values())
     print(f"data                  {experiment.data.name}, not read; {needed}, as the model says")
-    print(f"parameters            {count:,}")
+    print(f"parameters            {count_parameters(state.model):,}")
     print(f"state per device      {per_device / 2**20:,.1f} MiB (parameters, optimizer, average), before activations")
     print(f"mesh                  {dict(mesh.shape)} of {jax.device_count()} {jax.devices()[0].platform} device(s)")
     size = experiment.train.batch_size

@@ -89,9 +89,9 @@ def to_host(x: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
-def whole(mesh: Mesh) -> NamedSharding:
-    """All of an array on every device."""
-    return NamedSharding(mesh, PartitionSpec())
+def whole(mesh: Mesh | None) -> NamedSharding | None:
+    """All of an array on every device; without a mesh (None) nothing is said of where it lies."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -19,7 +19,7 @@ from scipy.stats import chisquare
 
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import FEW_IMAGES
-from jaxgen.models import MODELS
+from jaxgen.models import MODELS, count_parameters
 from jaxgen.sampling import METHODS
 from jaxgen.sharding import make_mesh
 from jaxgen.training import OptimizerConfig, init_state, make_optimizer, make_train_step
@@ -369,7 +369,7 @@ def test_full_sizes_cost_nothing_to_check(entry):
     for fields, count in entry.full_sizes:
         config = entry.config(**fields, dtype="bfloat16" if fields["levels"] == 256 else "float32")
         model = nnx.eval_shape(lambda config=config: MODELS[type(config)](config, rngs=nnx.Rngs(0)))
-        assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == count
+        assert count_parameters(model) == count
         image = jax.ShapeDtypeStruct((16, *config.image_shape), np.uint8)
         key = jax.eval_shape(lambda: jax.random.key(0))
         assert jax.eval_shape(lambda m, x: m.log_prob(x), model, image).shape == (16,)

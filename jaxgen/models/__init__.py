@@ -1,5 +1,6 @@
 """The models, one file each, and the closed list by which a saved configuration finds its model."""
 
+import jax
 from flax import nnx
 
 from jaxgen.errors import ConfigError
@@ -44,3 +45,8 @@ def build(config, seed: int = 0):
     if not hasattr(config, "build"):
         raise ConfigError("model", "a configuration of jaxgen.models, or one with a method build(rngs)", type(config).__name__)
     return config.build(rngs)
+
+
+def count_parameters(model: nnx.Module) -> int:
+    """How many numbers the parameters of a model are; its shapes, from `jax.eval_shape`, are enough."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
