@@ -39,6 +39,13 @@ def check_image_config(config, least: dict[str, int], channels: tuple[int, ...] 
         raise ConfigError("dropout", "a number in 0..1, 1 excluded", config.dropout)
 
 
+def check_levels(levels: int, feature) -> None:
+    """The levels in the configuration of a model of images or points: images have at least 2, real points have none (0)."""
+    least, most = (2, MOST_LEVELS) if feature.discrete else (0, 0)
+    if not least <= levels <= most:
+        raise ConfigError("levels", f"2..{MOST_LEVELS} for images, 0 for points", levels)
+
+
 def image_of(batch: dict, name: str = "image"):
     """The entry of a batch that holds the images, or the points."""
     if name not in batch:

@@ -172,7 +172,7 @@ def _batches(dataset, batch_size: int, mesh: Mesh | None) -> Iterator[tuple[dict
 
 @lru_cache(maxsize=16)
 def _compiled(kind: str, samples: int, out: NamedSharding | None):
-    """The compiled `(model, batch, key) -> log p [B]`; one compilation serves a whole training run, and every process has the whole result."""
+    """The compiled `(model, batch, key) -> log p [B]`; every process has the whole of it, and one compilation serves a whole run."""
     return jax.jit(lambda model, batch, key: _score(model, batch, key, kind, samples), out_shardings=out)
 
 

@@ -1,6 +1,7 @@
 """What serves every model and every data set does not ask which one it has: a search in the syntax of its files."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,36 @@ def branches(syntax, names):
                 yield ast.unparse(node)
 
 
+def kinds(syntax):
+    """Where code guesses the kind of data from sizes: `levels == 0` or `levels` alone as a condition, `ndim == 2`, `len(image_shape) == 1`.
+
+    A check whose only consequence is an error is no guess, and neither is the number of axes of a weight, a bias or a label.
+    """
+    no_guess = set()
+    for node in ast.walk(syntax):
+        if isinstance(node, ast.If) and all(isinstance(line, ast.Raise) for line in node.body) and not node.orelse:
+            no_guess |= set(ast.walk(node.test))
+    for node in ast.walk(syntax):
+        conditions = [node.test] if isinstance(node, ast.If | ast.IfExp | ast.While) else []
+        conditions += node.values if isinstance(node, ast.BoolOp) else []
+        conditions += [node.operand] if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not) else []
+        conditions += [node] if isinstance(node, ast.Compare) else []
+        yield from (ast.unparse(condition) for condition in conditions if condition not in no_guess and guesses(condition))
+
+
+def guesses(condition) -> bool:
+    """Whether one condition is a guess."""
+    if isinstance(condition, ast.Name | ast.Attribute):
+        return ast.unparse(condition).split(".")[-1] == "levels"
+    if not isinstance(condition, ast.Compare) or not all(ast.unparse(side).strip("()")[:1].isdigit() for side in condition.comparators):
+        return False
+    left = ast.unparse(condition.left)
+    if left.split(".")[-1] == "levels":
+        return ast.unparse(condition.comparators[0]) in ("0", "1")
+    axes = re.fullmatch(r"(.*)\.ndim|(?:np|jnp)\.ndim\((.*)\)|len\((.*)\.shape\)|len\((.*_shape)\)", left)
+    return bool(axes) and next(filter(None, axes.groups())).split(".")[-1] not in ("leaf", "bias", "label")
+
+
 SHARED = [*sorted((ROOT / "jaxgen").glob("*.py")), *sorted((ROOT / "jaxgen" / "runs").glob("*.py"))]
 
 
@@ -71,3 +102,30 @@ def test_the_check_for_branches_finds_them(code):
     assert list(branches(ast.parse(code), families()))
     fine = "hasattr(model, 'log_prob'); isinstance(model, nnx.Module); name == 'exact'; isinstance(value, int); step == options.steps"
     assert not list(branches(ast.parse(fine), families()))
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in sorted((ROOT / "jaxgen").rglob("*.py")) if path.parent.name != "data"], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_nothing_but_the_kinds_of_data_guesses_what_an_example_is_from_sizes(path):
+    """Whether values are integers, and what an example is, says the feature."""
+    assert not list(kinds(ast.parse(path.read_text("utf-8"))))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "points = config.levels == 0",
+        "x if self.levels else y",
+        "if not config.levels:\n    f()",
+        "if train and levels > 0:\n    f()\n    raise E",
+        "plot(samples) if samples.ndim == 2 else grid(samples)",
+        "np.ndim(x) == 4",
+        "len(self.config.image_shape) == 1",
+        "len(batch.shape) in (2, 4)",
+    ],
+)
+def test_the_check_for_guesses_finds_them(code):
+    assert list(kinds(ast.parse(code)))
+    fine = "feature.discrete; levels == 2; leaf.ndim >= 2; levels > best; len(images) == 0\nif x.ndim != 4:\n    raise E"
+    assert not list(kinds(ast.parse(fine)))

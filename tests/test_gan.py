@@ -166,11 +166,14 @@ def test_samples(name):
         assert int(first.max()) < config.levels
 
 
-def test_every_level_can_be_drawn_and_scaling_is_its_inverse():
-    model = GAN(GANConfig((1, 1, 1), 17, latent=1, hidden=1, depth=1), rngs=nnx.Rngs(0))
-    image = jnp.arange(17, dtype=jnp.uint8).reshape(17, 1, 1, 1)
+@pytest.mark.parametrize(("levels", "dtype"), [(17, jnp.uint8), (256, jnp.uint8), (2**16, jnp.uint16)])
+def test_every_level_can_be_drawn_and_scaling_is_its_inverse(levels, dtype):
+    model = GAN(GANConfig((1, 1, 1), levels, latent=1, hidden=1, depth=1), rngs=nnx.Rngs(0))
+    image = jnp.arange(levels, dtype=dtype).reshape(levels, 1, 1, 1)
     model.generate = lambda z: model._scale(image)
-    np.testing.assert_array_equal(model.sample(jax.random.key(0), 17), image)
+    drawn = model.sample(jax.random.key(0), levels)
+    np.testing.assert_array_equal(drawn, image)
+    assert drawn.dtype == dtype
     assert float(model._scale(image).min()) == -1
     assert float(model._scale(image).max()) == 1
 
@@ -189,6 +192,7 @@ def test_real_images_of_a_batch_are_judged_independently():
         ({"image_shape": (8, 8)}, "image_shape"),
         ({"image_shape": (2,)}, "levels"),
         ({"levels": 0}, "levels"),
+        ({"levels": 2**16 + 1}, "levels: wanted 2..65536 for images, 0 for points"),
         ({"latent": 0}, "latent"),
         ({"architecture": "conv", "image_shape": (6, 8, 1)}, "image_shape"),
         ({"architecture": "conv", "image_shape": (2,), "levels": 0}, "image_shape"),

@@ -276,3 +276,33 @@ class OfImages:
         if "image" not in features:
             raise DataError("data", "a set of images, for this model", ", ".join(feature.said for feature in features.values()))
         return {"image_shape": tuple(features["image"].shape), "levels": features["image"].levels}
+
+
+class OfImagesOrPoints(OfImages):
+    """The same for models of images or of real points: `image_shape` is (H, W, C), or (d,) for points, which have no levels (0)."""
+
+    @property
+    def modelled(self) -> str:
+        """The column that the model is of."""
+        return "point" if len(self.image_shape) == 1 else "image"
+
+    @property
+    def features(self) -> dict[str, Feature]:
+        """The column that the model needs. Raises ConfigError for sizes that are those of neither kind."""
+        if len(self.image_shape) not in (1, 3) or min(self.image_shape) < 1:
+            raise ConfigError("image_shape", "(H, W, C), or (d,) for points", self.image_shape)
+        return {"point": Points(*self.image_shape)} if self.modelled == "point" else super().features
+
+    @staticmethod
+    def sizes_from(features: dict[str, Feature]) -> dict[str, object]:
+        """The fields that a data set decides."""
+        if "point" in features:
+            return {"image_shape": (features["point"].size,), "levels": 0}
+        if "image" in features:
+            return OfImages.sizes_from(features)
+        raise DataError("data", "images or points", ", ".join(feature.said for feature in features.values()))
+
+
+def modelled(config) -> Feature:
+    """The feature that a model of this configuration models."""
+    return config.features[config.modelled]

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
-from jaxgen.checks import check_count, check_images, check_key, check_label, image_of
+from jaxgen.checks import check_count, check_images, check_key, check_label, check_levels, image_of
 from jaxgen.config import check_types
-from jaxgen.data.features import Feature, Image, OfImages, Points, smallest_unsigned
+from jaxgen.data.features import OfImagesOrPoints, modelled, smallest_unsigned
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import EXACT, scale_pixels
 
@@ -31,8 +31,8 @@ SLOPE = 0.2  # of the leaky ReLU (Radford et al. 2016)
 
 
 @dataclass(frozen=True)
-class GANConfig:
-    """`image_shape` is (H, W, C) for uint8 images in {0 .. levels-1}, or (d,) for real points, which have no levels (0).
+class GANConfig(OfImagesOrPoints):
+    """`image_shape` is (H, W, C) for images in {0 .. levels-1}, or (d,) for real points, which have no levels (0).
 
     hidden: units of each hidden layer (mlp), or channels at 1/4 of the size, half of them at 1/2 (conv). depth: hidden layers (mlp).
     """
@@ -46,33 +46,13 @@ class GANConfig:
     num_classes: ClassVar[int] = 0  # unconditional
     players: ClassVar[tuple[str, ...]] = ("generator", "discriminator")
 
-    @property
-    def modelled(self) -> str:
-        """What the generator makes: "point" or "image"."""
-        return "point" if len(self.image_shape) == 1 else "image"
-
-    @property
-    def features(self) -> dict[str, Feature]:
-        """Points of R^d, or images."""
-        return {self.modelled: Points(*self.image_shape) if len(self.image_shape) == 1 else Image(self.image_shape, self.levels)}
-
-    @staticmethod
-    def sizes_from(features: dict[str, Feature]) -> dict[str, object]:
-        """The fields that a data set decides."""
-        if "point" in features:
-            return {"image_shape": (features["point"].size,), "levels": 0}
-        return OfImages.sizes_from(features)
-
     def __post_init__(self):
         check_types(self)
-        points = len(self.image_shape) == 1
-        if len(self.image_shape) not in (1, 3) or min(self.image_shape) < 1:
-            raise ConfigError("image_shape", "(H, W, C), or (d,) for points", self.image_shape)
-        if not (self.levels == 0 if points else 2 <= self.levels <= 256):
-            raise ConfigError("levels", "2..256 for images, 0 for points", self.levels)
+        check_levels(self.levels, modelled(self))
         if min(self.latent, self.hidden, self.depth) < 1:
             raise ConfigError("latent, hidden, depth", "positive sizes", (self.latent, self.hidden, self.depth))
-        if self.architecture == "conv" and (points or self.image_shape[0] % 4 or self.image_shape[1] % 4):
+        images = modelled(self).discrete
+        if self.architecture == "conv" and not (images and self.image_shape[0] % 4 == self.image_shape[1] % 4 == 0):
             raise ConfigError("image_shape", "(H, W, C) with H and W multiples of 4 (conv)", self.image_shape)
 
 
@@ -154,14 +134,14 @@ class GAN(nnx.Module):
         return jax.nn.softplus(-self.discriminate(real)).mean() + jax.nn.softplus(self.discriminate(fake)).mean()
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
-        """L_G + L_D of a batch {"image": uint8 [B, H, W, C]}, or {"point": float32 [B, d]}."""
+        """L_G + L_D of a batch {"image": integers [B, H, W, C]}, or {"point": float32 [B, d]}."""
         real = self._scale(image_of(batch, self.config.modelled))
         z = jax.random.normal(key, (real.shape[0], self.config.latent))
         generator_loss, discriminator_loss = self.generator_loss(z), self.discriminator_loss(real, z)
         return generator_loss + discriminator_loss, {"generator_loss": generator_loss, "discriminator_loss": discriminator_loss}
 
     def sample(self, key: PRNGKeyArray, n: SupportsIndex, label=None) -> Num[Array, "n ..."]:
-        """n images uint8 [n, H, W, C], or n points float32 [n, d]."""
+        """n images [n, H, W, C] of the smallest unsigned type for their levels, or n points float32 [n, d]."""
         check_key(key)
         n = check_count(n)
         check_label(label, self.config.num_classes, n)
@@ -172,7 +152,7 @@ class GAN(nnx.Module):
 
     @property
     def _discrete(self) -> bool:
-        return self.config.features[self.config.modelled].discrete
+        return modelled(self.config).discrete
 
     def _scale(self, x: Num[Array, "B ..."]) -> Float[Array, "B ..."]:
         """Levels 0 .. levels-1 to [-1, 1], the range of tanh; points as they are."""

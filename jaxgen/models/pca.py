@@ -25,9 +25,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
-from jaxgen.checks import check_count, check_key
+from jaxgen.checks import check_count, check_key, check_levels
 from jaxgen.config import check_types
-from jaxgen.data.features import Feature, Image, Points, smallest_unsigned
+from jaxgen.data.features import OfImagesOrPoints, modelled, smallest_unsigned
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.layers.convolutions import dot
 
@@ -36,7 +36,7 @@ ROWS = 1024
 
 
 @dataclass(frozen=True)
-class PCAConfig:
+class PCAConfig(OfImagesOrPoints):
     """`image_shape` is (H, W, C) for images in {0 .. levels-1}, or (d,) for real points, which have no levels (0). K = components."""
 
     image_shape: tuple[int, ...] = (8, 8, 1)
@@ -46,33 +46,10 @@ class PCAConfig:
 
     def __post_init__(self):
         check_types(self)
-        points = len(self.image_shape) == 1
-        if len(self.image_shape) not in (1, 3) or min(self.image_shape) < 1:
-            raise ConfigError("image_shape", "(H, W, C), or (d,) for points", self.image_shape)
-        if not (self.levels == 0 if points else 2 <= self.levels <= 65536):
-            raise ConfigError("levels", "2..65536 for images, 0 for points", self.levels)
+        check_levels(self.levels, modelled(self))
         if not 1 <= self.components <= prod(self.image_shape):
             wanted = f"1..{prod(self.image_shape)}, the dimensions of an example"
             raise ConfigError("components", wanted, self.components, "choose with --model.components")
-
-    @property
-    def modelled(self) -> str:
-        """The column that the density is of."""
-        return "image" if self.levels else "point"
-
-    @property
-    def features(self) -> dict[str, Feature]:
-        """The columns that the model needs."""
-        return {self.modelled: Image(self.image_shape, self.levels) if self.levels else Points(*self.image_shape)}
-
-    @staticmethod
-    def sizes_from(features: dict[str, Feature]) -> dict[str, object]:
-        """The fields that a data set decides."""
-        if "image" in features:
-            return {"image_shape": tuple(features["image"].shape), "levels": features["image"].levels}
-        if "point" in features:
-            return {"image_shape": (features["point"].size,), "levels": 0}
-        raise DataError("data", "images or points", ", ".join(features) or "none")
 
 
 class PCA(nnx.Module):
@@ -99,7 +76,7 @@ class PCA(nnx.Module):
         covariance = sum((x - mean).T @ (x - mean) for x in _rows(dataset, config)) / (n - 1)
         values, vectors = np.linalg.eigh(covariance)
         values, vectors = np.maximum(values[::-1], 0), vectors.T[::-1]
-        if config.levels:  # what u ~ U[0, 1) adds
+        if modelled(config).discrete:  # what u ~ U[0, 1) adds
             mean, values = mean + 0.5, values + 1 / 12
         noise = values[k:].mean() if k < d else 0.0
         if (values[k - 1] if k == d else noise) < 1e-12 * values[0] or values[0] == 0:
@@ -138,8 +115,9 @@ class PCA(nnx.Module):
         scale = jnp.sqrt(jnp.maximum(self.explained_variance[...] - self.noise_variance[...], 0))
         v = self.inverse_transform(scale[None] * jax.random.normal(key_z, (n, self.config.components)))
         v += jnp.sqrt(self.noise_variance[...]) * jax.random.normal(key_noise, v.shape)
-        levels = self.config.levels
-        return jnp.clip(jnp.floor(v), 0, levels - 1).astype(smallest_unsigned(levels)) if levels else v
+        if not modelled(self.config).discrete:
+            return v
+        return jnp.clip(jnp.floor(v), 0, self.config.levels - 1).astype(smallest_unsigned(self.config.levels))
 
     def _centred(self, v: Float[Array, "B ..."]) -> Float[Array, "B D"]:
         if tuple(v.shape[1:]) != tuple(self.config.image_shape):
