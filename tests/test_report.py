@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxgen.data import features
 from jaxgen.errors import ConfigError
 from jaxgen.runs import figures, report
 
@@ -114,7 +115,7 @@ def test_resume_step_none_keeps_every_row(start, tmp_path):
 def test_only_the_writer_writes(start, tmp_path, capsys):
     reporter = start(tmp_path / "run", writer=False)
     reporter.scalars(1, {"loss": 1.0})
-    reporter.images(1, "samples", np.zeros((1, 2, 2, 1), np.uint8), 2)
+    reporter.samples(1, "samples", np.zeros((1, 2, 2, 1), np.uint8), features.Image((2, 2, 1), 2))
     reporter.progress(1, 2, 1, {"loss": 1.0})
     reporter.curve()
     reporter.close()
@@ -197,7 +198,7 @@ def test_a_run_directory_that_fails_does_not_stop_the_run(start, tmp_path, make,
         folder.rmdir()
     for step in (1, 2):
         reporter.scalars(step, {"loss": 1.0})
-        reporter.images(step, "samples", np.zeros((1, 2, 2, 1), np.uint8), 2)
+        reporter.samples(step, "samples", np.zeros((1, 2, 2, 1), np.uint8), features.Image((2, 2, 1), 2))
         reporter.curve()
         reporter.progress(step, 2, 1, {"loss": 1.0})
         reporter.flush()
@@ -221,7 +222,7 @@ def test_failing_tensorboard_is_given_up_after_one_warning(start, tmp_path, monk
     monkeypatch.setattr(writer.EventsWriter, "write_event", fail)
     for step in (1, 2):
         reporter.scalars(step, {"loss": 1.0})
-        reporter.images(step, "samples", np.zeros((1, 2, 2, 1), np.uint8), 2)
+        reporter.samples(step, "samples", np.zeros((1, 2, 2, 1), np.uint8), features.Image((2, 2, 1), 2))
     reporter.close()
     assert [entry.levelno for entry in caplog.records] == [logging.WARNING] and "no TensorBoard today" in caplog.text
     assert len(record(tmp_path)) == 3 and (tmp_path / "images" / "samples_00000002.png").exists()
@@ -241,7 +242,7 @@ def test_tensorboard_gets_every_value_and_the_restart(start, tmp_path):
 
     reporter = start(tmp_path, resume_step=4)
     reporter.scalars(5, {"bits_per_dim": 1.5})
-    reporter.images(5, "samples", np.zeros((1, 2, 2, 1), np.uint8), 2)
+    reporter.samples(5, "samples", np.zeros((1, 2, 2, 1), np.uint8), features.Image((2, 2, 1), 2))
     reporter.close()
     (path,) = (tmp_path / "tensorboard").iterdir()
     data, events = path.read_bytes(), []
@@ -341,13 +342,13 @@ def test_grid_refuses_nothing_and_values_out_of_range(images, levels):
         figures.image_grid(images, levels)
 
 
-def test_images_and_save_images_write_png_files(start, tmp_path):
+def test_samples_are_written_as_their_kind_is_shown(start, tmp_path):
     images = jnp.ones((4, 72, 72, 1), jnp.uint8)
-    start(tmp_path).images(250, "samples", images, 2)
-    report.save_images(tmp_path / "new" / "samples.png", images, 2)
-    one, two = pixels(tmp_path / "images" / "samples_00000250.png"), pixels(tmp_path / "new" / "samples.png")
-    np.testing.assert_array_equal(one, two)
-    assert one.shape == (156, 156, 3) and one[40, 40, 0] == 255
+    start(tmp_path).samples(250, "samples", images, features.Image((72, 72, 1), 2))
+    picture = pixels(tmp_path / "images" / "samples_00000250.png")
+    assert picture.shape == (156, 156, 3) and picture[40, 40, 0] == 255
+    start(tmp_path).samples(1, "strings", np.array([[1, 2, 0]]), features.Tokens(3, 3, ("a", "b")))
+    assert (tmp_path / "images" / "strings_00000001.txt").read_text() == "ab\n"
 
 
 def test_curve_shows_train_and_validation_bits(start, tmp_path):

@@ -225,7 +225,7 @@ class ImageTransformer(AutoregressiveImages):
             wanted = f"{self.head.dtype} [{batch}, {', '.join(map(str, shape))}]"
             raise ConfigError("low_resolution", wanted, "None", "jaxgen upscale has it")
         small = box_filter(image, shape) if low_resolution is None else low_resolution
-        small = jnp.broadcast_to(jnp.asarray(small), (batch, *np.shape(small))) if np.ndim(small) == 3 else small
+        small = jnp.broadcast_to(jnp.asarray(small), (batch, *shape)) if np.shape(small) == shape else small
         small = check_images(small, shape, self.config.levels, "low_resolution")
         if small.shape[0] != batch:
             raise ConfigError("low_resolution", f"{batch} images", small.shape[0])

@@ -60,16 +60,6 @@ def point_plot(points: Float[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "height wi
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def picture(
-    samples: UInt[np.ndarray, "n H W C"] | Float[np.ndarray, "n 2"],
-    levels: int,
-    mask: Bool[np.ndarray, "*shape"] | None = None,
-    columns: int | None = None,
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Samples of any model as one RGB picture: a grid of images, or a plot of points."""
-    return point_plot(samples) if samples.ndim == 2 else image_grid(samples, levels, mask, columns)
-
-
 def _rgb(images: np.ndarray) -> np.ndarray:
     """[n, H, W, C] -> [n, H, W, 3]: one or two channels are grey (the first), of four the first three."""
     return images[..., :3] if images.shape[-1] >= 3 else images[..., :1].repeat(3, axis=-1)

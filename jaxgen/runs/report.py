@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Shaped
 
 from jaxgen.errors import ConfigError
 from jaxgen.metrics import METRICS
@@ -78,19 +78,6 @@ class Reporter:
         if self._writer:
             self._guarded("write metrics", self._write_row, row)
             self._guarded("write for TensorBoard", self._tensorboard_scalars, row)
-
-    def images(self, step: int, name: str, images: Shaped[Any, "n ..."], levels: int, mask: Bool[Any, "*shape"] | None = None) -> None:
-        """A grid of uint8 images in {0 .. levels-1}, or a plot of points [n, 2], as workdir/images/NAME_STEP.png.
-
-        The pixels of `mask` are marked as given.
-        """
-        if self._writer:
-            self._guarded("write images", self._write_images, step, name, np.asarray(images), levels, mask)
-
-    def _write_images(self, step: int, name: str, images: Shaped[np.ndarray, "n ..."], levels: int, mask: Any) -> None:
-        picture = figures.picture(images, levels, mask)
-        self._guarded("write for TensorBoard", self._tensorboard_image, step, name, picture)
-        directory.write_bytes(self.workdir / "images" / f"{name}_{step:08d}.png", figures.png(picture))
 
     def samples(self, step: int, name: str, samples: Shaped[Any, "n ..."], feature: Any) -> None:
         """Samples as their kind is shown (`feature.show`), as workdir/images/NAME_STEP.png, or .txt."""
@@ -225,13 +212,6 @@ class Reporter:
 
     def _tensorboard_image(self, step: int, name: str, picture: np.ndarray) -> None:
         self._tensorboard_event(step, "image", name, picture, dataformats="HWC")
-
-
-def save_images(
-    path: str | os.PathLike, images: Shaped[Any, "n ..."], levels: int, mask: Bool[Any, "*shape"] | None = None, columns: int | None = None
-) -> None:
-    """Write a grid of uint8 images in {0 .. levels-1}, or a plot of points [n, 2], as a PNG file. Raises OSError where it cannot."""
-    directory.write_bytes(_path(path), figures.png(figures.picture(np.asarray(images), levels, mask, columns)))
 
 
 def check_out(path: str | os.PathLike, ending: str = "") -> Any:
