@@ -1,7 +1,9 @@
 """Devices: the mesh, one short table of sharding rules, and the start-up on several hosts.
 
-The mesh has two axes. `data` splits the batch; `fsdp` splits the batch and the parameters (with the optimizer state and the averages), so
-that a large model fits. With fsdp = 1 the parameters are replicated: plain data parallelism. Models never name a mesh axis.
+The mesh has two axes, `data` and `fsdp`. The rows of a batch are split over both. Parameters, optimizer moments and averages are split over
+`fsdp` only: between two steps a device holds 1/fsdp of every array that RULES split, and the whole of the others (small ones, and those
+without an axis that fsdp divides). That bounds the stored state, not the peak: a step also holds its activations, and the arrays that XLA
+gathers to compute with. With fsdp = 1 every device holds all parameters: plain data parallelism. Models never name a mesh axis.
 """
 
 import os
@@ -19,12 +21,12 @@ SMALL = 2**10
 
 
 def replicated(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """The whole array on every device."""
+    """Every device holds the whole array."""
     return PartitionSpec()
 
 
 def largest_divisible_axis(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """The largest axis that `fsdp` divides is split; an array without one, or a small one, is replicated."""
+    """Split the largest axis whose size is a multiple of `fsdp`; without one, or below SMALL elements, the array is not split."""
     axes = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
     if fsdp == 1 or not axes or np.prod(shape) < SMALL:
         return PartitionSpec()
@@ -40,17 +42,17 @@ RULES = (
 
 
 def make_mesh(fsdp: int = 1) -> Mesh:
-    """All devices of all hosts as a mesh `(data, fsdp)`."""
+    """All devices of all hosts as a mesh with axes (data, fsdp); ConfigError unless `fsdp` divides their number."""
     count = jax.device_count()
     if fsdp < 1 or count % fsdp:
         sizes = [size for size in range(1, count + 1) if count % size == 0]
         raise ConfigError("train.fsdp", f"a divisor of the {count} devices", fsdp, f"choose from {sizes}")
-    # Explicit axes, the default of jax.make_mesh, make a convolution raise.
+    # Auto: with the default of jax.make_mesh, Explicit axes, a convolution raises.
     return jax.make_mesh((count // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 def state_sharding(mesh: Mesh, tree):
-    """The sharding of every array of a pytree by the table of rules."""
+    """A tree like `tree` with the sharding of every array, by RULES."""
 
     def rule(path, leaf):
         name = jax.tree_util.keystr(path)
@@ -61,27 +63,30 @@ def state_sharding(mesh: Mesh, tree):
 
 
 def placed_shapes(mesh: Mesh, shapes):
-    """A tree of shapes and dtypes with the sharding of every array by the table of rules: where a checkpoint is to be read to."""
+    """`shapes` (leaves with shape and dtype) as ShapeDtypeStructs with shardings by RULES: the target into which a checkpoint is read."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, state_sharding(mesh, shapes)
     )
 
 
 def place_state(mesh: Mesh, tree):
-    """A state, or a model that was loaded on one device, on the mesh by the table of rules; every process must call it."""
-    if jax.process_count() > 1:  # what lives on one device cannot be sent to another host: each process has the same, and gives its part
+    """A state or a model, loaded on one device, placed on the mesh by RULES; every process must call it with equal values."""
+    if jax.process_count() > 1:  # device_put cannot send a device's array to another host: every process cuts its part out of its own copy
         tree = jax.tree.map(lambda leaf: np.asarray(leaf) if getattr(leaf, "is_fully_addressable", False) else leaf, tree)
     return jax.device_put(tree, state_sharding(mesh, tree))
 
 
 def on_one_device(mesh: Mesh, tree):
-    """The whole of a tree that is spread over the mesh, on this process's first device; every process must call it."""
+    """Gather a tree that is split over the mesh: whole arrays on this process's first device. Every process must call it.
+
+    On the way each device of the mesh holds the whole tree, so a tree too large for one device cannot be gathered.
+    """
     gathered = jax.jit(lambda tree: tree, out_shardings=whole(mesh))(tree)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)
 
 
 def to_host(x: jax.Array) -> np.ndarray:
-    """An array as numpy, also where its parts lie on several hosts; then every process must call it."""
+    """The whole array as numpy. If its parts lie on several hosts they are gathered, and every process must call it."""
     if x.is_fully_addressable:
         return np.asarray(x)
     from jax.experimental import multihost_utils
@@ -90,17 +95,17 @@ def to_host(x: jax.Array) -> np.ndarray:
 
 
 def whole(mesh: Mesh | None) -> NamedSharding | None:
-    """All of an array on every device; without a mesh (None) nothing is said of where it lies."""
+    """The sharding that puts the whole array on every device; None (jax decides) without a mesh."""
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis of a batch is split over all devices."""
+    """The sharding that splits the leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def check_batch_size(batch_size: int, devices: int | None = None, parts: int = 1) -> None:
-    """The global batch must split evenly over the devices, and over the parts of a step that adds up gradients."""
+    """ConfigError unless devices times parts divides the global batch; parts: `train.accumulate`, devices: None for all of jax's."""
     devices = devices or jax.device_count()
     unit = devices * parts
     if batch_size < 1 or batch_size % unit:
@@ -110,9 +115,10 @@ def check_batch_size(batch_size: int, devices: int | None = None, parts: int = 1
 
 
 def place_batch(mesh: Mesh, batch: dict) -> dict:
-    """This process's rows of the global batch, as global arrays.
+    """The global batch as arrays split over the mesh, from `batch`, this process's rows as numpy arrays.
 
-    For a single device the batch stays as it is: a compiled function takes arrays of the host three times as fast as `device_put` does.
+    On a mesh of one device the numpy arrays are returned as they are: handing them to a compiled function takes a third of the time of
+    `device_put`.
     """
     if mesh.size == 1:
         return batch
@@ -123,9 +129,10 @@ def place_batch(mesh: Mesh, batch: dict) -> dict:
 
 
 def start_distributed() -> None:
-    """Join the other hosts. Nothing to set on a TPU pod, under Slurm or Open MPI, and nothing happens on a single machine.
+    """Call `jax.distributed.initialize` where there are several hosts; do nothing on a single machine or if it was called before.
 
-    Anywhere else the three variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name the group.
+    A TPU pod, a job step of Slurm and Open MPI are recognised by their environment variables. On other clusters set
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; ConfigError if only the first is set.
     """
     if jax.distributed.is_initialized():
         return
@@ -140,10 +147,10 @@ def start_distributed() -> None:
 
 
 def _several_hosts(env) -> bool:
-    """Whether jax will find its peers by itself; `jax.distributed.initialize()` raises on a lone machine, so we look first."""
+    """Whether `jax.distributed.initialize()` without arguments will find the group; on a machine without one it would raise."""
     if env.get("JAX_PLATFORMS") == "cpu":
         return False
-    # A batch script under Slurm knows the number of tasks too, but only srun starts them and sets their nodes.
+    # SLURM_NTASKS is set in a batch script too, which is a single process; SLURM_STEP_NODELIST only in the tasks that srun starts.
     tasks = [env.get("SLURM_NTASKS", "") if "SLURM_STEP_NODELIST" in env else "", env.get("OMPI_COMM_WORLD_SIZE", "")]
     many_tasks = any(count.isdecimal() and int(count) > 1 for count in tasks)
     pod = "," in env.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in env
@@ -155,7 +162,10 @@ def _several_hosts(env) -> bool:
 
 
 def first_process_says(answer: int) -> int:
-    """The answer of process 0 on every process: clocks differ, and files need not be read by each of a hundred hosts."""
+    """Broadcast the int32 `answer` of process 0 to all; every process must call it.
+
+    For decisions on which all must agree although their clocks differ, or for which only process 0 reads a file.
+    """
     if jax.process_count() == 1:
         return int(answer)
     from jax.experimental import multihost_utils
@@ -164,7 +174,11 @@ def first_process_says(answer: int) -> int:
 
 
 def on_first_process(work: Callable[[], None]) -> None:
-    """Process 0 works while the others wait; if it fails, it fails on all of them, so that none waits at the next barrier for ever."""
+    """Run `work` on process 0 while the others wait; every process must call it.
+
+    An OSError or ValueError of `work` is raised on process 0, and an OSError on all others, which would else wait for ever at the next
+    barrier. Errors of other types are raised on process 0 only.
+    """
     errors: list[Exception] = []
     if jax.process_index() == 0:
         try:
@@ -176,7 +190,7 @@ def on_first_process(work: Callable[[], None]) -> None:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here. A process that ends while another works takes the group's connection with it."""
+    """Return when every process has called this. Used before a process ends: if one ends early, jax's connection fails in all others."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

@@ -1,4 +1,4 @@
-"""What a loss hands to `after_update`: numbers of its own pass, each with the rule by which the parts of a batch are joined.
+"""Statistics: arrays that a loss computes for `after_update`, each with the rule by which those of several parts of a batch are joined.
 
 A model with variables that gradients do not train (codebook averages, power-iteration vectors) returns `(scalar, metrics, statistics)` from
 its loss, `statistics` being any tree of `Statistic`s:
@@ -21,9 +21,10 @@ from jaxgen.errors import ConfigError
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Statistic:
-    """An array of a loss's pass. join: "sum" adds the parts of a batch, "mean" averages them as the loss, "first" takes the first part's.
+    """One array that a loss computed, and how the arrays x_i of n parts of a batch become one (`train.accumulate` = n).
 
-    A mean is weighted by `metrics["weight"]` where the loss gives it; the first part holds the rows 0, n, 2 n, ... of n parts.
+    join: "sum", sum_i x_i; "mean", sum_i x_i / n, or sum_i w_i x_i / sum_i w_i where the loss gives `metrics["weight"]`; "first", x_0, the
+    array of the part with rows 0, n, 2 n, ...
     """
 
     value: Any
@@ -36,7 +37,7 @@ def values(statistics: Any) -> Any:
 
 
 def each(function: Callable[[Statistic], Any], statistics: Any) -> Any:
-    """`function` of every `Statistic` of the tree. Raises ConfigError where a leaf is something else: its parts could not be joined."""
+    """The tree with `function(statistic)` for every `Statistic`; ConfigError where a leaf is not a `Statistic`."""
 
     def of(leaf):
         if not isinstance(leaf, Statistic):

@@ -1,8 +1,9 @@
 """Training: the state, the one sharded train-step factory, and `fit`, the loop. No model is named here.
 
-A step is a pure function `(state, batch, key) -> (state, metrics)`, compiled once with donated buffers. Its key is `fold_in(key, step)`:
-no key is stored, and a resumed run draws the same numbers. A model with several players (a GAN) has one loss whose gradients do not mix,
-and `OptimizerConfig.players` gives each player its own optimizer: the step is the same.
+A step is a pure function `(state, batch, key) -> (state, metrics)`, compiled once; the buffers of the old state are donated. Its random key
+is `fold_in(key, step)`: no key is stored, and a resumed run draws the same numbers. A model with several players (a GAN) has one loss, with
+`stop_gradient` such that each player's parameters get the gradient of that player's term only; `OptimizerConfig.players` gives each player
+an optimizer of its own. The step is the same for all models.
 """
 
 import os
@@ -30,11 +31,14 @@ __all__ = ["OptimizerConfig", "TrainConfig", "TrainState", "fit", "init_state", 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Length, size and rhythm of a run. Every `eval_every` steps: validation, a grid of samples, a checkpoint.
+    """How long a run is, its batches, and what happens how often. Raises ConfigError for a value out of range.
 
-    accumulate: parts of a batch whose gradients are added up one after the other: less memory, and on a CPU faster where the activations
-    of a whole batch leave its caches (28 x 28: as many parts as images). Parts of more than 8 images are slow there with convolutions.
-    max_minutes: stop after so much time in steps of this call, validation and saving not counted; None for no limit.
+    steps, batch_size: steps in all, and rows of the global batch over all devices. ema_decay: of the average of the parameters.
+    accumulate: number of parts of a batch whose gradients are computed one after the other and averaged. It takes less memory, and on a CPU
+    less time where the activations of a whole batch do not fit the processor's caches (28 x 28 images: as many parts as images).
+    fsdp: number of devices over which parameters are split, a divisor of all devices; see sharding.py.
+    log_every, eval_every: steps between two lines of the log, and between two rounds of validation, samples and checkpoint.
+    max_minutes: stop after this many minutes of steps of this call, validation and saving not counted; None for no limit.
     """
 
     steps: int = 1000
@@ -62,9 +66,9 @@ class TrainConfig:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes; all of it is saved and restored."""
+    """Everything that a step changes. A checkpoint holds all of it."""
 
-    step: Any  # int32 [], finished steps; `Any`, because a tree of shardings or shapes is a TrainState too
+    step: Any  # int32 [], number of finished steps; annotated Any, since trees of shardings or shapes are TrainStates too
     model: Any
     opt_state: Any
     ema: Any  # exponential moving average of the model's parameters, used by evaluation and sampling
@@ -79,29 +83,33 @@ def new_state(model, optimizer: optax.GradientTransformation) -> TrainState:
 
 
 def init_state(model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state before the first step, placed on the mesh. It may share arrays with `model`, donated by the step: do not use it again."""
+    """The state before the first step, placed on the mesh. It may share arrays with `model`, and the step donates them: do not use `model`
+    afterwards."""
     return sharding.place_state(mesh, new_state(model, optimizer))
 
 
 def born(mesh: Mesh, make: Callable[[], TrainState]) -> TrainState:
-    """The state that `make` builds, compiled so that every device makes only its own part: none ever holds the whole of a large model.
+    """The state that `make()` builds, computed in one compiled program whose outputs are split by the rules of sharding.py.
 
-    Weights that are drawn inside one program may differ in the last bit from those drawn one after the other.
+    Each device ends with its own part, and the whole state is never placed on one device first. Weights drawn inside one program may
+    differ in the last bit from those drawn one after the other.
     """
     return jax.jit(make, out_shardings=sharding.state_sharding(mesh, jax.eval_shape(make)))()
 
 
 def ema_model(state: TrainState):
-    """The model with the averaged parameters."""
+    """The model with the averaged parameters in the place of the trained ones."""
     graph, _, rest = nnx.split(state.model, nnx.Param, ...)
     return nnx.merge(graph, state.ema, rest)
 
 
 def accumulated(gradients_of: Callable, parts: int, mesh: Mesh) -> Callable:
-    """`(params, batch, key) -> ((loss, (metrics, statistics)), gradients)` as `gradients_of`, over equal parts of a batch in a `lax.scan`.
+    """`gradients_of`, (params, batch, key) -> ((loss, (metrics, statistics)), gradients), one part of the batch after the other.
 
-    Loss, metrics and gradients are the mean over the parts, or, where the metrics have a "weight" w, sum_i w_i x_i / sum_i w_i with the
-    weight sum_i w_i: the same numbers as in one part up to rounding. Part i draws its noise from fold_in(key, i).
+    Loss, metrics and gradients x are averaged: sum_i x_i / parts, or, where the metrics have a "weight" w, sum_i w_i x_i / sum_i w_i, and
+    the metric "weight" is sum_i w_i. For a loss without noise that is the result for the whole batch up to float32 rounding, provided the
+    loss is a mean over rows (or over what `weight` counts). Noise (dropout, latent samples) is drawn from fold_in(key, i) in part i, so
+    the draws, and with them the numbers, differ from those of the whole batch; their expectations are equal.
     """
 
     def of_whole(params, batch: dict, key: PRNGKeyArray):
@@ -112,7 +120,7 @@ def accumulated(gradients_of: Callable, parts: int, mesh: Mesh) -> Callable:
         return of_whole
 
     def weighted(part):
-        """The part times its weight, and its statistics. A part of weight 0 counts nothing, even where its loss is nan."""
+        """The part's numbers times its weight, and its statistics. A part of weight 0 adds 0, even where its loss is NaN."""
         (value, (metrics, statistics)), gradients = part
         weight = metrics.get("weight")
 
@@ -156,21 +164,27 @@ def accumulated(gradients_of: Callable, parts: int, mesh: Mesh) -> Callable:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Numbers:
-    """Metrics as one array, so that the host reads them at once."""
+    """All metrics of a step in one array, so that the host needs one transfer to read them."""
 
     names: tuple[str, ...] = field(metadata={"static": True})
     values: Any  # float32 [number of metrics]
 
     def read(self) -> dict[str, float]:
-        """The metrics as plain numbers; waits for the device."""
+        """{name: Python float}; waits until the device has computed them."""
         return dict(zip(self.names, np.asarray(self.values).tolist(), strict=True))
 
 
 class TrainStep:
-    """A compiled step. `step(state, batch, key) -> (state, metrics)` is the plain form; `on_leaves` spares the work of every call.
+    """A compiled step in two forms: `step(state, batch, key) -> (state, metrics)`, and `on_leaves` for loops.
 
-    To flatten a state into its arrays and to build it again takes Python 8 ms for a model of 900 arrays. A loop therefore does both once:
-    `leaves, tree = jax.tree.flatten(state)`, then `leaves, numbers = step.on_leaves(tree)(leaves, batch, key)`, the arrays being donated.
+    Each call of the first form flattens the state into its arrays and builds it again, 8 ms of Python for a model of 900 arrays. A loop
+    avoids that by flattening once and passing the list of arrays from step to step:
+
+        leaves, tree = jax.tree.flatten(state)
+        advance = step.on_leaves(tree)
+        leaves, numbers = advance(leaves, batch, key)      # as often as wanted; numbers.read() gives the metrics
+
+    Both donate the buffers of the old state.
     """
 
     def __init__(self, step: Callable, mesh: Mesh):
@@ -181,11 +195,11 @@ class TrainStep:
         return self._compiled(state, batch, key)
 
     def lower(self, state: TrainState, batch: dict, key: PRNGKeyArray):
-        """As `jax.jit(...).lower`: the program of the plain form."""
+        """`jax.jit(...).lower` of the first form."""
         return self._compiled.lower(state, batch, key)
 
     def on_leaves(self, tree) -> Callable[[list, dict, PRNGKeyArray], tuple[list, Numbers]]:
-        """The compiled `(leaves, batch, key) -> (leaves, numbers)` of states of this tree."""
+        """The compiled (leaves, batch, key) -> (leaves, Numbers) for states whose tree structure is `tree`."""
 
         def step(leaves, batch, key):
             state, metrics = self._step(jax.tree.unflatten(tree, leaves), batch, key)
@@ -198,13 +212,15 @@ class TrainStep:
 
 
 def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_decay: float = 0.999, accumulate: int = 1) -> TrainStep:
-    """The compiled `step(state, batch, key) -> (state, metrics)` of any model with `loss(batch, key) -> (scalar, metrics)`.
+    """The compiled step of any model with `loss(batch, key) -> (scalar, metrics)` or `(scalar, metrics, statistics)`.
 
-    Parameters are the model's `nnx.Param` leaves. A non-finite loss or gradient leaves parameters, optimizer and average as they were and
-    shows as `finite = 0` in the metrics. The average's decay warms up as min(ema_decay, (1 + t) / (10 + t)). A model with other variables
-    returns `(scalar, metrics, statistics)` from its loss and advances them in `after_update(statistics, key) -> model`, applied after the
-    gradient step: see `jaxgen.statistics`. `metrics["weight"]` is the count over which the loss is a mean, where that is not rows (tokens
-    that are not padding). `accumulate`: see `TrainConfig`.
+        theta <- theta + update(gradient of the loss),    average <- average + (1 - d_t) (theta - average),
+        d_t = min(ema_decay, (1 + t) / (10 + t)),         t = state.step
+
+    theta are the model's `nnx.Param` leaves. A model with other variables advances them in `after_update(statistics, key) -> model`, which
+    is called after the update of theta (see statistics.py). `metrics["weight"]`: the count over which the loss is a mean, where that is not
+    rows (tokens that are not padding). accumulate: see `TrainConfig`. The step adds the metrics loss, gradient_norm (before clipping) and
+    finite. If the loss or the gradient norm is not finite, finite is 0, and everything but the step number stays as it was.
     """
 
     def step(state: TrainState, batch: dict, key: PRNGKeyArray):
@@ -221,7 +237,7 @@ def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_dec
         (value, (metrics, statistics)), gradients = gradients_of(params, batch, key)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer count, which strict mode refuses
+        with jax.numpy_dtype_promotion("standard"):  # optax computes float ** integer, which strict promotion refuses
             updates, opt_state = optimizer.update(gradients, state.opt_state, params)
         t = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
@@ -279,7 +295,10 @@ class Interruption:
 
 
 def _loop(train_step: Callable, state: TrainState) -> tuple[Callable, Any, Callable[[Any], TrainState]]:
-    """(advance, what it carries, the state of what it carries): on flat leaves where the step offers it."""
+    """(advance, carried, whole) with carried, metrics = advance(carried, batch, key) and state = whole(carried).
+
+    `carried` is the list of the state's arrays for a `TrainStep`, and the state itself for any other function.
+    """
     if not isinstance(train_step, TrainStep):
         return train_step, state, lambda state: state
     leaves, tree = jax.tree.flatten(state)
@@ -298,15 +317,16 @@ def fit(
     stop: Callable[[int], bool] = lambda step: False,
     max_seconds: float | None = None,
 ) -> TrainState:
-    """Train until `steps` steps are done, `stop(step)` says so or `max_seconds` of stepping have passed; returns the state.
+    """Train until `state.step` is `steps`, `stop(step)` is true or the steps of this call took `max_seconds`; return the state.
 
-    `on_metrics(step, metrics)` sees every step, one step late so that the device never waits for the host. An event `(n, run)` runs as
-    `run(step, state)` after every n-th step and after the last. Raises NonFiniteError at the first step whose loss or gradient is not
-    finite, with parameters as before that step.
+    `on_metrics(step, metrics)` is called for every step with floats. Step t is read after step t+1 has been sent to the device, so that
+    the device never waits for the host. events: pairs (n, run); `run(step, state)` is called after every n-th step and after the last
+    one. `state` is donated: do not use it afterwards. Raises NonFiniteError at the first step whose loss or gradient is not finite; that
+    step has not changed the parameters.
     """
     step, spent, pending = int(state.step), 0.0, None
     advance, carried, whole = _loop(train_step, state)
-    del state  # its arrays are donated
+    del state  # the first step donates its arrays
 
     def report(pending):
         if pending is not None:

@@ -13,9 +13,10 @@ from jaxgen.errors import DataError
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Checked columns in memory, all of as many rows; the first one is what a set is about, such as its images.
+    """Checked columns [N, ...] in memory. The first one holds the data proper, such as the images; labels and others come after it.
 
-    facts: what is known of the whole set and helps to judge samples, such as the centres of a mixture.
+    version: part of the fingerprint ("" for none). on_disk: False, unlike `DiskSource`. facts: numbers about the whole set that evaluation
+    and pictures use, such as the centres of a mixture.
     """
 
     columns: dict[str, np.ndarray]
@@ -32,7 +33,7 @@ class ArraySource:
         return {name: column[indices] for name, column in self.columns.items()}
 
     def sha256(self) -> str:
-        """A hash of all columns with their shapes (of labels, whose shape is that of the others, the values)."""
+        """sha256 over the shape and the little-endian values of every column in order; of labels [N] the values only."""
         digest = hashlib.sha256()
         for name, column in self.columns.items():
             digest.update(b"" if name == "label" else repr(column.shape).encode())
@@ -40,12 +41,16 @@ class ArraySource:
         return digest.hexdigest()
 
     def select(self, rows: Int[np.ndarray, " M"] | slice) -> "ArraySource":
-        """The same set with only `rows`."""
+        """A source with the rows `rows` only, otherwise the same."""
         return ArraySource({name: column[rows] for name, column in self.columns.items()}, self.features, self.version, facts=self.facts)
 
 
 def checked(columns: Mapping[str, np.ndarray], features: Mapping[str, Feature], origin: str, **more) -> ArraySource:
-    """The columns, each checked by the feature of its name; DataError where one is missing or their lengths differ."""
+    """An `ArraySource` of these columns, each checked and converted by the feature of its name.
+
+    origin: named in errors. Raises DataError where columns and features have different names, a column fails its feature's check, has no
+    rows, or has another number of rows than the first.
+    """
     if set(columns) != set(features) or not columns:
         raise DataError(origin, "the columns " + ", ".join(features), ", ".join(columns) or "none")
     arrays = {name: features[name].check(np.asarray(columns[name]), f"{origin}:{name}") for name in features}

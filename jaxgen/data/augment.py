@@ -1,6 +1,7 @@
-"""Augmentation: random changes of training images that keep what they show. A pure function of (seed, step, place in the global batch).
+"""Augmentation: random changes of training images, for changes after which an image still fits its label.
 
-So a run that resumes at a step sees the same images again, and so do several processes together. Labels and other columns stay as they are.
+The change of an image is a pure function of (seed, step, index in the global batch). So a run that resumes gets the same images again, and
+any number of processes together get the same global batch. Only the column "image" changes.
 """
 
 from collections.abc import Iterator
@@ -8,21 +9,21 @@ from collections.abc import Iterator
 import numpy as np
 
 AUGMENTATIONS = ("flip", "shift", "crop")
-"""flip: left and right exchanged, for half of the images. shift: moved by up to an eighth of each side, at least one pixel, and filled up
-with the value 0. crop: the same, but filled up with the image mirrored at its border."""
+"""flip: left and right exchanged with probability 1/2. shift: moved by whole pixels, uniform in -m .. m along each axis with
+m = max(1, side // 8); pixels from outside the image are 0. crop: the same with the image mirrored at its border outside."""
 
 
 def augmented(
     batches: Iterator[dict[str, np.ndarray]], names: tuple[str, ...], seed: int, start_step: int, process: tuple[int, int]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of start_step, start_step + 1, ... with their images changed; `process` = (index, count)."""
+    """The batches with their images changed by `augment`; the first of `batches` is that of `start_step`, `process` = (index, count)."""
     for step, batch in enumerate(batches, start_step):
         first = process[0] * len(batch["image"])
         yield {**batch, "image": augment(batch["image"], names, seed, step, first)}
 
 
 def augment(image: np.ndarray, names: tuple[str, ...], seed: int, step: int, first: int = 0) -> np.ndarray:
-    """Images [B, H, W, C] changed in each of the named ways; row i has place `first` + i in the global batch of `step`."""
+    """Images [B, H, W, C] after the changes in `names` (of AUGMENTATIONS); row i is row `first` + i of the global batch of `step`."""
     draws = np.random.Generator(np.random.Philox(key=[seed, step])).random((first + len(image), 5))[first:]
     if "flip" in names:
         image = np.where(draws[:, 0, None, None, None] < 0.5, image[:, :, ::-1], image)
@@ -34,7 +35,7 @@ def augment(image: np.ndarray, names: tuple[str, ...], seed: int, step: int, fir
 
 
 def _moved(image: np.ndarray, draws: np.ndarray, mode: str) -> np.ndarray:
-    """Windows as large as the image out of one that is larger by an eighth on every side; draws: [B, 2] in [0, 1) say where."""
+    """Pad by m on every side (`mode` of np.pad), then cut out an H x W window with corner floor((2 m + 1) draws); draws: [B, 2] in [0, 1)."""
     n, height, width = image.shape[:3]
     margin = np.array([max(1, height // 8), max(1, width // 8)])
     padded = np.pad(image, ((0, 0), (margin[0],) * 2, (margin[1],) * 2, (0, 0)), mode=mode)

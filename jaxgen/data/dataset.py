@@ -3,14 +3,16 @@
     train = load("digits", "train")
     batch = train.batch(step, 64, seed)      # {"image": uint8 [B, H, W, C], "label": int32 [B]}: a function of (seed, step, process)
 
-The position in the data is the step and nothing else: with n images and a global batch of B rows, step s takes the places
-s B .. (s + 1) B - 1 of the endless order  pi_0(0..n-1), pi_1(0..n-1), ...  where pi_e is a permutation drawn from (seed, epoch e).
-So every epoch holds every image exactly once, a batch may straddle two epochs, nothing is dropped, and a run that
-resumes at step s needs no saved iterator. With P processes, process p gets rows p B / P .. (p + 1) B / P - 1 of the same global batch.
+With n examples and a global batch of B rows, step s takes the places s B .. (s + 1) B - 1 of the endless sequence
 
-The order is made with numpy (`images.permutation`), not with grain's index shuffle: that one walks a domain of at least 2^16, which
-costs 18 ms a batch of 64 for 100 images and 2.0 ms for the digits, against 0.02 ms here (one CPU core, grain 0.2.18). grain does the
-reading ahead in `Dataset.batches` for sets that live on disk.
+    pi_0(0) .. pi_0(n-1), pi_1(0) .. pi_1(n-1), ...        pi_e a permutation of 0 .. n-1 drawn from (seed, epoch e)
+
+Every epoch has every example exactly once, a batch may contain examples of two epochs, nothing is dropped, and a run that resumes at step
+s needs no saved iterator. With P processes, process p gets rows p B / P .. (p + 1) B / P - 1 of the same global batch.
+
+The permutations are made with numpy (`images.permutation`). grain's index shuffle takes 18 ms for a batch of 64 of 100 images and 2.0 ms
+for the digits, against 0.02 ms here (one CPU core, grain 0.2.18), since it shuffles a domain of at least 2^16 indices. Sets on disk are
+read ahead by grain, in `Dataset.batches`.
 
 How sets are split, read and checked: images.py (digits, files of your own) and tfds.py; which name means which set: loading.py.
 """
@@ -36,7 +38,7 @@ READ_AHEAD = 4  # batches
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split: named columns with features. The source keeps them in memory (`ArraySource`) or reads them from disk (`DiskSource`)."""
+    """One split of a data set: named columns with features, in memory (`ArraySource`) or read from disk (`DiskSource`)."""
 
     source: ArraySource | DiskSource
     name: str
@@ -53,10 +55,11 @@ class Dataset:
         levels: int | None = None,
         name: str = "arrays",
     ) -> "Dataset":
-        """A data set of your own arrays, checked like a file; one of image, point and tokens.
+        """A data set of arrays: exactly one of image, point and tokens.
 
-        image: integers [N, H, W] or [N, H, W, C] in {0 .. levels-1} (levels None: 2 if no value is above 1, else 256), with labels [N] and
-        vectors [N, D] of floats where there are. point: floats [N, d]. tokens: integers [N, L], 0 stops a string and fills its row up.
+        image: integers [N, H, W] or [N, H, W, C] in {0 .. levels-1}; levels None: 2 if no value is above 1, else 256. label: integers [N],
+        vector: floats [N, D], both for images only. point: floats [N, d]. tokens: integers [N, L], each row a string, the stop token 0 and
+        zeros after it. Raises ConfigError for none or two of them, DataError for wrong shapes, types and values.
         """
         given = {"image": image, "point": point, "tokens": tokens}
         about = [column for column, array in given.items() if array is not None]
@@ -72,7 +75,10 @@ class Dataset:
 
     @staticmethod
     def from_columns(columns: dict[str, np.ndarray], features: dict[str, Feature], name: str = "arrays", split: str = "train") -> "Dataset":
-        """A data set of columns [N, ...] of any kind, each checked by the feature of its name; the first is what the set is about."""
+        """A data set of columns [N, ...], each checked by the feature of its name; the first one holds the data proper.
+
+        Raises DataError where names or lengths differ or a column fails its feature's check.
+        """
         return Dataset(checked(columns, features, name), name, split)
 
     @property
@@ -82,12 +88,12 @@ class Dataset:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The columns [N, ...] by name: arrays, or array-likes that read what is indexed."""
+        """{name: column [N, ...]}; for sets on disk a column is an array-like that reads the rows that it is indexed with."""
         return self.source.columns
 
     @property
     def images(self) -> Any:
-        """The first column: images [N, H, W, C], or points [N, d]."""
+        """The first column: images [N, H, W, C], points [N, d] or tokens [N, L]."""
         return next(iter(self.columns.values()))
 
     @property
@@ -97,12 +103,12 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Shape of an example in the first column: (H, W, C) of images."""
+        """The shape of one example of the first column: (H, W, C), (d,) or (L,)."""
         return tuple(self.images.shape[1:])
 
     @property
     def levels(self) -> int:
-        """V of the first column: values are in {0 .. V-1}; 0 where they are real numbers."""
+        """V of an image column, whose values are in {0 .. V-1}; 0 where the first column has no levels (points, tokens)."""
         return getattr(next(iter(self.features.values())), "levels", 0)
 
     @property
@@ -117,18 +123,17 @@ class Dataset:
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """What is known of the whole set and helps to judge samples, such as the centres of a mixture."""
+        """Numbers about the whole set that evaluation and pictures use, such as the centres of a mixture."""
         return self.source.facts
 
     def __len__(self) -> int:
         return len(self.source)
 
     def batch(self, step: int, batch_size: int, seed: int, process: tuple[int, int] | None = None) -> Batch:
-        """This process's rows of the global batch of `step`: {"image": uint8 [B / P, H, W, C]}.
+        """This process's rows of the global batch of `step`: {name: array [B / P, ...]}, the columns of the set.
 
-        And "label", int32 [B / P], and "vector", float32 [B / P, D], where the set has them. `process` = (index, count), by default jax's
-        own. Raises DataError if the set is smaller than a batch, ConfigError if B does
-        not divide by P.
+        batch_size: B. process: (index, P), by default jax's own. Raises DataError if the set has fewer than B rows, ConfigError for a
+        negative step or seed, and if P does not divide B.
         """
         if step < 0:
             raise ConfigError("step", wanted="0 or more", got=step)
@@ -137,9 +142,9 @@ class Dataset:
         return self.source.read(self._order(np.arange(step * batch_size, (step + 1) * batch_size)[rows], seed))
 
     def batches(self, start_step: int, batch_size: int, seed: int, process: tuple[int, int] | None = None) -> Iterator[Batch]:
-        """batch(start_step), batch(start_step + 1), ... without end; sets on disk are read ahead in a thread, in the same order.
+        """batch(start_step), batch(start_step + 1), ... without end. Sets on disk are read ahead in threads, in the same order.
 
-        An error of the reader is raised here, at the step where it happened.
+        Wrong arguments are reported at the call, an error of the reader when the batch of its step is taken.
         """
         self.batch(start_step, batch_size, seed, process)  # a wrong argument or file is reported before any thread starts
         read = functools.partial(self.batch, batch_size=batch_size, seed=seed, process=process or _this_process())
@@ -148,14 +153,14 @@ class Dataset:
         return _read_ahead(read, start_step)
 
     def epoch(self, batch_size: int, process: tuple[int, int] | None = None) -> Iterator[tuple[Batch, Float32[np.ndarray, " B"]]]:
-        """All rows once, in order: (batch, mask [B / P]); the last batch is filled up with row 0 and mask 0. For evaluation."""
+        """All rows once, in order, for evaluation: (batch, mask float32 [B / P]). The last batch is filled up with row 0, at mask 0."""
         local, n = self._local(batch_size, process), len(self)
         for start in range(0, n, batch_size):
             places = np.arange(start, start + batch_size)[local]
             yield self.source.read(np.where(places < n, places, 0)), (places < n).astype(np.float32)
 
     def check_batch(self, batch_size: int, seed: int = 0) -> None:
-        """Raises unless a training batch of `batch_size` can be drawn: ConfigError (size, seed), DataError (set too small)."""
+        """Raise ConfigError for a wrong batch size or seed, DataError for a set with fewer rows than a batch."""
         _positive(batch_size)
         if not 0 <= seed < 2**63:
             raise ConfigError("seed", wanted="0 or more", got=seed)
@@ -164,7 +169,7 @@ class Dataset:
             raise DataError(f"{self.name}/{self.split}", wanted=wanted, got=len(self), hint=f"batch_size={len(self)} or less")
 
     def expect(self, features: dict[str, Feature]) -> None:
-        """Raises DataError unless the set has these features, those of a model (`config.features`); it may have more."""
+        """Raise DataError unless the set has every one of these features (a model's `config.features`); it may have others too."""
         origin = f"{self.name}/{self.split}"
         for name, wanted in features.items():
             have = self.features.get(name)
@@ -173,7 +178,10 @@ class Dataset:
             wanted.expect(have, origin)
 
     def fingerprint(self, batch_size: int, seed: int, process_count: int | None = None) -> dict[str, Any]:
-        """What a run must find again when it resumes, as JSON. On disk, sha256 covers version, length and 16 examples only."""
+        """What must be equal when a run resumes, as JSON data; see `runs.directory.check_same_run`.
+
+        The sha256 is over all values of a set in memory, and over version, length and 16 examples of a set on disk.
+        """
         self.check_batch(batch_size, seed)
         return {
             "name": self.name,
@@ -190,7 +198,7 @@ class Dataset:
         }
 
     def _order(self, places: np.ndarray, seed: int) -> np.ndarray:
-        """The rows at `places` of the endless shuffled order."""
+        """The rows at these places (ascending, without gaps) of the endless sequence."""
         epochs, within = np.divmod(places, len(self))
         rows = [_permutation(len(self), seed, epoch)[within[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
         return np.concatenate(rows)
@@ -219,7 +227,7 @@ def _this_process() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-@functools.lru_cache(maxsize=4)  # a batch may need two epochs, and a validation set may be drawn from in between
+@functools.lru_cache(maxsize=4)  # a batch may need two epochs of the training set, and batches of another set may be drawn in between
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return permutation(n, seed, epoch)
 

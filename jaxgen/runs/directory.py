@@ -1,4 +1,4 @@
-"""The directory of a run: its path, its steps, its config.json, and whether it is the same run as before."""
+"""The directory of a run: its path, its steps, atomic writes of files, and the check that a run that resumes is the same run."""
 
 import importlib.metadata
 import importlib.util
@@ -16,8 +16,8 @@ from jaxgen.errors import CheckpointError, ConfigError
 
 STORES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs"}
 """Object stores, and the package that each needs."""
-# What a run may change when it goes on, learning rates too since lower ones rescue a run; any other change would make it another run.
-# Whether the data is the same, wherever it lies now, its fingerprint says.
+# Fields that may change when a run resumes; a change of any other field is an error. Learning rates are among them, because a run that has
+# diverged can go on with lower ones. The data's name and folder may change, because its fingerprint tells whether the data is the same.
 HARMLESS = (
     "workdir", "data.name", "data.data_dir", "train.steps", "train.log_every", "train.eval_every", "train.max_minutes", "train.fsdp",
     "optimizer.learning_rate", "optimizer.players",
@@ -26,9 +26,9 @@ HARMLESS = (
 
 
 def folder(path: str | os.PathLike) -> epath.Path:
-    """An absolute local folder (`~` is the home), or a folder of an object store.
+    """The path as an absolute local folder, `~` being the home, or as a folder of an object store ("gs://...").
 
-    Raises ConfigError for `gs:/bucket` and the like, and where the store's package is not installed.
+    Raises ConfigError for a mistyped store ("gs:/bucket"), and where the Python package that reaches the store is not installed.
     """
     text = os.fspath(path)
     for store, package in STORES.items():
@@ -43,27 +43,30 @@ def folder(path: str | os.PathLike) -> epath.Path:
 
 
 def is_local(path: str | os.PathLike) -> bool:
-    """Whether the path is of a file system, which has locks and renames, and not of an object store."""
+    """Whether the path is on a file system, which has locks and atomic renames, not in an object store."""
     return not os.fspath(path).startswith(tuple(STORES))
 
 
 def is_step(name: str) -> bool:
-    """Whether a file name is that of a committed step: its number."""
+    """Whether a name is that of a finished checkpoint: a decimal number without leading zeros. An unfinished one has another name."""
     return name.isascii() and name.isdecimal() and name == str(int(name))
 
 
 def steps(path: epath.Path) -> list[int]:
-    """The committed steps in a folder of checkpoints, oldest first, damaged ones too."""
+    """The steps of the finished checkpoints in a folder, ascending, damaged ones too; [] without the folder."""
     return sorted(int(entry.name) for entry in path.iterdir() if is_step(entry.name)) if path.is_dir() else []
 
 
 def write_json(path: epath.Path, data: Mapping[str, Any]) -> None:
-    """The whole file or the old one, flushed to the disk."""
+    """`write_bytes` of JSON, durable."""
     write_bytes(path, (json.dumps(data, indent=2) + "\n").encode(), durable=True)
 
 
 def write_bytes(path: Any, data: bytes, durable: bool = False) -> None:
-    """The whole file or the old one: a reader never sees a part of it. `durable` flushes it. An object store writes whole objects."""
+    """Replace a file as a whole: write `NAME.tmp`, then rename it, so that a reader finds the old bytes or all new ones.
+
+    durable: fsync the new bytes before the rename. Missing parent folders are made. In an object store a write replaces the object.
+    """
     if not is_local(path):
         path.write_bytes(data)
         return
@@ -85,29 +88,30 @@ def flush(path: epath.Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What is saved with every checkpoint: an upgrade between two halves of a run is the first suspect when its curve bends."""
+    """{package: version} of jaxgen, Python and the libraries that compute or save; saved with every checkpoint."""
     names = ("jax", "flax", "numpy", "optax", "orbax-checkpoint")
     return {"jaxgen": jaxgen.__version__, "python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
 
 
 def report_versions(saved: Mapping[str, Any]) -> None:
-    """One line on stderr where the versions changed."""
+    """One line on stderr if the saved versions are not those of today, since a new version may change a run's numbers."""
     if changes := differences(saved, versions()):
         print(f"jaxgen: versions changed: {', '.join(f'{name} from {change}' for name, change in changes.items())}", file=sys.stderr)
 
 
 def check_same_run(where: epath.Path, old: Mapping[str, Any], config: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
-    """Refuses to go on as another run than the manifest `old` says; HARMLESS changes are reported on stderr.
+    """Compare config and data fingerprint of a run that resumes with those in the manifest `old` of its checkpoint in `where`.
 
-    Raises CheckpointError for another model, ConfigError, which lists the fields, for another configuration or other data.
+    Changes of HARMLESS fields, of the data's folder and of the number of processes are printed on stderr. Raises CheckpointError for a
+    model of another class, and ConfigError, which lists the fields, for any other change.
     """
     check_model(where, old, config)
     changes = differences(old["config"], config)
     harmless = {name: changes.pop(name) for name in HARMLESS if name in changes}
     data = differences(old["fingerprint"], fingerprint)
     if "sha256" not in data:
-        data.pop("name", None)  # a folder that moved
-    if hosts := data.pop("process_count", None):  # every number of processes reads the same global batches
+        data.pop("name", None)  # the same data in another folder
+    if hosts := data.pop("process_count", None):  # the global batches do not depend on it
         harmless["the number of processes"] = hosts
     changes |= {f"data fingerprint {name}": change for name, change in data.items()}
     if changes:

@@ -1,4 +1,4 @@
-"""A state as a flat dict {path in the tree: array}, which is what a checkpoint holds, and back."""
+"""A state (a tree of arrays) as a flat dict {path in the tree: array}, the form in which a checkpoint holds it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,14 +17,15 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def arrays(tree: Any) -> dict[str, Any]:
-    """The named leaves as arrays; numpy and Python scalars, which orbax would save and then not restore, as numpy arrays without axes."""
+    """The named leaves as arrays. Scalars of numpy and Python become numpy arrays of shape (), which orbax restores."""
     return {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in named(tree).items()}
 
 
 def check(saved: Mapping[str, Any], wanted: Mapping[str, Any], complete: bool) -> None:
-    """CheckpointError with the names where dtype or shape differ, or a leaf is missing or (complete) too many.
+    """Compare the leaves of a checkpoint with those of the state that is to be restored, before orbax reads them.
 
-    orbax casts another dtype without a word, and describes another tree in some thousand characters.
+    saved: {name: {"dtype", "shape"}}; wanted: {name: leaf}. Raises CheckpointError with up to 8 names where dtype or shape differ, a
+    wanted leaf is missing, or, if `complete`, a saved one is not wanted. (orbax would cast another dtype without an error.)
     """
     problems = [f"{name} is not wanted" for name in saved if complete and name not in wanted]
     for name, leaf in wanted.items():
@@ -38,7 +39,7 @@ def check(saved: Mapping[str, Any], wanted: Mapping[str, Any], complete: bool) -
 
 
 def placed(leaf: Any) -> Any:
-    """What is to be restored for a leaf: shape, dtype and sharding of a jax array, or else a numpy array."""
+    """The target that orbax restores a leaf into: shape, dtype and sharding for a jax array or ShapeDtypeStruct, else a numpy array."""
     if not _on_device(leaf):
         return np.asarray(leaf)
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -46,7 +47,7 @@ def placed(leaf: Any) -> Any:
 
 
 def like(leaf: Any, array: Any) -> Any:
-    """The restored array in the type of the target's leaf; None stands for an array without elements, which orbax cannot save."""
+    """The restored `array` as the type of `leaf`: jax array, numpy array or scalar. None: an array of size 0, which orbax cannot save."""
     if array is None:
         array = np.zeros(leaf.shape, leaf.dtype)
     if _on_device(leaf):

@@ -1,12 +1,14 @@
-"""One run per directory: an exclusive lock file that says who holds it.
+"""One run per directory: an exclusive lock on the file `lock`, whose text says which process holds it.
 
-The lock is `flock`, not the existence of the file: the kernel drops it at the very moment its process dies, by kill -9 too. So there is no
-stale lock to guess about, no window between "is that pid dead?" and "then it is mine", and no trap when a dead run's pid now belongs to
-another program (in a container every run is pid 1). The text in the file (host, pid, start time) only names the holder in the message.
-The file stays when the lock is released, empty: unlinking it would let two processes lock two different files of the same name.
+On a file system the lock is `flock`, not the existence of the file. The kernel releases it when its process ends, killed by SIGKILL too,
+so no lock is left behind by a dead run, and no pid has to be examined (a dead run's pid may belong to another program by now; in a
+container every run is pid 1). The text (host, pid, start time) is used in messages only. Releasing the lock empties the file and leaves it
+in place: if it were deleted, one process could lock the deleted file and another a new one of the same name. A file system without flock
+gets a warning on stderr and no lock.
 
-Object stores have no locks. There the file is only a note: a live pid on this host is refused, anything else is taken over with a warning,
-since a preempted machine never comes back to clean up and its successor has another name.
+Object stores have no locks. There the text alone decides, when a run starts: if it names a live process of this host the run is refused;
+anything else is taken over with a warning, since a preempted machine does not come back to clean up and its successor has another name.
+Two runs on different hosts, or two that start at the same moment, are not kept apart.
 """
 
 import errno
@@ -25,7 +27,10 @@ NAME = "lock"
 
 
 class RunLock:
-    """Holds `workdir/lock` until `release()` or the death of the process; raises ConfigError where another run holds it."""
+    """Holds `workdir/lock` from construction until `release()` or the end of the process.
+
+    local: the workdir is on a file system (flock), not in an object store. Raises ConfigError where another run holds the lock.
+    """
 
     def __init__(self, workdir: epath.Path, local: bool):
         self._path = workdir / NAME
@@ -38,7 +43,7 @@ class RunLock:
         self._write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "start": time.strftime("%Y-%m-%d %H:%M:%S")}))
 
     def _write(self, text: str) -> None:
-        """The whole text in one write, so that a reader never sees half of it."""
+        """Replace the text. A reader may find the file empty between the two calls, which `_holder` reads as no holder."""
         if self._descriptor is None:
             self._path.write_text(text)
         else:
@@ -46,7 +51,7 @@ class RunLock:
             os.pwrite(self._descriptor, text.encode(), 0)
 
     def release(self) -> None:
-        """Empties the file and drops the lock; a second call does nothing."""
+        """Empty the file and release the lock; a second call does nothing."""
         if self._path is None:
             return
         self._write("")
@@ -56,8 +61,11 @@ class RunLock:
 
 
 def _lock(path: epath.Path) -> int:
-    """The locked descriptor; Python opens it non-inheritable, so a program that the run starts does not keep the lock alive."""
-    import fcntl  # here, because Windows has none and `jaxgen.load` takes no lock
+    """Open the file and lock it: the descriptor. ConfigError where another process has the lock.
+
+    Python's descriptors are not inherited, so a program that the run starts does not keep the lock after the run's end.
+    """
+    import fcntl  # inside the function: Windows has no fcntl, and `jaxgen.load`, which takes no lock, works there
 
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -71,7 +79,7 @@ def _lock(path: epath.Path) -> int:
 
 
 def _holder(path: epath.Path) -> dict[str, Any]:
-    """What the file says about its holder; empty where it says nothing that can be read."""
+    """The holder {host, pid, start} by the file's text; {} where the file is missing, empty or not JSON."""
     try:
         holder = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -83,13 +91,13 @@ def _alive_here(holder: dict[str, Any]) -> bool:
     if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
         return False
     if holder["pid"] == os.getpid():
-        return False  # a dead run in an earlier life of this container, where every run has the same pid
+        return False  # this process has just started, so the text is of a dead run; in a restarted container runs have equal pids
     try:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True  # it runs, and belongs to another user
+        return True  # the process exists and belongs to another user
     return True
 
 

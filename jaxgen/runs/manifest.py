@@ -1,8 +1,10 @@
-"""The manifest of one checkpoint: what is in it, and the sha256 and size of every file.
+"""The manifest of one checkpoint: facts about it, and the sha256 and size in bytes of every file.
 
-orbax restores a checkpoint with a flipped bit without a word, so each step folder carries `manifest.json`, written last and checked before
-anything is read. Its first line is the sha256 of the rest of its bytes: damage to the manifest itself is found too. It is JSON data and is
-never joined to a path: the files on disk are listed and compared with it, not the other way round. It detects damage, not a forger.
+orbax restores a checkpoint in which a bit has flipped without an error. So each step folder has a `manifest.json`, written last and
+compared with the files before anything is restored. Its first line is the sha256 of the bytes after it, so that damage to the manifest
+itself is found too. Names in the manifest are only compared with the names of the files found in the folder, never opened as paths: a
+manifest from a stranger cannot make jaxgen read other files. The hashes find accidental damage; whoever changes files on purpose can write
+a new manifest.
 """
 
 import hashlib
@@ -17,7 +19,7 @@ from jaxgen.runs.directory import flush
 
 NAME = "manifest.json"
 FORMAT = 1
-LARGEST = 64 * 2**20  # bytes; a manifest of ten thousand arrays has two million
+LARGEST = 64 * 2**20  # bytes; a manifest of ten thousand arrays has about 2 MB
 
 
 class Damaged(Exception):
@@ -29,7 +31,7 @@ class Damaged(Exception):
 
 
 def write(folder: epath.Path, facts: dict[str, Any], durable: bool) -> None:
-    """Writes `folder/manifest.json`: `facts` and the digest of every file that is there; `durable` flushes all of them to the disk."""
+    """Write `folder/manifest.json` with `facts` and size and sha256 of every file in the folder; `durable`: fsync all files and folders."""
     body = json.dumps({"format": FORMAT, **facts, "files": _digests(folder)}, indent=1)[2:]
     (folder / NAME).write_text(f'{{"sha256": "{hashlib.sha256(body.encode()).hexdigest()}",\n{body}')
     if durable:
@@ -37,7 +39,7 @@ def write(folder: epath.Path, facts: dict[str, Any], durable: bool) -> None:
 
 
 def read(folder: epath.Path) -> dict[str, Any]:
-    """The manifest of a step folder; raises `Damaged` where it is missing or not as it was written."""
+    """The manifest of a step folder; raises `Damaged` where it is missing, too large, of another format or not as it was written."""
     try:
         if (folder / NAME).stat().length > LARGEST:
             raise Damaged(NAME, f"larger than {LARGEST} bytes")
@@ -53,7 +55,10 @@ def read(folder: epath.Path) -> dict[str, Any]:
 
 
 def verify(folder: epath.Path) -> dict[str, Any]:
-    """The manifest, after every file that it lists was found as it was written; raises `Damaged` for the first that was not."""
+    """Compare every file that the manifest lists with its size and sha256, and return the manifest.
+
+    Raises `Damaged` for the first file that is missing, unreadable or different. Files that the manifest does not list are ignored.
+    """
     manifest = read(folder)
     found = _files(folder)
     for name, expected in manifest["files"].items():
@@ -71,7 +76,7 @@ def verify(folder: epath.Path) -> dict[str, Any]:
 
 
 def readable(folder: epath.Path, steps: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """{step: manifest} without the steps whose manifest is damaged (whoever restores them is told which)."""
+    """{step: manifest} of the steps whose manifest can be read. Nothing is printed of the others; `first_intact` names them."""
     found = {}
     for step in steps:
         try:
@@ -82,13 +87,13 @@ def readable(folder: epath.Path, steps: Sequence[int]) -> dict[int, dict[str, An
 
 
 def ranked(manifests: Mapping[int, dict[str, Any]]) -> list[int]:
-    """Scored steps, the lowest score first, then the others, newest first."""
+    """All steps: those with a score by rising score, then those without; newest first among equals."""
     scores = {step: manifest["score"] for step, manifest in manifests.items()}
     return sorted(scores, key=lambda step: (scores[step] is None, scores[step] or 0.0, -step))
 
 
 def first_intact(folder: epath.Path, steps: Sequence[int]) -> int | None:
-    """The first of the steps whose every file is as it was written; the damaged ones before it are named on stderr."""
+    """The first of `steps`, in the given order, that `verify` finds undamaged, or None; damaged ones before it are named on stderr."""
     for step in steps:
         try:
             verify(folder / str(step))
@@ -117,7 +122,7 @@ def _digest(path: epath.Path) -> dict[str, Any]:
 
 
 def _flush(folder: epath.Path) -> None:
-    """fsync of every file and folder: after a power cut, a step that has its final name has its bytes too."""
+    """fsync of every file and folder. It comes before the rename to the final name, so a step with that name survives a power cut whole."""
     for root, _, names in folder.walk():
         for path in (*(root / name for name in names), root):
             flush(path)
