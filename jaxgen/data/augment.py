@@ -35,7 +35,7 @@ def augment(image: np.ndarray, names: tuple[str, ...], seed: int, step: int, fir
 
 
 def _moved(image: np.ndarray, draws: np.ndarray, mode: str) -> np.ndarray:
-    """Pad by m on every side (`mode` of np.pad), then cut out an H x W window with corner floor((2 m + 1) draws); draws: [B, 2] in [0, 1)."""
+    """Pad by m on every side (`mode` of np.pad), then cut an H x W window with corner floor((2 m + 1) draws); draws: [B, 2] in [0, 1)."""
     n, height, width = image.shape[:3]
     margin = np.array([max(1, height // 8), max(1, width // 8)])
     padded = np.pad(image, ((0, 0), (margin[0],) * 2, (margin[1],) * 2, (0, 0)), mode=mode)

@@ -1,1 +1,2 @@
-"""What several models are built of: convolutions, masks, attention, residual blocks; causal layers for whole images and for one step."""
+"""Layers that several models use: convolutions, masks, attention, residual blocks. Causal ones have a form for whole images and one for
+the sampler, which computes a row, a pixel or a place at a time from a cache; tests compare the two."""

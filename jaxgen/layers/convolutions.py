@@ -1,12 +1,13 @@
-"""Layers that several models use; every causal layer in both forms, the whole image and one step.
+"""Convolutions and small functions that several models use. Causal layers have two forms: for whole images and for the sampler.
 
 Axes: `[B, H, W, D]` for whole images, `[W, B, D]` for one row in the sampler (columns first, so that one column is contiguous).
-Channel groups: with G = C colour channels, D features are G contiguous groups of D/G; group g may see colour channels < g (mask A) or
-<= g (mask B) of its own pixel, and everything of the pixels before it (van den Oord et al. 2016, section 3.4).
+Channel groups: with G = C colour channels, D features are G contiguous groups of D/G. Features of group g depend on colour channels < g
+(mask A) or <= g (mask B) of their own pixel, and on all channels of the pixels before it (van den Oord et al. 2016, "Pixel Recurrent
+Neural Networks", section 3.4).
 
-In the sampler causal sums are computed by "pushing": a finished row (pixel) is multiplied once with the taps of all later rows (pixels)
-that read it, and the products are added to sums that the cache keeps for these rows (pixels). So a step is one matrix product whatever the
-kernel size.
+The sampler computes causal sums y[c] = sum_j W_j x[c - j] in scatter form, here called pushing: as soon as x[c] is known, one matrix
+product gives W_j x[c] for all taps j, and these terms are added to partial sums of y[c + j] in the cache. A place is finished when
+its sum is needed: the number of products per step does not depend on the kernel size. The same is done for rows and for channel groups.
 """
 
 from collections.abc import Sequence
@@ -21,15 +22,15 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt
 from jaxgen.errors import ConfigError
 
 EXACT = jax.lax.Precision.HIGHEST
-"""The precision of every matrix product: factors of float32 are multiplied as float32. By default GPUs and TPUs round them first, which
-changes likelihoods; for speed choose `dtype="bfloat16"` in a config."""
+"""The precision asked of every product of float32 factors in the models; tests/test_precision.py finds it in their traced programs. By
+default GPUs and TPUs may round factors to TF32 or bfloat16 first, which changes likelihoods. For speed there is `dtype="bfloat16"`."""
 
 FEW_IMAGES = 8
-"""On a CPU a convolution of at most so many images is computed as one matrix product, see `convolution`."""
+"""On a CPU a convolution of at most this many images is computed as one matrix product, see `convolution`."""
 
 
 def check_kernels_and_widths(config, kernels: tuple[str, ...], smallest: int) -> None:
-    """Check that these kernels are odd and no smaller, and that width and head_width are multiples of the channels, for `group_mask`."""
+    """ConfigError unless the named kernels are odd and at least `smallest`, and width and head_width multiples of C (for `group_mask`)."""
     channels = config.image_shape[2]
     for name in kernels:
         if getattr(config, name) < smallest or getattr(config, name) % 2 == 0:
@@ -40,7 +41,7 @@ def check_kernels_and_widths(config, kernels: tuple[str, ...], smallest: int) ->
 
 
 def group_mask(features_in: int, features_out: int, groups: int, kind: str) -> np.ndarray:
-    """Mask [features_in, features_out] of the centre tap: group g sees groups < g (kind A) or <= g (kind B)."""
+    """Float mask [features_in, features_out]: 1 where the input's group is < (kind "A") or <= (kind "B") the output's group, else 0."""
     group_in = np.arange(features_in) * groups // features_in
     group_out = np.arange(features_out) * groups // features_out
     visible = group_in[:, None] < group_out[None] if kind == "A" else group_in[:, None] <= group_out[None]
@@ -53,27 +54,27 @@ def halves_mask(features_in: int, features_out: int, groups: int, kind: str) -> 
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: float) -> nnx.Param:
-    """A weight with standard deviation 1 / sqrt(fan_in), float32."""
+    """A float32 parameter, drawn from a normal distribution with standard deviation 1 / sqrt(fan_in)."""
     return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) / np.sqrt(fan_in))
 
 
 def zeros(shape: tuple[int, ...]) -> nnx.Param:
-    """A bias, float32."""
+    """A float32 parameter of zeros, such as a bias."""
     return nnx.Param(jnp.zeros(shape, jnp.float32))
 
 
 def embed(table: Float[Array, "K D"], label: Array) -> Float[Array, "B D"]:
-    """Rows of the table for classes, int [B]; for weights of the classes, float [B, K], the weighted sums of its rows."""
+    """Embeddings of labels: table[label] for classes, int [B]; label @ table for weights of the classes, float [B, K]."""
     return table[label] if jnp.issubdtype(label.dtype, jnp.integer) else dot(label, table)
 
 
 def scale_pixels(image: Integer[Array, "*shape"], levels: int, dtype=jnp.float32) -> Float[Array, "*shape"]:
-    """{0 .. levels-1} to [-1, 1]; the zeros around an image then have the value of the middle level."""
+    """2 x / (levels - 1) - 1, from {0 .. levels-1} to [-1, 1]. The padding around an image, 0, is the middle of that range."""
     return (image.astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0).astype(dtype)
 
 
 def shift(x: Float[Array, "..."], by: int, axis: int) -> Float[Array, "..."]:
-    """y[i] = x[i - by] along the axis, zeros coming in; by < 0 shifts the other way."""
+    """y[i] = x[i - by] along the axis, 0 where i - by is outside; `by` may be negative."""
     if by == 0:
         return x
     size = x.shape[axis]
@@ -84,13 +85,16 @@ def shift(x: Float[Array, "..."], by: int, axis: int) -> Float[Array, "..."]:
 
 
 def columns(x: Float[Array, "... D"], kernel: int, axis: int) -> Float[Array, "... kD"]:
-    """The `kernel` neighbours c-m .. c+m of every column side by side: [..., kernel D], zeros outside."""
+    """x[c-m], .., x[c+m] of every index c of the axis, concatenated as features: [..., kernel D], m = kernel // 2, zeros outside."""
     m = kernel // 2
     return jnp.concatenate([shift(x, m - j, axis) for j in range(kernel)], axis=-1)
 
 
 def box_filter(image: UInt[Array, "B H W C"], shape: tuple[int, int, int]) -> UInt[Array, "B h w C"]:
-    """The small image of that (h, w, C): the mean of every H/h x W/w box, rounded to the nearest level, halves up; exact integers."""
+    """The image at size `shape` = (h, w, C): the mean of every H/h x W/w box, rounded to the nearest level, halves up.
+
+    Computed in integers, so exact; h and w must divide H and W, which the caller checks.
+    """
     batch, height, width, channels = image.shape
     down, across = height // shape[0], width // shape[1]
     boxes = image.astype(jnp.int32).reshape(batch, shape[0], down, shape[1], across, channels)
@@ -110,8 +114,11 @@ def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray) -> Float[
 
 
 def dot(x: Float[Array, "... D"], weight: Float[Array, "D E"], dtype=None) -> Float[Array, "... E"]:
-    """x @ weight, factors in the dtype of x: float32 parameters, activations in the compute dtype. `dtype` is that of the sums: float32
-    for the parameters of a distribution, since a mean near 1 that is rounded to bfloat16 is half a level of 256 off."""
+    """x @ weight with the weight cast to the dtype of x, at precision EXACT. dtype: of the result, None for that of x.
+
+    Parameters of a distribution are asked for in float32 although x may be bfloat16: bfloat16 numbers just below 1 are 2^-8 apart, half
+    the distance of two of 256 levels on [-1, 1].
+    """
     return jnp.matmul(x, weight.astype(x.dtype), precision=EXACT, preferred_element_type=dtype)
 
 
@@ -123,12 +130,14 @@ def convolution(
     spread: int = 1,
     taps: int | None = None,
 ) -> Float[Array, "B R C E"]:
-    """y[r, c] = sum_{i, j} K[i, j] x'[s r + i, s c + j], x' = x with spread - 1 zeros between its pixels and padded; dtype of x.
+    """y[r, c] = sum_{i, j} K[i, j] x'[s r + i, s c + j], in the dtype of x; s = stride.
 
-    `taps`: only so many positions of the kernel, from its first row on, are not zero. On a CPU the windows of a few images are copied out
-    and multiplied with the kernel in one product: that is faster than XLA's convolution, five to nine times inside a loop (gradients added
-    up image by image), where XLA computes the gradient of a convolution index by index. For many images, whose windows would fill the
-    memory, and on other devices it is XLA's convolution.
+    x' is x with spread - 1 zeros between its pixels, then padded by `padding` = ((top, bottom), (left, right)). taps: only the first
+    `taps` positions of the kernel in raster order are not zero; None for all.
+
+    On a CPU, for at most FEW_IMAGES images, the windows are copied out and multiplied with the kernel in one product. That is faster than
+    XLA's convolution there, five to nine times in a loop that adds up gradients image by image. Otherwise it is XLA's convolution: the
+    windows of many images would take too much memory.
     """
     kernel = kernel.astype(x.dtype)
     if jax.default_backend() != "cpu" or x.shape[0] > FEW_IMAGES:
@@ -145,15 +154,17 @@ def convolution(
 
 
 def add_bias(x: Float[Array, "... E"], bias: Float[Array, "..."]) -> Float[Array, "... E"]:
-    """x + bias for every position, in the dtype of x; the bias is [E], or [B, E] where x ends in [B, E]."""
+    """x + bias at every position, in the dtype of x; the bias is [E], or [B, E] for x [..., B, E]."""
     return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
 
 
 class VerticalConv(nnx.Module):
-    """Convolution over rows r-m .. r and columns c-m .. c+m, m = kernel // 2: the vertical stack, the current row included.
+    """The vertical stack's convolution: m rows above and the row itself, m columns to each side, m = k // 2, zeros outside.
 
-    y[r, c] = sum_{i=0..m} sum_{j=0..k-1} W[i, j] x[r-m+i, c+j-m] + b.  With `factorized` the kernel is a 1 x k convolution to as many
-    features as come out of the gate, followed by an m+1 x 1 convolution.
+        y[r, c] = sum_{i=0..m} sum_{j=0..k-1} W[i, j] x[r-m+i, c+j-m] + b
+
+    With `factorized` it is a 1 x k convolution to features_out / 2 features, then an (m+1) x 1 convolution. The caller shifts y down by a
+    row where row r must not be seen.
     """
 
     def __init__(self, features_in: int, features_out: int, kernel: int, factorized: bool, rngs: nnx.Rngs):
@@ -161,12 +172,12 @@ class VerticalConv(nnx.Module):
         fan = kernel * features_in
         self.across = normal(rngs, (fan, features_out // 2), fan) if factorized else None
         inner = features_out // 2 if factorized else fan
-        # One matrix for all rows that read this one: block i is the tap of the row i below it.
+        # The taps of this row and of the m rows below it that read it, side by side: block i is for the row i below.
         self.down = normal(rngs, (inner, self.rows * features_out), inner * self.rows)
         self.bias = zeros((features_out,))
 
     def _push(self, x, axis: int):
-        """Contributions of every row to itself and the m rows below it: [..., (m+1) features_out]."""
+        """The terms that every row adds to its own sum and to those of the m rows below it: [..., (m+1) features_out]."""
         x = columns(x, self.kernel, axis)
         return dot(dot(x, self.across[...]) if self.across is not None else x, self.down[...])
 
@@ -176,11 +187,11 @@ class VerticalConv(nnx.Module):
         return add_bias(sum(shift(part, i, axis=1) for i, part in enumerate(parts)), self.bias[...])
 
     def init_row(self, width: int, batch: int, dtype=jnp.float32) -> Float[Array, "m W B E"]:
-        """Partial sums of the next m rows before anything is drawn: zeros."""
+        """The partial sums of the next m rows before anything is drawn: zeros."""
         return jnp.zeros((self.rows - 1, width, batch, self.features_out), dtype)
 
     def row(self, waiting: Float[Array, "m W B E"], x: Float[Array, "W B D"]) -> tuple[Float[Array, "m W B E"], Float[Array, "W B E"]]:
-        """One finished row: the partial sums of the rows below, and this row's output."""
+        """Add the terms of a finished row x: the partial sums of the m rows below it, and the row's own output y."""
         new = self._push(x, axis=0).reshape(*x.shape[:2], self.rows, self.features_out)
         new = new.transpose(2, 0, 1, 3)
         own = add_bias(new[0] + (waiting[0] if self.rows > 1 else 0), self.bias[...])
@@ -189,20 +200,22 @@ class VerticalConv(nnx.Module):
 
 
 class HorizontalConv(nnx.Module):
-    """Convolution over columns c-m .. c of one row, the centre tap masked by channel groups (A in the first layer, B after it), no bias.
+    """The horizontal stack's convolution over columns c-m .. c of one row, m = kernel // 2, no bias, zeros outside.
 
-    y[c] = sum_{j=1..m} W_j x[c-j] + (mask * W_0) x[c]; outputs are two halves (tanh | sigmoid), each in groups.
+        y[c] = sum_{j=1..m} W_j x[c-j] + (mask * W_0) x[c]
+
+    The mask is by channel groups, of kind "A" or "B". The outputs are two halves (for tanh | for sigmoid), each split into the groups.
     """
 
     def __init__(self, features_in: int, features_out: int, kernel: int, groups: int, kind: str, rngs: nnx.Rngs):
         self.taps, self.features_in, self.features_out, self.groups, self.kind = kernel // 2, features_in, features_out, groups, kind
         fan = features_in * (self.taps + 0.5)
         self.left = normal(rngs, (features_in, self.taps * features_out), fan)
-        hidden = kind == "A" and groups == 1  # the centre is masked altogether
+        hidden = kind == "A" and groups == 1  # then the mask is 0 everywhere
         self.centre = None if hidden else normal(rngs, (features_in, features_out), fan)
 
     def masked_centre(self) -> Float[Array, "D E"]:
-        """The centre tap with its mask: zero where a group may not look."""
+        """W_0 with its mask: 0 from input groups that the output's group must not depend on."""
         return self.centre[...] * halves_mask(self.features_in, self.features_out // 2, self.groups, self.kind)
 
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W E"]:
@@ -212,14 +225,14 @@ class HorizontalConv(nnx.Module):
         return sum(shift(part, j, axis=2) for j, part in enumerate(parts))
 
     def pack(self, dtype=jnp.float32) -> Float[Array, "G d E"]:
-        """[centre | left taps] by input group: what a pixel's group pushes to its own pixel and to the m pixels after it."""
+        """[W_0 | W_1 | .. | W_m] split by input group: the weights from a group of x[c] to y[c] and to the m pixels after it."""
         centre = jnp.zeros((self.features_in, self.features_out)) if self.centre is None else self.masked_centre()
         both = jnp.concatenate([centre, self.left[...]], axis=1).astype(dtype)
         return both.reshape(self.groups, self.features_in // self.groups, -1)
 
 
 def take_group(x: Float[Array, "B D"], k, groups: int, halves: int = 1) -> Float[Array, "B E"]:
-    """Group k of the features, of each half: [B, halves D] -> [B, halves D/G]."""
+    """Channel group k of each of the `halves` equal parts of the features: [B, halves D] -> [B, halves D/G]."""
     if groups == 1:
         return x
     batch = x.shape[0]
@@ -228,22 +241,22 @@ def take_group(x: Float[Array, "B D"], k, groups: int, halves: int = 1) -> Float
 
 
 def of_group(weights: Float[Array, "G d E"], k) -> Float[Array, "d E"]:
-    """The rows of the weights that channel group k is multiplied with."""
+    """weights[k], the matrix that channel group k is multiplied with."""
     return weights[0] if weights.shape[0] == 1 else jax.lax.dynamic_index_in_dim(weights, k, keepdims=False)
 
 
 def quarters(n: int) -> tuple[int, ...]:
-    """The ends of four equal parts of n places, of fewer where a part would have less than 64.
+    """The ends of four about equal parts of 0 .. n-1, or of fewer parts so that each but the last has 64 places or more.
 
-    Attention that reads in each part only the keys up to the part's end takes 1/4 (1 + 2 + 3 + 4) / 4 = 5/8 of the products that attention
-    to all keys with a mask takes.
+    For causal attention: if the queries of a part are multiplied with the keys up to the part's end only, four parts take
+    1/4 (1 + 2 + 3 + 4) / 4 = 5/8 of the products of all queries with all keys.
     """
     size = max(-(-n // 4), 64)
     return tuple(min(start + size, n) for start in range(0, n, size))
 
 
 def resize(x: Array, size: int, axis: int) -> Array:
-    """The first `size` places of an axis, zeros after the last one."""
+    """The axis cut or filled up with zeros to length `size`."""
     x = jax.lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
     pad = [(0, 0)] * x.ndim
     pad[axis] = (0, size - x.shape[axis])
@@ -251,24 +264,25 @@ def resize(x: Array, size: int, axis: int) -> Array:
 
 
 def scan_in_parts(body, carry, inputs, ends: Sequence[int], fit):
-    """`jax.lax.scan` in parts that end at `ends`, the last one the end of all: before each part `fit(cache, end)` makes the cache larger.
+    """`jax.lax.scan` as several scans one after the other, which end at `ends` (ascending; the last is the length of the inputs).
 
-    The carry is (cache, previous). Within one scan all shapes are fixed, so that a cache that grows needs several.
+    The carry is (cache, previous). Before each scan the cache becomes `fit(cache, end)`: shapes are fixed within a scan, so a cache that
+    grows needs several.
     """
     values = []
     for begin, end in pairwise((0, *ends)):
         cache, previous = carry
-        part = jax.tree.map(lambda x: x[begin:end], inputs)  # noqa: B023 (called at once)
+        part = jax.tree.map(lambda x: x[begin:end], inputs)  # noqa: B023 (the lambda is called before the loop goes on)
         carry, drawn = jax.lax.scan(body, (fit(cache, end), previous), part)
         values.append(drawn)
     return carry, jnp.concatenate(values)
 
 
 def at(x: Array, i) -> Array:
-    """x[i] along the leading axis, i may be traced."""
+    """x[i] along the leading axis; i may be traced."""
     return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
 
 
 def put(x: Array, value: Array, i) -> Array:
-    """x with x[i] = value."""
+    """x with x[i] replaced by `value`; i may be traced."""
     return jax.lax.dynamic_update_index_in_dim(x, value, i, 0)

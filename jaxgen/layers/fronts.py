@@ -1,10 +1,12 @@
-"""Fronts: pixels that do not depend on each other, one in each of several rows, drawn at once.
+"""Fronts: sampling several pixels of an image at once, one in each of several rows, where they do not depend on each other.
 
-Where pixel (r, c) depends on row r - i up to column c + (s - 1) i only, it can be drawn at time t = s r + c, since every pixel that it
-reads was drawn before. Row r has lane r mod K, with K = ceil((W + s - 1) / s) so that at least s - 1 columns of padding lie between two
-rows of a lane: what is kept of them is zero, as the convolutions want it. An image takes s (H - 1) + W steps instead of H W.
+If pixel (r, c) depends on no column of row r - i beyond c + (s - 1) i, i >= 0, it can be drawn at time t = s r + c: all pixels that it
+depends on have smaller times. The pixels of one time are a front. An image takes s (H - 1) + W steps instead of H W.
 
-In the sampler the Q = K n pixels of a front lie side by side, lane k of image b in place k n + b; features are columns, `[D, Q]`.
+A front has K = ceil((W + s - 1) / s) places, called lanes; row r is in lane r mod K. So a lane holds one row after the other, with at
+least s - 1 steps between two rows. At these steps it is outside the image, and its features are set to 0, the padding of convolutions.
+
+In the sampler a front is a batch of Q = K n pixels of n images, lane k of image b at index k n + b; features are columns, `[D, Q]`.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from jaxgen.sampling import Draw, in_groups, place_by_place
 
 @dataclass(frozen=True)
 class Fronts:
-    """The fronts of an image of H x W pixels, every row s = `skew` columns behind the one above it."""
+    """The fronts of an image of height x width pixels; at any time a row is s = `skew` columns behind the row above it."""
 
     height: int
     width: int
@@ -28,12 +30,12 @@ class Fronts:
 
     @property
     def lanes(self) -> int:
-        """K: pixels of a front, those outside the image included."""
+        """K, the places of a front, some of them outside the image."""
         return -(-(self.width + self.skew - 1) // self.skew)
 
     @property
     def places(self) -> Int[np.ndarray, "T K 2"]:
-        """(r, c) of every lane at every time; some lie outside the image, where there is nothing to draw."""
+        """(r, c) of every lane at each of the T times; some are outside the image."""
         lanes = np.arange(self.lanes)
         times = np.arange(self.skew * (self.height - 1) + self.width)[:, None] - self.skew * lanes
         rounds, columns = np.divmod(times, self.skew * self.lanes)
@@ -41,22 +43,25 @@ class Fronts:
 
     @property
     def inside(self) -> Bool[np.ndarray, "T K"]:
-        """Which places lie in the image."""
+        """True where a lane is inside the image."""
         return ((self.places >= 0) & (self.places < (self.height, self.width))).all(-1)
 
     def keep_inside(self, x: Float[Array, "*shape Q"], t) -> Float[Array, "*shape Q"]:
-        """x of the pixels of front t, zero outside the image; front -1 is all outside."""
+        """x of the Q pixels of front t, set to 0 where they are outside the image; for t = -1 all are."""
         inside = jnp.asarray(self.inside, x.dtype)[t] * jnp.asarray(t >= 0, x.dtype)
         return x * jnp.repeat(inside, x.shape[-1] // self.lanes).reshape(*(1,) * (x.ndim - 1), -1)
 
     def init_history(self, taps: int, shape: tuple[int, ...], n: int, dtype) -> Float[Array, "R *shape Q"]:
-        """Room for what a kernel with so many taps to each side reads: history[t mod R] are the features of front t, zero outside."""
+        """Zeros for the last R fronts, as many as a kernel with `taps` rows above and `taps` columns to each side reads.
+
+        history[t mod R] is for the features of front t.
+        """
         return jnp.zeros((self.skew * taps + taps + 1, *shape, n * self.lanes), dtype)
 
     def weigh(self, weights: Float[Array, "... E F"], history: Float[Array, "R ... D Q"], t, up: int, taps: range) -> Array:
-        """sum_j W_j x[r - up, c + j] over the taps j for every pixel of front t, the weights side by side: [..., E, Q]."""
+        """sum_j W_j x[r - up, c + j] over j in `taps`, for every pixel (r, c) of front t: [..., E, Q]; weights = [W_j ..], j ascending."""
         seen = [at(history, (t - self.skew * up + right) % len(history)) for right in taps]
-        # Rolled after the product: XLA rolls what it reads element by element.
+        # Row r - up is `up` lanes before row r. Rolling the product, not the histories, is faster: XLA rolls element by element.
         product = jnp.matmul(weights, jnp.concatenate(seen, axis=-2), precision=EXACT)
         return jnp.roll(product, up * (history.shape[-1] // self.lanes), axis=-1)
 
@@ -64,18 +69,18 @@ class Fronts:
 def in_fronts(
     model, draw: Draw, condition, image: UInt[Array, "n H W C"], mask: Bool[Array, "n H W"], rows: Int[Array, " m"]
 ) -> UInt[Array, "m H W C"]:
-    """The images `rows` of the n, front by front: the pixels of a front are one batch, lane after lane.
+    """Draw the images with the indices `rows` [m] of the batch of n, one front after the other; arguments as in `sampling.by_rows`.
 
-    The model has `fronts` and a cached form `init_fronts(n, condition)`, `step_front(cache, previous, t)` for all Q pixels of front t at
-    once, where `previous` [Q, C] holds those of the front before, and `step_front_channel(cache, pixel, k)`.
+    The model has `fronts` and a cached form for fronts: `init_fronts(n, condition)`; `step_front(cache, previous, t)`, the parameters of
+    the Q pixels of front t from the values `previous` [Q, C] of front t-1; `step_front_channel(cache, pixel, k)` for channels k > 0.
     """
     places, inside = model.fronts.places, model.fronts.inside
-    r, c = np.where(inside[..., None], places, 0).transpose(2, 0, 1)  # [T, K]; what is drawn for pixels outside the image is not used
+    r, c = np.where(inside[..., None], places, 0).transpose(2, 0, 1)  # [T, K]; outside the image (0, 0), and the values are dropped
 
     def group(rows):
-        """The images `rows` of the batch: [g, H, W, C]."""
+        """Draw the images with these indices: [g, H, W, C]."""
         given, keep = image[rows][:, r, c], mask[rows][:, r, c]  # [g, T, K, C], [g, T, K]
-        flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731  (lanes and images to one axis)
+        flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731  ([K, g, ...] to [Q, ...])
 
         def finish(cache, parameters, r, c, given, keep):
             noise = jax.vmap(draw.noise)(r, c)[:, rows]

@@ -1,10 +1,12 @@
-"""The gated resnets of PixelCNN++ and PixelSNAIL, and what models made of weight-normalised layers share.
+"""The gated residual block ("resnet") of PixelCNN++ and PixelSNAIL, and the methods that both models share.
 
     c = conv(f(x)) + nin(f(a));  (c1, c2) = conv(dropout(f(c))) + V y;  resnet(x, a) = x + c1 sigmoid(c2)
 
-f(x) = cat_elu x = elu([x, -x]), a auxiliary shortcuts, nin a 1 x 1 convolution, y the label's embedding; every convolution has weight
-normalisation. Forms: whole images (with 1 x 1 kernels: any positions); one row of a stream that reads rows above and all columns; a row
-and a pixel of a stream that reads rows above and the pixels to the left.
+f(x) = cat_elu x = elu([x, -x]); a: features of shortcuts, concatenated; nin: a 1 x 1 convolution; y: the label, one-hot. All convolutions
+have weight normalisation. The two conv have the same kernel; see weight_norm.py for what each kernel reads.
+
+Forms: whole images; for the sampler `row`, a row of the stream u of PixelCNN++, which reads all columns of the rows above; `base` and
+`pixel`, a pixel of a stream that reads the row above and the pixels to the left (ul in PixelCNN++).
 
 Salimans, Karpathy, Chen, Kingma 2017, "PixelCNN++", section 2, and the authors' code.
 """
@@ -23,14 +25,14 @@ from jaxgen.layers.weight_norm import Conv, WeightNorm
 
 
 class Pass(NamedTuple):
-    """What a pass over whole images carries besides the images."""
+    """Arguments of a forward pass over whole images, besides the images."""
 
     label: Any = None  # int32 [B] or None
-    key: Any = None  # dropout, or None
-    initialise: bool = False  # set gains and biases from the data on the way
+    key: Any = None  # of dropout; None for no dropout
+    initialise: bool = False  # every WeightNorm first sets its gain and bias from its input
 
     def conv(self, layer, x, *size):
-        """A convolution of x; a packed one, which the sampler carries, has nothing to initialise."""
+        """layer(x), a convolution, which first sets its gain and bias if `initialise`; size: of the output of `Up`."""
         return layer(x, *size, initialise=True) if self.initialise else layer(x, *size)
 
 
@@ -40,13 +42,14 @@ def cat_elu(x: Float[Array, "... D"]) -> Float[Array, "... E"]:
 
 
 def gated(x: Float[Array, "... D"], c: Float[Array, "... E"]) -> Float[Array, "... D"]:
-    """x + first half of c * sigmoid(second half): no tanh, unlike the Gated PixelCNN."""
+    """x + c1 sigmoid(c2), c = [c1, c2]; unlike the gate of the Gated PixelCNN there is no tanh."""
     a, b = jnp.split(c, 2, axis=-1)
     return x + a * jax.nn.sigmoid(b)
 
 
 class Resnet(nnx.Module):
-    """A gated resnet with `auxiliary` features of shortcuts in all; `plain`: f = elu, half the products; `index` is for its dropout."""
+    """resnet(x, a). auxiliary: features of all shortcuts a together, 0 for none. plain: f = elu instead of cat_elu, half the products.
+    classes: of the label, 0 for none. index: the resnets of a model have different ones, so that their dropout differs."""
 
     def __init__(self, width: int, kernel: tuple[int, int], rngs: nnx.Rngs, *, auxiliary=0, classes=0, dropout=0.0, index=0, plain=False):
         factor = 1 if plain else 2
@@ -57,11 +60,11 @@ class Resnet(nnx.Module):
         self.index, self.dropout, self.plain = index, dropout, plain
 
     def f(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
-        """The activation before every convolution."""
+        """elu if plain, else cat_elu."""
         return jax.nn.elu(x) if self.plain else cat_elu(x)
 
     def __call__(self, x: Float[Array, "*shape D"], auxiliary: list, run: Pass) -> Float[Array, "*shape D"]:
-        """Whole images [B, H, W, D]; with 1 x 1 kernels and no label any shape."""
+        """resnet(x, a) of images [B, H, W, D], a = `auxiliary`, a list of arrays; with 1 x 1 kernels and no label any shape."""
         c = run.conv(self.first, self.f(x))
         if auxiliary:
             c = c + run.conv(self.nin, jnp.concatenate([self.f(a) for a in auxiliary], axis=-1))
@@ -72,13 +75,14 @@ class Resnet(nnx.Module):
         return gated(x, c + self.condition(run.label, c.dtype)[:, None, None] if self.embedding is not None else c)
 
     def condition(self, label, dtype) -> Float[Array, "B E"]:
-        """The label's bias of the gates."""
+        """V y."""
         return embed(self.embedding[...], label).astype(dtype)
 
-    # In the sampler the convolutions are packed. Both forms give the inputs of the two convolutions, which the next row will read.
+    # For the sampler; the convolutions are packed (see `weight_norm.packed`). `row` and `pixel` also return [x, c], from which the two
+    # convolutions of the next row, or of the pixel to the right, are computed.
 
     def row(self, above, x: Float[Array, "W B D"], skip, label) -> tuple[Array, list]:
-        """A row of u, from the inputs of the row above."""
+        """A row of u: resnet(x, skip) and [x, c]; `above` is [x, c] of the row above."""
         c = self.first.row(self.f(above[0]), self.f(x))
         if skip is not None:
             c = add_bias(c + dot(self.f(skip), self.nin.kernel[0, 0]), self.nin.bias)
@@ -87,7 +91,7 @@ class Resnet(nnx.Module):
         return gated(x, gates), [x, c]
 
     def base(self, above, u: Float[Array, "W B D"], label) -> Float[Array, "W B E"]:
-        """The sums of both convolutions of a row of ul without its own pixels: biases, row above and u, side by side, E = 3D."""
+        """The terms of c and of (c1, c2) for a row of ul that do not depend on that row of ul, [W, B, 3D]: biases, label, row above, u."""
         u = self.f(u)
         c = self.first.base(self.f(above[0])) + dot(u, self.nin.kernel[0, 0, : u.shape[-1]])
         gates = self.second.base(self.f(above[1]))
@@ -95,7 +99,10 @@ class Resnet(nnx.Module):
         return jnp.concatenate([add_bias(c, self.nin.bias), gates], axis=-1)
 
     def pixel(self, base, left, x: Float[Array, "B D"], skip) -> tuple[Array, list]:
-        """A pixel of ul, from `base` and the inputs of its left neighbour; the skip's features come after those of u in `nin`."""
+        """A pixel of ul: its output and [x, c], from its `base` [B, 3D] and `left`, the [x, c] of the pixel to its left.
+
+        In a resnet with a skip, a is [u, skip]: the last rows of nin's weight are the skip's.
+        """
         width = x.shape[-1]
         c = base[:, :width] + self.first.pixel(self.f(left[0]), self.f(x))
         if skip is not None:
@@ -107,29 +114,29 @@ class Resnet(nnx.Module):
 class PushingResnet(NamedTuple):
     """A packed resnet with 2 x 2 kernels and without shortcuts, for the sampler.
 
-    A pixel is multiplied with the tap of its own column and with the tap by which its right neighbour will read it in one product. The
-    state is two sums of terms of both convolutions, [B, 3D] each: `base`, of the row above, and `waiting`, of the left neighbour.
+    One product gives the term of a pixel in its own convolution and its term in that of the pixel to its right. The cache has two arrays of
+    terms of c and (c1, c2), [B, 3D] each: `base`, biases and the row above, and `waiting`, the pixel to the left.
     """
 
-    first: Float[Array, "F E"]  # this pixel | the next one, E = 2D
-    second: Float[Array, "F G"]  # G = 4D
+    first: Float[Array, "F E"]  # weights to this pixel | to the next one, E = 2D
+    second: Float[Array, "F G"]  # the same, G = 4D
     resnet: Any
 
     @classmethod
     def of(cls, resnet: Resnet) -> "PushingResnet":
-        """The resnet with the two taps of its own row side by side."""
+        """From a packed resnet."""
         pairs = [jnp.concatenate([conv.kernel[-1, 1], conv.kernel[-1, 0]], axis=-1) for conv in (resnet.first, resnet.second)]
         return cls(*pairs, resnet)
 
     def base(self, above: Float[Array, "W B I"], label) -> Float[Array, "W B E"]:
-        """The terms of the row above in both convolutions of a row, biases included, E = 3D; `above` are their activated inputs there."""
+        """`base` of a row; `above` are f(x) and f(c) of the row above, concatenated."""
         first, second = jnp.split(above, 2, axis=-1)
         gates = self.resnet.second.base(second)
         gates = gates if self.resnet.embedding is None else add_bias(gates, self.resnet.condition(label, gates.dtype))
         return jnp.concatenate([self.resnet.first.base(first), gates], axis=-1)
 
     def pixel(self, known: Float[Array, "B E"], x: Float[Array, "B D"]) -> tuple[Array, Array, Array]:
-        """A pixel from base + waiting: the output, what waits for the next pixel, and the activated inputs for the row below."""
+        """A pixel from its x and known = base + waiting: its output, `waiting` of the next pixel, and [f(x), f(c)] for the row below."""
         width = x.shape[-1]
         first = self.resnet.f(x)
         c = dot(first, self.first)
@@ -140,11 +147,12 @@ class PushingResnet(NamedTuple):
 
 
 class WeightNormImages(AutoregressiveImages):
-    """A model whose layers are weight-normalised: `_network(x, run)` gives its parameters from pixels with a channel of ones."""
+    """An image model of weight-normalised layers. `_network(x, run)` gives the parameters of p(x) from `_pixels(image)`."""
 
     def initialise(self, batch: dict):
-        """The model with gains and biases set layer by layer, so that the outputs of every convolution have mean 0 and deviation 1 on the
-        batch (0.1 for the last of a resnet); dropout off. To be called once, before the first step of a new run, never on resume."""
+        """A copy of the model with data-dependent initialisation: layer by layer, gains and biases are set so that every convolution's
+        outputs have mean 0 and standard deviation 1 on the batch (0.1 for the second conv of a resnet). Without dropout. Call it once,
+        before the first step of a new run. Raises ConfigError for a batch that does not fit the config."""
         config = self.config
         image = check_images(image_of(batch), config.image_shape, config.levels)
         label = check_label(batch.get("label") if config.num_classes else None, config.num_classes, image.shape[0])
@@ -154,7 +162,7 @@ class WeightNormImages(AutoregressiveImages):
         return self._network(self._pixels(image, self.config.dtype), Pass(label, key))
 
     def _pixels(self, image: UInt[Array, "*shape C"], dtype) -> Float[Array, "*shape D"]:
-        """x on [-1, 1] with a channel of ones, D = C + 1, which tells the image from the padding."""
+        """x on [-1, 1] and a channel of ones, D = C + 1; the padding has 0 there, so the network can tell it from the image."""
         x = scale_pixels(image, self.config.levels, dtype)
         return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
 

@@ -1,17 +1,17 @@
-"""The output distribution of PixelCNN++: a mixture of K discretized logistics for a whole pixel, its channels linked linearly.
+"""The output distribution of PixelCNN++: a mixture of K discretized logistics for a pixel; means of G and B are linear in R and G.
 
-With levels V on a grid of [-1, 1], half a bin d = 1 / (V - 1), component k and channels R, G, B:
+x_c are the V levels scaled to [-1, 1], 2d apart, d = 1 / (V - 1); for component k and channels R, G, B (k left out on the right):
 
     m_R = mu_R,  m_G = mu_G + a x_R,  m_B = mu_B + b x_R + c x_G            a, b, c in (-1, 1): tanh of the outputs
     P_k(x_c) = sigma((x_c + d - m_c) / s_c) - sigma((x_c - d - m_c) / s_c)  lowest level: first term only; highest: 1 - second
     log p(x) = logsumexp_k [log pi_k + sum_c log P_k(x_c)]                   one component for all channels
 
-The difference of the two sigmoids is a product, exact for every scale, whose logarithm needs no threshold:
+Since sigma(u) - sigma(v) = (1 - exp(v - u)) sigma(u) sigma(-v), the logarithm is computed without cancellation for every scale:
 
     log P = log(1 - exp(-2d / s)) - softplus(-(x + d - m) / s) - softplus((x - d - m) / s)
 
-Salimans, Karpathy, Chen, Kingma 2017, "PixelCNN++", section 2. The sampled R and G that G and B are conditioned on are quantised, as the
-training data are.
+Salimans, Karpathy, Chen, Kingma 2017, "PixelCNN++", section 2. Departure from the authors' code: in a draw, the means of G and B are
+computed from the R and G that were drawn rounded to levels, as they are in log_prob; so draws are from the distribution of log_prob.
 """
 
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import scale_pixels
 
 LOWEST_LOG_SCALE = -7.0
-"""Narrower components are as wide as this: an eighth of a bin at 256 levels."""
+"""Smaller log-scales are raised to this one, as in the authors' code; exp(-7) is about an eighth of a bin 2d of 256 levels."""
 
 
 @jax.custom_jvp
 def log1mexp_exp(t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """log(1 - exp(-w)) of w = exp(t), to rounding for every t: about t for small w, about -exp(-w) for large w."""
+    """log(1 - exp(-exp(t))), accurate to float32 rounding for every t. With w = exp(t) it is about t for small w, -exp(-w) for large w."""
     w = jnp.exp(jnp.minimum(t, 80.0))
     small, middle = w < 1e-3, w < 0.7
     series = t - w / 2
@@ -50,7 +50,7 @@ def _log1mexp_exp_jvp(primals, tangents):
 def discretized_logistic_log_prob(
     x: Num[Array, "*shape"], mean: Float[Array, "*shape"], log_scale: Float[Array, "*shape"], levels: int
 ) -> Float[Array, "*shape"]:
-    """log P(x) in nats for x in {0 .. levels-1}, mean and scale on [-1, 1]."""
+    """log P(x) in nats of one discretized logistic, x in {0 .. levels-1}; mean and scale are in units of [-1, 1]."""
     half = 1.0 / (levels - 1)
     centred, inverse = scale_pixels(x, levels) - mean, jnp.exp(-log_scale)
     below = jax.nn.softplus(-(centred + half) * inverse)  # -log sigma of the upper edge
@@ -61,16 +61,16 @@ def discretized_logistic_log_prob(
 
 @dataclass(frozen=True)
 class DiscretizedLogisticMixture:
-    """Parameters [..., P] for a pixel of C channels: K mixture logits, then K means, K log-scales for each channel, then the coefficients.
+    """The distribution above, of pixels [..., C] given parameters [..., P], P = K (1 + 2C + C(C-1)/2): 10 K for C = 3, 3 K for C = 1.
 
-    P = K (1 + 2C + C(C-1)/2): 10 K for C = 3, 3 K for C = 1.
+    The parameters are K mixture logits, C K means, C K log-scales and, for C = 3, 3 K coefficients (a, b, c before tanh).
     """
 
     levels: int
     channels: int
     components: int = 10
 
-    channelwise = False  # one set of parameters for the whole pixel, which they do not see
+    channelwise = False  # one set of parameters for all channels of a pixel, which depends on none of them
 
     def __post_init__(self):
         if self.levels < 2:
@@ -85,7 +85,7 @@ class DiscretizedLogisticMixture:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of draws: the smallest unsigned type that holds 0 .. levels-1."""
+        """The type in which samplers return draws: the smallest unsigned one that holds 0 .. levels-1."""
         return np.min_scalar_type(self.levels - 1)
 
     def split(self, parameters: Float[Array, "*shape P"]) -> tuple[Array, Array, Array, Array]:
@@ -95,12 +95,12 @@ class DiscretizedLogisticMixture:
         return logits[..., 0, :], means, jnp.maximum(log_scales, LOWEST_LOG_SCALE), jnp.tanh(coefficients)
 
     def _mean(self, means, coefficients, before, c: int):
-        """m_c [..., K] from mu_c and the channels `before` c, each [...] on [-1, 1]."""
+        """m_c [..., K] from mu_c and `before`, the values on [-1, 1] of the channels (those from c on are ignored)."""
         first = c * (c - 1) // 2
         return means[..., c, :] + sum(coefficients[..., first + j, :] * value[..., None] for j, value in enumerate(before[:c]))
 
     def log_prob(self, parameters: Float[Array, "*shape P"], x: Num[Array, "*shape C"]) -> Float[Array, "*shape"]:
-        """log p(x) in nats of each pixel, all its channels together."""
+        """log p(x) in nats of each pixel, the joint probability of its channels."""
         logits, means, log_scales, coefficients = self.split(parameters)
         values = [scale_pixels(x[..., c], self.levels) for c in range(self.channels)]
         terms = jax.nn.log_softmax(logits)
@@ -110,15 +110,16 @@ class DiscretizedLogisticMixture:
         return jax.nn.logsumexp(terms, axis=-1)
 
     def noise(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-        """Noise of pixels of shape [..., C]: K Gumbel variables that choose the component, then C logistic ones: [..., K + C]."""
+        """Noise for pixels of this shape, [..., C]: K Gumbel variables, which choose the component, then C logistic ones: [..., K + C]."""
         choose, draw = jax.random.split(key)
         gumbel = jax.random.gumbel(choose, (*shape[:-1], self.components))
         return jnp.concatenate([gumbel, jax.random.logistic(draw, shape)], axis=-1)
 
     def sample(self, parameters: Float[Array, "*shape P"], noise: Float[Array, "*shape N"], temperature=1.0) -> Int[Array, "*shape C"]:
-        """A draw of all channels, each given the quantised ones before it.
+        """A draw of all channels: component k = argmax(logits + Gumbel noise), then x_c = m_c + s_c * logistic noise, rounded to a level.
 
-        The temperature divides the mixture logits and multiplies the scales: towards 0 the mean of the likeliest component.
+        The temperature divides the mixture logits and multiplies the scales; towards 0 the draw becomes the mean of the likeliest
+        component.
         """
         logits, *rest = self.split(parameters)
         gumbel, logistic = noise[..., : self.components], noise[..., self.components :]

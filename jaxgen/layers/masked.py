@@ -1,8 +1,9 @@
 """Masked convolutions, the output layers and the LSTM cell that PixelCNN, Row LSTM and Diagonal BiLSTM share, in both forms.
 
-A masked convolution sees the rows above, the pixels to the left and, at its own pixel, the channel groups that its mask allows (A: groups
-before; B: these and its own). There are no weights for later pixels; only the centre tap has a mask, which multiplies it at every use.
-In the sampler, rows are `[W, B, D]` and pixels `[B, D]`; a pixel's channel group k is pushed to all that reads it (see convolutions.py).
+The output of a masked convolution at a pixel depends on the rows above, on the pixels to the left and, at its own pixel, on the channel
+groups before its own (mask A) or up to its own (mask B). There are no weights for later pixels. Only the centre tap W has a mask; it is
+multiplied with it at every use, so that gradients of masked weights are 0. Sampler: rows are `[W, B, D]`, pixels `[B, D]`; "pushed" terms
+are explained in convolutions.py. A weight "by input group" is [G, D/G, E]: entry k is multiplied with channel group k.
 
 van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.4 and 3.5.
 """
@@ -32,13 +33,13 @@ from jaxgen.layers.convolutions import (
 
 
 def check_sizes(config, kernels: tuple[str, ...]):
-    """Check the fields that the three configurations share: image_shape, levels, num_classes, layers, width, head_width and the kernels."""
+    """ConfigError unless image_shape, levels, num_classes, layers, width, head_width and the named kernels are as the three models need."""
     check_image_config(config, {"layers": 1})
     check_kernels_and_widths(config, kernels, smallest=3)
 
 
 def get_group(x: Float[Array, "*shape D"], k, groups: int, column=None) -> Float[Array, "*part d"]:
-    """Read channel group k of the features (at that index of the first axis, if given): the counterpart of `put_group`."""
+    """Channel group k of the features of x, or of x[column] if a column is given."""
     if column is not None:
         x = jax.lax.dynamic_index_in_dim(x, column, keepdims=False)
     size = x.shape[-1] // groups
@@ -46,7 +47,7 @@ def get_group(x: Float[Array, "*shape D"], k, groups: int, column=None) -> Float
 
 
 def put_group(x: Float[Array, "*shape D"], value: Float[Array, "*part d"], k, column=None) -> Float[Array, "*shape D"]:
-    """Write channel group k of the features (at that index of the first axis, if given); the rest stays."""
+    """x with channel group k of the features, of x[column] if a column is given, replaced by `value`."""
     start = [0] * x.ndim
     start[-1] = k * value.shape[-1]
     if column is not None:
@@ -55,55 +56,57 @@ def put_group(x: Float[Array, "*shape D"], value: Float[Array, "*part d"], k, co
 
 
 def label_biases(embedding: nnx.Param | None, label, sizes: tuple[int, ...]) -> list:
-    """What the label's embedding adds to the biases of the layers, [B, size] each; zeros [] for an unconditional model."""
+    """The label's embedding, split into one bias [B, size] for each layer; a zero of shape [] each for an unconditional model."""
     if embedding is None:
         return [jnp.zeros(()) for _ in sizes]
     return jnp.split(embed(embedding[...], label), np.cumsum(sizes)[:-1].tolist(), axis=1)
 
 
 def add_label(x: Float[Array, "B H W E"], bias: Float[Array, "..."]) -> Float[Array, "B H W E"]:
-    """x + bias of the label, the same at every position."""
+    """x + bias at every position; bias [B, E] of the label, or []."""
     return x + (bias[:, None, None] if bias.ndim else bias).astype(x.dtype)
 
 
 def joint_bias(bias: Float[Array, " E"], label_bias: Float[Array, "..."], dtype) -> Float[Array, "..."]:
-    """Bias of a layer and bias of the label together, [E] or [B, E]."""
+    """The sum of a layer's bias and the label's: [B, E], or [E] where the label's is []."""
     return (bias[None] + label_bias if label_bias.ndim else bias + label_bias).astype(dtype)
 
 
 class Masked1x1(nnx.Module):
-    """y = (mask * W) x + b at every position; `parts` outputs side by side (the gates of an LSTM), each in channel groups, mask B."""
+    """y = (mask * W) x + b at every position, mask B. The outputs are `parts` equal parts (an LSTM's gates), each split into the groups."""
 
     def __init__(self, features_in: int, features_out: int, groups: int, rngs: nnx.Rngs, parts: int = 1):
         self.groups, self.parts = groups, parts
         self.weight, self.bias = normal(rngs, (features_in, features_out), features_in), zeros((features_out,))
 
     def masked(self) -> Float[Array, "D E"]:
-        """The weight with its mask: zero where a group may not look."""
+        """mask * W."""
         features_in, features_out = self.weight.shape
         return self.weight[...] * np.tile(group_mask(features_in, features_out // self.parts, self.groups, "B"), (1, self.parts))
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
-        """Every position at once."""
+        """y at positions of any shape."""
         return add_bias(dot(x, self.masked()), self.bias[...])
 
     def pack(self, dtype) -> Float[Array, "G d E"]:
-        """The masked weight by input group."""
+        """mask * W by input group."""
         return self.masked().astype(dtype).reshape(self.groups, -1, self.weight.shape[1])
 
 
 class Window(NamedTuple):
-    """What the sampler remembers of a convolution's input, D features, m = kernel // 2."""
+    """The part of a convolution's input that the sampler keeps: D input features, E output features, m = kernel // 2."""
 
-    rows: Float[Array, "m W B D"]  # the finished rows, the newest last
-    above: Float[Array, "W B E"]  # what these rows contribute to the row being drawn, bias included
-    left: Float[Array, "m B D"]  # the pixels to the left, the newest last
+    rows: Float[Array, "m W B D"]  # the last m finished rows, the newest last
+    above: Float[Array, "W B E"]  # their terms in the outputs of the row being drawn, bias included
+    left: Float[Array, "m B D"]  # the m pixels to the left, the newest last
 
 
 class MaskedConv(nnx.Module):
-    """k x k convolution of what lies before a pixel, m = k // 2; with `square=False` 1 x k, this row only.
+    """A k x k convolution without the taps of later pixels, m = k // 2, zeros outside the image:
 
-    y[r, c] = sum_{i=1..m, |j|<=m} U[m-i, m+j] x[r-i, c+j] + sum_{j=1..m} V[m-j] x[r, c-j] + (mask * W) x[r, c] + b, zeros outside.
+        y[r, c] = sum_{i=1..m, |j|<=m} U[m-i, m+j] x[r-i, c+j] + sum_{j=1..m} V[m-j] x[r, c-j] + (mask * W) x[r, c] + b
+
+    square=False leaves out the first sum: 1 x k, the pixel's own row. parts: as in `Masked1x1`.
     """
 
     def __init__(self, features_in: int, features_out: int, kernel: int, kind: str, groups: int, rngs: nnx.Rngs, square=True, parts=1):
@@ -113,12 +116,12 @@ class MaskedConv(nnx.Module):
         fan = features_in * (rows * kernel + self.taps + 0.5)
         self.above = normal(rngs, (rows, kernel, *both), fan) if square else None
         self.left = normal(rngs, (self.taps, *both), fan)
-        hidden = kind == "A" and groups == 1  # the centre is masked altogether
+        hidden = kind == "A" and groups == 1  # then the mask is 0 everywhere
         self.centre = None if hidden else normal(rngs, both, fan)
         self.bias = zeros((features_out,))
 
     def masked_centre(self) -> Float[Array, "D E"]:
-        """The centre tap with its mask: zero where a group may not look."""
+        """mask * W."""
         if self.centre is None:
             return jnp.zeros((self.features_in, self.features_out))
         mask = group_mask(self.features_in, self.features_out // self.parts, self.groups, self.kind)
@@ -134,17 +137,17 @@ class MaskedConv(nnx.Module):
         return add_bias(convolution(x, kernel, ((rows, 0), (m, kernel.shape[1] - 1 - m)), taps=taps), self.bias[...])
 
     def from_above(self, rows: Float[Array, "m W B D"], bias: Float[Array, "..."]) -> Float[Array, "W B E"]:
-        """What the m rows above contribute to a row, bias included ([E], or [B, E] with a label's embedding)."""
+        """The first sum of y for a whole row, from the m rows above it, plus a bias [E], or [B, E] with a label's embedding."""
         x = jnp.concatenate(list(columns(rows, self.kernel, axis=1)), axis=-1)
         return add_bias(dot(x, self.above[...].reshape(-1, self.features_out)), bias)
 
     def pack_rows(self, dtype) -> tuple[Float[Array, "E F"], ...]:
-        """The taps of this row to the left, then of every row above upwards, side by side, for features in columns."""
+        """The taps for features in columns [D, Q]: of this row's m left pixels, [E, m D], then of the rows r-1, r-2, .., [E, k D] each."""
         rows = [self.left[...], *self.above[...][::-1]]
         return tuple(row.reshape(-1, self.features_out).T.astype(dtype) for row in rows)
 
     def pack(self, dtype) -> Float[Array, "G d E"]:
-        """[centre | left taps, the nearest first] by input group: what a pixel pushes to itself and to the m pixels after it."""
+        """[mask * W | V[m-1] | .. | V[0]] by input group: from a pixel to its own output and to those of the m pixels after it."""
         both = jnp.concatenate([self.masked_centre(), *self.left[...][::-1]], axis=1).astype(dtype)
         return both.reshape(self.groups, self.features_in // self.groups, -1)
 
@@ -154,23 +157,23 @@ class MaskedConv(nnx.Module):
         return Window(jnp.zeros(rows, dtype), jnp.zeros(above, dtype), jnp.zeros(left, dtype))
 
     def begin_row(self, window: Window, row: Float[Array, "W B D"], r, bias: Float[Array, "..."]) -> Window:
-        """Row r begins, `row` is row r-1 (ignored for r = 0)."""
+        """The window for row r; `row` is the finished row r-1 (ignored for r = 0). bias: as in `from_above`."""
         rows = jnp.concatenate([window.rows[1:], (row * (r > 0).astype(row.dtype))[None]])
         return Window(rows, self.from_above(rows, bias), jnp.zeros_like(window.left))
 
     def begin_pixel(self, window: Window, pixel: Float[Array, "B D"], c) -> tuple[Window, Float[Array, "B E"]]:
-        """The sum over all pixels before column c of this row; `pixel` is the one to its left (ignored for c = 0)."""
+        """The window, and y at column c without its centre term; `pixel` is the one at column c-1 (ignored for c = 0)."""
         left = jnp.concatenate([window.left[1:], (pixel * (c > 0).astype(pixel.dtype))[None]])
         y = dot(jnp.concatenate(list(left), axis=-1), self.left[...].reshape(-1, self.features_out))
         return window._replace(left=left), y + jax.lax.dynamic_index_in_dim(window.above, c, keepdims=False)
 
     def push_channel(self, pixel: Float[Array, "B C"], k) -> Float[Array, "B E"]:
-        """What channel k-1 of an input pixel pushes to the channel groups from k on (mask A)."""
+        """The centre term of channel k-1 of an input pixel, for mask A: it is 0 in the channel groups before k."""
         return dot(get_group(pixel, k - 1, self.groups), of_group(self.masked_centre()[:, None], k - 1))
 
 
 class OutputLayers(nnx.Module):
-    """relu, 1 x 1 mask B, relu, 1 x 1 mask B to the parameters of every channel."""
+    """parameters = conv1x1_B(relu(conv1x1_B(relu(x)))), P for each of the C channels; the last product is summed in float32."""
 
     def __init__(self, features_in: int, width: int, outputs: int, groups: int, rngs: nnx.Rngs):
         self.groups = groups
@@ -187,12 +190,12 @@ class OutputLayers(nnx.Module):
         return self.hidden.pack(dtype), self.outputs.pack(dtype)
 
     def begin_pixel(self, n: int, dtype) -> tuple:
-        """The sums of a pixel that nothing has been pushed to: (hidden [B, E], outputs [B, C P])."""
+        """The partial sums of a pixel before its first channel group, which are the biases: (hidden [B, E], outputs [B, C P])."""
         hidden, outputs = self.hidden.bias[...], self.outputs.bias[...]
         return jnp.broadcast_to(hidden.astype(dtype), (n, *hidden.shape)), jnp.broadcast_to(outputs, (n, *outputs.shape))
 
     def group(self, packed: tuple, sums: tuple, x: Float[Array, "B d"], k) -> tuple[tuple, Float[Array, "B P"]]:
-        """Channel group k of the features: the new sums and the parameters of channel k."""
+        """Add the terms of channel group k of the features, x: the new partial sums and the parameters of channel k."""
         z, y = sums
         z = z + dot(jax.nn.relu(x), of_group(packed[0], k))
         y = y + dot(jax.nn.relu(take_group(z, k, self.groups)), of_group(packed[1], k), jnp.float32)
@@ -204,7 +207,7 @@ GATES = ("output", "forget", "input", "content")
 
 
 def forget_bias(features: int, lstms: int = 1) -> nnx.Param:
-    """Bias of the gates of `lstms` LSTMs side by side: 1 for the forget gates, so that states last at first, 0 for the others."""
+    """Bias of the gates of `lstms` LSTMs side by side: 1 for the forget gates, so that untrained cells keep most of c, 0 for the others."""
     one = jnp.repeat(jnp.asarray([float(name == "forget") for name in GATES], jnp.float32), features)
     return nnx.Param(jnp.tile(one, lstms))
 
@@ -212,7 +215,7 @@ def forget_bias(features: int, lstms: int = 1) -> nnx.Param:
 def lstm_cell(gates: Float[Array, "*shape E"], cell: Float[Array, "*shape D"]) -> tuple[Float[Array, "*shape D"], Float[Array, "*shape D"]]:
     """[o, f, i, g] = gates, E = 4D:  c' = sigmoid(f) c + sigmoid(i) tanh(g),  h = sigmoid(o) tanh(c'); returns (h, c').
 
-    c stays in float32: in bfloat16 a small update to a large cell would be lost.
+    c is float32 whatever the gates are: in bfloat16 a small update of a large c would be rounded away.
     """
     o, f, i, g = jnp.split(gates.astype(jnp.float32), 4, axis=-1)
     cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -220,11 +223,11 @@ def lstm_cell(gates: Float[Array, "*shape E"], cell: Float[Array, "*shape D"]) -
 
 
 def add_pushed(waiting: Float[Array, "m L B E"], pushed: list) -> Float[Array, "m L B E"]:
-    """Add what every layer of a pixel pushes to the m pixels after it, L arrays [B, m E]."""
+    """Add a pixel's terms to the partial sums of the m pixels after it; `pushed`: [B, m E] for each layer, the next pixel first."""
     m, layers, batch, _ = waiting.shape
     return waiting + jnp.stack(pushed).reshape(layers, batch, m, -1).transpose(2, 0, 1, 3)
 
 
 def next_pixel(waiting: Float[Array, "m L B E"]) -> tuple[Float[Array, "L B E"], Float[Array, "m L B E"]]:
-    """What was pushed to the pixel that begins now, and the sums of the pixels after it."""
+    """The partial sums of the pixel that begins now, and those of the m pixels after it, the last of them zeros."""
     return waiting[0], jnp.concatenate([waiting[1:], jnp.zeros_like(waiting[:1])])

@@ -1,9 +1,9 @@
 """PixelCNN's second cached form: a front of pixels at a time, one in each of several rows (see fronts.py).
 
-`step` first computes for all blocks what their 3 x 3 convolutions see of earlier fronts; then each block costs three matrix products, as in
-the form by rows, but of several pixels of every image. At the comparison size a CPU draws 1.2, 1.8 and 1.5 times as many images a second
-as by rows, at batch 1, 16 and 64. Features are columns, [D, Q], which XLA multiplies up to 1.6 times as fast as rows there. The names are
-those of the equations in pixelcnn.py; a front has Q = K n pixels.
+`step` first computes the terms of earlier fronts in the 3 x 3 convolutions of all blocks. Then every block takes three matrix products, as
+in the form by rows, for all Q = K n pixels of the front together. Features are columns, [D, Q]: on a CPU XLA multiplies them up to 1.6
+times as fast as rows. At the comparison size a CPU draws 1.2, 1.8 and 1.5 times as many images a second as by rows, at batch 1, 16 and
+64. The model and its equations are in pixelcnn.py.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from jaxgen.layers.masked import joint_bias
 
 
 class Packed(NamedTuple):
-    """The blocks' weights for features in columns, those of an input group together, computed once a call."""
+    """Masked weights of all L blocks for features in columns, [outputs, d] for each of G input groups; computed once per sampler call."""
 
     squeeze: Float[Array, "L G D d"]
     centre: Float[Array, "L G D d"]  # of the 3 x 3 convolutions
@@ -27,7 +27,10 @@ class Packed(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What the groups of the pixels being drawn have received so far, biases included; Q is 1 where all pixels have the same."""
+    """Partial sums of every block's convolutions at the pixels being drawn: biases and the terms of what is drawn so far.
+
+    Biases alone have Q = 1 if they are the same for all pixels.
+    """
 
     squeeze: Float[Array, "L D Q"]
     conv: Float[Array, "L D Q"]
@@ -35,12 +38,12 @@ class Sums(NamedTuple):
 
 
 class FrontCache(NamedTuple):
-    """What the sampler carries. L blocks, Q pixels of a front, D = width, E = 2 width; histories as in fronts.py."""
+    """The sampler's cache. L blocks, Q pixels of a front, D = width, E = 2 width; histories as in `Fronts.init_history`."""
 
     packed: Packed
-    rows: tuple  # taps of the first layer by row, [E, F] each, and of the 3 x 3 convolutions, [L, D, F] each, the centre left out
+    rows: tuple  # `MaskedConv.pack_rows` of the first layer, [E, F] each, and of the 3 x 3 convolutions, [L, D, F] each
     output: tuple  # the two weights of the output layers by input group
-    bias: tuple  # of the first layer [E, Q or 1], the label's included; of the blocks: Sums
+    bias: tuple  # of the first layer, [E, Q or 1], and of the blocks, Sums; the label's included
     pixels: Float[Array, "R C Q"]  # history of the image
     inputs: Float[Array, "S L D Q"]  # history of the inputs of the 3 x 3 convolutions
     time: Int[Array, ""]  # of the front being drawn
@@ -59,7 +62,7 @@ class PixelCNNFronts:
         return self.model.fronts
 
     def init(self, n: int, label_biases: list) -> FrontCache:
-        """The cache of n images before anything is drawn; `label_biases` are added to those of the convolutions."""
+        """The cache of n images before anything is drawn; label_biases: [B, size] or [] for the first layer and each 3 x 3 convolution."""
         config, dtype, output = self.model.config, jnp.dtype(self.model.config.dtype), self.model.output
         pixels, channels = n * self.fronts.lanes, config.image_shape[2]
         history = self.fronts.init_history(self.model.input.taps, (channels,), n, dtype)
@@ -71,7 +74,7 @@ class PixelCNNFronts:
         return FrontCache(packed, rows, output.pack(dtype), bias, history, inputs, jnp.int32(0), sums)
 
     def _pack(self, dtype) -> tuple[Packed, tuple]:
-        """The weights of the blocks, and the taps but the centre of the convolutions."""
+        """The fields `packed` and `rows` of the cache."""
         groups, blocks = self.model.config.image_shape[2], self.model.blocks
 
         def stacked(weights):
@@ -84,7 +87,7 @@ class PixelCNNFronts:
         return packed, (self.model.input.pack_rows(dtype), rows)
 
     def _biases(self, label_biases: list, dtype) -> tuple[Float[Array, "E Q"], Sums]:
-        """Those of the first layer and of the blocks in columns, the label's included: one column, or one for every pixel of a front."""
+        """The field `bias` of the cache: one column, or with labels one for every pixel of a front."""
         (first, *of_label), blocks = label_biases, self.model.blocks
 
         def in_columns(layer, of_label):
@@ -106,7 +109,7 @@ class PixelCNNFronts:
         return self._group(cache._replace(pixels=pixels, time=jnp.int32(t)), (trunk, bias._replace(conv=conv), output), 0)
 
     def _seen(self, rows: tuple, history: Float[Array, "R ... D Q"], t) -> Float[Array, "... E Q"]:
-        """What the convolution with these taps sees of the pixels before those of front t."""
+        """The convolution's terms from earlier fronts, for the pixels of front t: all taps but the centre; `rows` as in FrontCache."""
         m = len(rows) - 1
         taps = [range(-m, 0)] + [range(-m, m + 1)] * m
         return sum(self.fronts.weigh(row, history, t, up, right) for up, (row, right) in enumerate(zip(rows, taps, strict=True)))
@@ -118,7 +121,7 @@ class PixelCNNFronts:
         return self._group(cache, (trunk + self.model.input.push_channel(x, k).T, *rest), k)
 
     def _group(self, cache: FrontCache, sums: tuple, k) -> tuple[FrontCache, Float[Array, "Q P"]]:
-        """Run channel group k of the pixels of a front through all blocks; it pushes to the groups after it."""
+        """Compute channel group k of a front in all blocks and the output layers, and add its terms to the partial sums."""
         groups = self.model.config.image_shape[2]
 
         def block(y, inputs):
@@ -144,7 +147,8 @@ def _rows(x: Float[Array, "D Q"], k, groups: int) -> Float[Array, "d Q"]:
 
 
 def _product(weight: Float[Array, "E D"], x: Float[Array, "D Q"]) -> Float[Array, "E Q"]:
-    """W x; of a small weight and few columns written out, for XLA to join it with its neighbours: 1.5 times as fast at one image."""
+    """W x. A small one is written as a sum of D outer products, which XLA fuses with the operations around it: 1.5 times as fast for one
+    image."""
     if x.shape[1] > 8 or x.shape[0] > 32:
         return jnp.matmul(weight, x, precision=EXACT)
     return sum(weight[:, i, None] * x[None, i] for i in range(x.shape[0]))

@@ -2,9 +2,11 @@
 
     y[r, c] = sum_{i, j} K[i, j] x[s r - (h-1) + i, s c - w//2 + j] + b        kernel h x w, stride s, zeros outside the image
 
-reads rows above and its own; w = 3 is centred on its column (the "down" convolutions of PixelCNN++), w = 2 reads the column and its left
-neighbour ("down-right"), w = 1 the column only. K = gain V / ||V||, the norm over everything that enters one output
-(Salimans & Kingma 2016, "Weight Normalization", section 2), with the data-dependent initialisation of its section 3.
+The kernel covers the pixel's own row and the h - 1 rows above. w = 3 is centred on the pixel's column (the "down" convolutions of
+PixelCNN++), w = 2 covers the column and the one to its left ("down-right"), w = 1 the column only.
+
+K = gain V / ||V|| with one gain and one norm for each output feature, the norm over all weights of that output (Salimans & Kingma 2016,
+"Weight Normalization", section 2), and with the data-dependent initialisation of section 3.
 
 Axes: images [B, H, W, D]; one row in the sampler [W, B, D].
 """
@@ -24,7 +26,7 @@ CONSTANT = 1e-6
 
 
 class Conv(NamedTuple):
-    """The convolution above, kernel and bias in the dtype in which it is computed: that of the activations, or float32."""
+    """The convolution above with stride 1. It is computed in the dtype of its kernel and bias."""
 
     kernel: Float[Array, "h w D E"]
     bias: Float[Array, " E"]
@@ -41,32 +43,33 @@ class Conv(NamedTuple):
         return add_bias(convolution(x, self.kernel, padding, self.stride), self.bias)
 
     def tap(self, x: Float[Array, "W B D"], i: int) -> Float[Array, "w B E"]:
-        """What row x adds to all columns through row i of the kernel, without the bias."""
+        """The terms of a row x that is multiplied with row i of the kernel, for all columns of y, without the bias."""
         return dot(columns(x, self.kernel.shape[1], axis=0)[:: self.stride], self.kernel[i].reshape(-1, self.kernel.shape[3]))
 
     def row(self, above: Float[Array, "W B D"], x: Float[Array, "W B D"]) -> Float[Array, "w B E"]:
-        """One row from its input and the one above (h = 2)."""
+        """A row of y from its row of x and the one above (h = 2)."""
         return add_bias(self.tap(above, 0) + self.tap(x, 1), self.bias)
 
     def base(self, above: Float[Array, "W B D"]) -> Float[Array, "w B E"]:
-        """What is known of a row before its first pixel: the bias and the row above (h = 2)."""
+        """The terms of a row of y that do not depend on its row of x: the bias and the row above (h = 2)."""
         return add_bias(self.tap(above, 0), self.bias)
 
     def pixel(self, left: Float[Array, "B D"], x: Float[Array, "B D"]) -> Float[Array, "B E"]:
-        """What a pixel and its left neighbour add to `base` (w = 2)."""
+        """The other terms of one pixel of y, from x at this pixel and at the one to its left (w = 2): y = base + pixel."""
         return dot(jnp.concatenate([left, x], axis=-1), self.kernel[-1].reshape(-1, self.kernel.shape[3]))
 
 
 class Down(Conv):
-    """Stride 2: output (r, c) is computed when input (2r, 2c) is there."""
+    """The convolution above with stride 2: y[r, c] depends on x up to row 2r and, for w = 2, up to column 2c."""
 
     stride = 2
 
 
 class Up(Conv):
-    """Transposed convolution of stride 2, h = 2: input (r, c) spreads to rows 2r, 2r + 1 and columns 2c, 2c + 1; w = 3 reaches 2c - 1 too.
+    """Transposed convolution of stride 2, h = 2: the convolution above of x with a zero after every row and every column.
 
-    Even rows take K[1], odd rows K[0]; even columns K[:, 1], odd ones K[:, 0] of c and, with w = 3, K[:, 2] of c + 1.
+    x[r, c] is added to rows 2r, 2r+1 and columns 2c, 2c+1 of y, with w = 3 to column 2c-1 too. So even rows of y use K[1], odd rows K[0];
+    even columns use K[:, 1], odd ones K[:, 0] of the column to the left and, with w = 3, K[:, 2] of the one to the right.
     """
 
     def __call__(self, x: Float[Array, "B h w D"], size: tuple[int, int]) -> Float[Array, "B H W E"]:
@@ -77,7 +80,7 @@ class Up(Conv):
         return add_bias(convolution(x, self.kernel, padding, spread=2), self.bias)
 
     def row(self, x: Float[Array, "w B D"], width: int) -> Float[Array, "2 W B E"]:
-        """The two rows that row x spreads to, cropped to W columns."""
+        """The two rows of y that row x is added to, with bias, cropped to `width` = W columns (h = 2)."""
         h, w, _, features = self.kernel.shape
         parts = dot(x, self.kernel[::-1].transpose(2, 1, 0, 3).reshape(x.shape[-1], -1)).reshape(*x.shape[:2], w, h, features)
         even, odd = parts[:, :, 1], parts[:, :, 0]
@@ -88,9 +91,10 @@ class Up(Conv):
 
 
 class WeightNorm(nnx.Module):
-    """A convolution of the given form with kernel = gain V / ||V||; `scale` is the standard deviation of its outputs at initialisation.
+    """A convolution of the class `form` (Conv, Down or Up) with kernel gain V / ||V||.
 
-    `exact`: in float32 whatever the activations are, for the parameters of a distribution.
+    scale: the standard deviation of its outputs after the data-dependent initialisation, and the gain before it. exact: computed in
+    float32 whatever the dtype of x is, for the parameters of a distribution.
     """
 
     def __init__(
@@ -105,29 +109,29 @@ class WeightNorm(nnx.Module):
     ):
         self.form, self.scale, self.exact = form, scale, exact
         shape = (*kernel, features_in, features_out)
-        # Drawn flat: a draw with four axes takes five times as long to compile.
+        # Drawn with one axis and reshaped: a draw with four axes takes five times as long to compile.
         direction = jax.random.normal(rngs.params(), (math.prod(shape),), jnp.float32)
         self.direction = nnx.Param(0.05 * direction.reshape(shape))
         self.gain = nnx.Param(jnp.full((features_out,), scale, jnp.float32))
         self.bias = zeros((features_out,))
 
     def layer(self, dtype=jnp.float32) -> Conv:
-        """The convolution with its kernel computed and cast."""
+        """The `form` with the kernel gain V / ||V|| and the bias, cast to dtype (float32 if exact)."""
         direction, dtype = self.direction[...], jnp.float32 if self.exact else dtype
         factor = self.gain[...] * jax.lax.rsqrt(jnp.square(direction).sum((0, 1, 2)) + 1e-12)
         return self.form(add_gain(direction, factor).astype(dtype), self.bias[...].astype(dtype))
 
     def __call__(self, x: Float[Array, "*shape D"], *size: tuple[int, int], initialise: bool = False) -> Float[Array, "*out E"]:
-        """The whole image. With `initialise`, on a copy that is under construction, gain and bias are set from x first."""
+        """The whole image; size: (H, W) of the output, for Up only. initialise: first set gain and bias from x, see `_set_from`."""
         if initialise:
             self._set_from(x, *size)
         return self.layer(x.dtype)(x, *size)
 
     def _set_from(self, x, *size) -> None:
-        """gain := scale / std, bias := -mean scale / std of the outputs t = V / ||V|| * x, so that y has mean 0 and std `scale`.
+        """Set gain = scale / std(t) and bias = -mean(t) gain, t = (V / ||V||) * x, so that y has mean 0 and standard deviation `scale`.
 
-        An output that is the same everywhere in the batch (the row above a single row, an image smaller than its last resolution) has the
-        gain `scale`: divided by a deviation near 0 the gain would be huge.
+        An output feature that is constant over the batch and all positions gets the gain `scale`, where scale / std(t) would be huge. That
+        happens for a layer that reads the padding only, such as the row above in images of one row.
         """
         self.gain[...], self.bias[...] = jnp.ones_like(self.gain[...]), jnp.zeros_like(self.bias[...])
         t = self.layer(x.dtype)(x, *size).astype(jnp.float32)
@@ -137,12 +141,12 @@ class WeightNorm(nnx.Module):
 
 
 def add_gain(direction: Float[Array, "h w D E"], factor: Float[Array, " E"]) -> Float[Array, "h w D E"]:
-    """Every output's kernel times its factor."""
+    """The kernel of every output feature times that feature's factor."""
     return direction * factor.reshape(1, 1, 1, -1)
 
 
 def packed(module, dtype):
-    """The module with every WeightNorm replaced by its convolution, computed once: what a sampler carries."""
+    """The module with every WeightNorm replaced by its `layer(dtype)`, so that a sampler computes the kernels once per call."""
 
     def pack(leaf):
         return leaf.layer(dtype) if isinstance(leaf, WeightNorm) else leaf
