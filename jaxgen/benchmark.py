@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import commands, config, sharding, training
+from jaxgen.data.features import given_to, random_batch
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import EXACT
 from jaxgen.models import MODELS, build, count_parameters
@@ -73,7 +74,8 @@ def flops_per_image(model) -> int:
     """FLOPs of the products of the cached sampler for one image: the model's own number, or half of the traced program's for two."""
     if hasattr(model, "flops_per_image"):
         return model.flops_per_image()
-    return product_flops(lambda model, key: model.sample(key, 2, **conditions(model, 2)), model, jax.random.key(0)) // 2
+    given = random_given(model, 2)
+    return product_flops(lambda model, key: model.sample(key, 2, **given), model, jax.random.key(0)) // 2
 
 
 def product_flops(function: Callable, *args) -> int:
@@ -186,7 +188,7 @@ def sampling(model, method: str | None, batch: int, peak: Peak, repetitions: int
     """One row: `model.sample` of so many images by a method (None: the model has only one)."""
     if method == "naive":
         return _naive(model, batch, peak, repetitions)
-    given, chosen = conditions(model, batch), {} if method is None else {"method": method}
+    given, chosen = random_given(model, batch), {} if method is None else {"method": method}
     if method == "cached" and jax.device_count() > 1:
         chosen["mesh"] = sharding.make_mesh()
     key = jax.random.key(0)
@@ -203,7 +205,7 @@ def _naive(model, batch: int, peak: Peak, repetitions: int) -> Row:
     """The naive sampler: one full pass for every position; beyond NAIVE_SECONDS from NAIVE_PASSES passes, which all cost the same."""
     height, width, channels = model.config.image_shape
     image = jnp.zeros((batch, height, width, channels), model.head.dtype)
-    given = conditions(model, batch)
+    given = random_given(model, batch)
     # r is an argument, not a constant: else the compiler could leave out all that the other pixels need.
     one, seconds = compiled(lambda model, image, r: model.logits(image, **given)[:, r, r], model, image, jnp.int32(0))
     timed(one, model, image, jnp.int32(0))
@@ -220,13 +222,11 @@ def _naive(model, batch: int, peak: Peak, repetitions: int) -> Row:
 
 
 def train(model, batch: int, parts: int, peak: Peak, repetitions: int, flops: int) -> Row:
-    """One row: the train step (Adam, average of the parameters) on images drawn uniformly, gradients added up over parts of the batch."""
+    """One row: the train step (Adam, average of the parameters) on random examples, gradients added up over parts of the batch."""
     settings, mesh = training.OptimizerConfig(), sharding.make_mesh()
     step = training.make_train_step(training.make_optimizer(settings, 1000), mesh, accumulate=parts)
     state = training.init_state(jax.tree.map(jnp.copy, model), training.make_optimizer(settings, 1000), mesh)
-    levels = model.config.levels
-    images = np.random.default_rng(0).integers(0, levels, (batch, *model.config.image_shape), np.min_scalar_type(levels - 1))
-    data = {"image": images} | conditions(model, batch)
+    data = random_batch(model.config, batch)
     start = time.perf_counter()
     program = step.lower(state, data, jax.random.key(0)).compile()
     seconds = time.perf_counter() - start
@@ -240,15 +240,9 @@ def train(model, batch: int, parts: int, peak: Peak, repetitions: int, flops: in
     return row | _summary(_repeat(run, peak, repetitions), batch, 3 * flops)
 
 
-def conditions(model, batch: int) -> dict[str, np.ndarray]:
-    """What a model is given beside the image, all zeros: its arguments and the fields of its batches."""
-    config = model.config
-    given = {"label": np.zeros(batch, np.int32)} if getattr(config, "num_classes", 0) else {}
-    if size := getattr(config, "vector_size", 0):
-        given["vector"] = np.zeros((batch, size), np.float32)
-    if shape := getattr(config, "low_resolution", None):
-        given["low_resolution"] = np.zeros((batch, *shape), np.min_scalar_type(config.levels - 1))
-    return given
+def random_given(model, batch: int) -> dict[str, np.ndarray]:
+    """What a model is given for so many samples, drawn at random."""
+    return given_to(model.config, random_batch(model.config, batch))
 
 
 def _row(model, method: str, batch: int, compile_seconds: float) -> Row:
@@ -269,7 +263,7 @@ def measure(model, batches: Sequence[int] = BATCHES, train_batch: int | None = 1
         yield sampling(model, "cached" if images else None, batch, peak, repetitions, flops)
     for method in ("naive", "fixed_point") if images else ():
         yield sampling(model, method, sorted(batches)[len(batches) // 2], peak, min(repetitions, 2), flops)
-    if train_batch is not None and getattr(model.config, "levels", 0):
+    if train_batch is not None and hasattr(model, "loss"):
         # On a CPU one image at a time is faster where its activations fit the caches of the processor and those of a batch do not.
         for parts in sorted({1, train_batch if _cpu() else 1}):
             yield train(model, train_batch, parts, peak, repetitions, flops)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import sharding
-from jaxgen.data import Dataset
+from jaxgen.data import Dataset, features
+from jaxgen.data.features import given_to
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import box_filter
 from jaxgen.runs import directory
 
 COMPLETIONS_EACH = 4
@@ -19,10 +19,12 @@ KEEP = ("top", "bottom", "left", "right", "outside")
 
 
 def draw(model, key, n: int, label: int | np.ndarray | None = None, **options) -> np.ndarray:
-    """n samples; a class-conditional model draws its classes in turn unless one, or one for each sample, is given."""
-    classes = getattr(model.config, "num_classes", 0)
-    if classes:
-        options["label"] = np.arange(n, dtype=np.int32) % classes if label is None else label
+    """n samples; a class-conditional model draws its classes in turn unless one, or one for each sample, is given.
+
+    options: what else the model is given, and the options of its sampler.
+    """
+    if "label" in given(model):
+        options["label"] = np.arange(n, dtype=np.int32) % model.config.features["label"].classes if label is None else label
     elif label is not None:
         raise ConfigError("label", "none, since the model is not class-conditional", label)
     return sharding.to_host(jnp.asarray(model.sample(key, n, **options)))
@@ -30,24 +32,30 @@ def draw(model, key, n: int, label: int | np.ndarray | None = None, **options) -
 
 def draw_for(model, dataset: Dataset, key, n: int, label: int | np.ndarray | None = None, **options) -> np.ndarray:
     """n samples; of a model that is given more than a label, for what is given with the set's first examples, four of each."""
-    config = model.config
-    given = set(config.features) - {config.modelled, "label"}
-    if given or small_shape(model):
-        batch = first_images(dataset, n)
-        label = batch["label"] if label is None and "label" in config.features else label
-        options |= {name: batch[name] for name in given}
-        options |= {"low_resolution": box_filter(jnp.asarray(batch["image"]), shape)} if (shape := small_shape(model)) else {}
+    if given(model) - {"label"}:
+        return draw(model, key, n, **given_with(model, first_examples(dataset, n), label), **options)
     return draw(model, key, n, label, **options)
+
+
+def given(model) -> set[str]:
+    """The names of what a model is given."""
+    return set(model.config.features) - {model.config.modelled}
+
+
+def given_with(model, batch: dict, label: int | np.ndarray | None = None) -> dict:
+    """What a model is given with the examples of a batch; a label that is passed in takes the place of theirs."""
+    return given_to(model.config, batch) | ({} if label is None else {"label": label})
+
+
+def first_examples(dataset: Dataset, n: int) -> dict:
+    """The batch of the set's first examples, COMPLETIONS_EACH times each, n together."""
+    return dataset.source.read(np.arange(n) // COMPLETIONS_EACH % len(dataset))
 
 
 def small_shape(model) -> tuple[int, int, int] | None:
     """(h, w, C) of the small images that a model upscales; None for all other models."""
-    return getattr(model.config, "low_resolution", None)
-
-
-def first_images(dataset: Dataset, n: int) -> dict:
-    """The batch of the set's first images, COMPLETIONS_EACH times each, n together."""
-    return dataset.source.read(np.arange(n) // COMPLETIONS_EACH % len(dataset))
+    feature = model.config.features.get("low_resolution")
+    return None if feature is None else feature.shape
 
 
 def has(model, argument: str) -> bool:
@@ -58,17 +66,15 @@ def has(model, argument: str) -> bool:
 def complete_images(model, dataset: Dataset, keep: str, n: int, path, key, label: int | None = None, **options) -> None:
     """Completions of the set's first images, four of each, as a grid with the given pixels marked."""
     mask = known_mask(model.config.image_shape, keep)
-    batch = first_images(dataset, n)
-    if label is None and getattr(model.config, "num_classes", 0):
-        label = batch["label"]
-    images = draw_for(model, dataset, key, n, label, known=(batch["image"], mask), **options)
+    batch = first_examples(dataset, n)
+    images = draw(model, key, n, **given_with(model, batch, label), known=(batch["image"], mask), **options)
     write_grid(path, images, model, mask)
 
 
 def upscale_images(model, dataset: Dataset, n: int, path, key, label: int | None = None, **options) -> None:
     """The set's first images from their small ones, as a grid: the small image, enlarged and marked as given, and then three draws."""
-    images = np.array(draw_for(model, dataset, key, n, label, **options))
-    small = np.asarray(box_filter(jnp.asarray(first_images(dataset, n)["image"]), small_shape(model)))
+    conditions = given_with(model, first_examples(dataset, n), label)
+    images, small = np.array(draw(model, key, n, **conditions, **options)), conditions["low_resolution"]
     enlarged = small.repeat(images.shape[1] // small.shape[1], axis=1).repeat(images.shape[2] // small.shape[2], axis=2)
     given = np.arange(n) % COMPLETIONS_EACH == 0
     images[given] = enlarged[given]
@@ -91,7 +97,7 @@ def completes(model) -> bool:
 
 def modelled(model):
     """The feature that the model models."""
-    return model.config.features[model.config.modelled]
+    return features.modelled(model.config)
 
 
 def write_grid(path, samples: np.ndarray, model, mask: np.ndarray | None = None) -> None:

@@ -31,6 +31,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt
 
 from jaxgen import sharding
+from jaxgen.data.features import given_to
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError, DataError, NonFiniteError
 from jaxgen.metrics import headline
@@ -82,11 +83,6 @@ def _modelled(model, dataset) -> tuple[str, Any]:
     """The column that a model models and its feature; rulers, which have no configuration, model the first one."""
     name = getattr(getattr(model, "config", None), "modelled", None) or next(iter(dataset.features))
     return name, dataset.features[name]
-
-
-def given_to(config, batch: dict) -> dict:
-    """What a model of this configuration is given from a batch: all that it needs beside what it models."""
-    return {name: batch[name] for name in config.features if name != config.modelled}
 
 
 def _in_unit(nats: np.ndarray, feature, column, kind: str) -> dict[str, float]:

@@ -26,7 +26,7 @@ from jaxgen.drawing import (  # noqa: F401  (some are here for those who import 
     completes,
     draw,
     draw_for,
-    first_images,
+    first_examples,
     has,
     known_mask,
     modelled,

@@ -342,7 +342,7 @@ def test_sample_draws_a_grid(there, tmp_path, capsys, monkeypatch):
 def test_complete_keeps_what_is_given(there, capsys, monkeypatch):
     drawn, labels, draw = [], [], drawing.draw
     monkeypatch.setattr(drawing, "write_grid", lambda path, images, model, mask=None: drawn.append((images, mask)))
-    monkeypatch.setattr(drawing, "draw", lambda *args, **options: labels.append(args[3]) or draw(*args, **options))
+    monkeypatch.setattr(drawing, "draw", lambda *args, **options: labels.append(options["label"]) or draw(*args, **options))
     test = data.load("my.npz", "test")
     for keep in experiment.KEEP:
         code, out, err = run(capsys, ["complete", "gated", "--n=8", f"--keep={keep}"])

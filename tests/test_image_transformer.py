@@ -15,10 +15,10 @@ from scipy.stats import chisquare
 from test_models import all_images, full_pass, images_of, log_prob, seen_inputs, step_by_step, with_noise
 
 from jaxgen import cli, data, drawing, sampling
+from jaxgen.data.features import box_filter
 from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment
 from jaxgen.layers.attention import attend, make_blocks
-from jaxgen.layers.convolutions import box_filter
 from jaxgen.models import ImageTransformerConfig, build
 from jaxgen.sampling import METHODS
 from jaxgen.sharding import make_mesh
@@ -228,6 +228,9 @@ def test_jaxgen_upscale_shows_every_small_image_and_draws_from_it(monkeypatch, t
     np.testing.assert_array_equal(mask, np.broadcast_to((np.arange(8) % 4 == 0)[:, None, None], (8, 8, 8)))
     drawn = np.asarray(model.sample(jax.random.key(0), 8, low_resolution=small))
     np.testing.assert_array_equal(images[~mask[:, 0, 0]], drawn[~mask[:, 0, 0]])
+    monkeypatch.setattr(cli, "write_grid", lambda *arguments: written.append(arguments))
+    assert cli.command("sample", [str(tmp_path), "--n=8"]) == 0
+    np.testing.assert_array_equal(written[-1][1], drawn)  # its samples are for the same small images
 
 
 def test_jaxgen_upscale_needs_room_for_a_draw(monkeypatch, capsys):

@@ -10,9 +10,10 @@ import pytest
 from flax import nnx
 from scipy.stats import multivariate_normal
 
-from jaxgen import drawing, evaluation
+from jaxgen import benchmark, drawing, evaluation
+from jaxgen.checks import check_known
 from jaxgen.data import Dataset
-from jaxgen.data.features import ClassLabel, Image, Points, Tokens
+from jaxgen.data.features import ClassLabel, Image, Points, Tokens, Vector, given_to
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.metrics import METRICS, headline, score
 
@@ -130,6 +131,62 @@ def test_a_conditional_generator_is_judged_and_drawn_with_the_labels_of_the_set(
     assert np.abs(drawn - means[np.arange(6) % 3]).max() < 6, "each class in turn"
 
 
+class Coloured(nnx.Module):
+    """Images that are drawn given another image, a caption and a vector: their sum is in every pixel, beside a bit of noise."""
+
+    def __init__(self, features):
+        self.config, self.bias = config_of("image", **features), nnx.Param(jnp.zeros(()))
+
+    def sample(self, key, n, known=None, *, other, caption, vector):
+        check_known(known, n, (2, 2, 1), 200)
+        sums = jnp.asarray(caption).astype(jnp.float32).sum(-1) + jnp.asarray(vector).sum(-1)
+        values = jnp.asarray(other).astype(jnp.float32) + sums[:, None, None, None]
+        drawn = (values + jax.random.bernoulli(key, 0.5, values.shape).astype(jnp.float32)).astype(jnp.uint8)
+        return drawn if known is None else jnp.where(known[1][None, ..., None], known[0], drawn)
+
+    def loss(self, batch, key):
+        return ((batch["image"].astype(jnp.float32) - batch["other"].astype(jnp.float32) - self.bias[...]) ** 2).mean(), {}
+
+
+def test_a_caption_a_vector_and_another_image_are_given_by_evaluation_drawing_and_bench(monkeypatch, tmp_path):
+    generator, n = np.random.default_rng(3), 40
+    other, caption = generator.integers(0, 50, (n, 2, 2, 1)), generator.integers(1, 5, (n, 3))
+    vector = generator.integers(0, 9, (n, 2)).astype(np.float32)
+    wanted = other + (caption.sum(-1) + vector.astype(int).sum(-1))[:, None, None, None]
+    features = {"image": Image((2, 2, 1), 200), "other": Image((2, 2, 1), 50), "caption": Tokens(3, 5), "vector": Vector(2)}
+    dataset = Dataset.from_columns({"image": wanted, "other": other, "caption": caption, "vector": vector}, features)
+    model, key, written = Coloured(features), jax.random.key(0), []
+    result = evaluation.evaluate(model, dataset, batch_size=16)
+    assert headline(result)[0] == "frechet_pixels" and result["frechet_pixels"] < 1e-3
+    given = wanted[np.arange(8) // 4].astype(int)
+    assert set((drawing.draw_for(model, dataset, key, 8) - given).ravel()) == {0, 1}
+    monkeypatch.setattr(drawing, "write_grid", lambda path, images, model, mask: written.append((images, mask)))
+    drawing.complete_images(model, dataset, "top", 8, tmp_path / "x.png", key)
+    ((images, mask),) = written
+    np.testing.assert_array_equal(images[:, mask], given[:, mask])
+    assert set((images - given)[:, ~mask].ravel()) == {0, 1}
+    monkeypatch.setattr(benchmark, "PEAK_SIZES", {"cpu": (32,)})
+    assert [row["method"] for row in benchmark.measure(model, (2,), 2, 1)] == ["sample", "train", "train"]
+
+
+def test_small_images_are_those_of_the_set_or_made_from_the_large_ones():
+    generator = np.random.default_rng(4)
+    image, small = generator.integers(0, 9, (6, 4, 4, 1)), generator.integers(0, 9, (6, 2, 2, 1))
+    large, wanted = Image((4, 4, 1), 9), Image((2, 2, 1), 9, of="image")
+    config = config_of("image", image=large, small=wanted)
+    alone = Dataset.from_columns({"image": image}, {"image": large})
+    both = Dataset.from_columns({"image": image, "small": small}, {"image": large, "small": Image((2, 2, 1), 9)})
+    means = np.floor(image.reshape(6, 2, 2, 2, 2).mean((2, 4)) + 0.5)[..., None]
+    for dataset, result in (alone, means), (both, small):
+        dataset.expect(config.features)
+        np.testing.assert_array_equal(given_to(config, dict(dataset.columns))["small"], result)
+    other = Dataset.from_columns({"image": image, "small": small[:, :1]}, {"image": large, "small": Image((1, 2, 1), 9)})
+    with pytest.raises(DataError, match="images of shape"):
+        other.expect(config.features)
+    with pytest.raises(DataError, match="made from the column image"):
+        Dataset.from_arrays(point=np.ones((3, 2))).expect({"small": wanted})
+
+
 @dataclass(frozen=True)
 class Angles:
     """A kind of data of somebody else: directions [N] in radians."""
@@ -146,6 +203,9 @@ class Angles:
 
     def counts(self, array):
         return np.ones(len(array), int)
+
+    def random(self, n, generator):
+        return generator.uniform(0, 2 * np.pi, n).astype(np.float32)
 
     def show(self, samples):
         return "".join(f"{angle:.3f}\n" for angle in samples).encode()

@@ -173,6 +173,8 @@ class Dataset:
         origin = f"{self.name}/{self.split}"
         for name, wanted in features.items():
             have = self.features.get(name)
+            if have is None and getattr(wanted, "of", "") in self.features:
+                continue  # it is made from that column
             if have is None or type(have) is not type(wanted):
                 raise DataError(origin, f"{wanted.said} as the model", f"no {name}s" if have is None else have.said)
             wanted.expect(have, origin)

@@ -13,6 +13,7 @@ from math import prod
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import UInt
 
 from jaxgen.errors import ConfigError, DataError
 
@@ -49,13 +50,20 @@ class Feature(Protocol):
     def show(self, samples: np.ndarray) -> bytes:
         """A file that shows examples."""
 
+    def random(self, n: int, generator: np.random.Generator) -> np.ndarray:
+        """n examples of the right shape, type and range, for timings."""
+
 
 @dataclass(frozen=True)
 class Image:
-    """Integers [N, H, W, C] in {0 .. levels-1}, of the smallest unsigned type that holds them."""
+    """Integers [N, H, W, C] in {0 .. levels-1}, of the smallest unsigned type that holds them.
+
+    of: the column of larger images that these are made from (`box_filter`) where a set does not hold them itself; "" for none.
+    """
 
     shape: tuple[int, int, int]
     levels: int = 256
+    of: str = ""
     unit, noun, ending = "bits/dim", "image", ".png"
     discrete = True
 
@@ -69,6 +77,10 @@ class Image:
 
         return figures.png(figures.image_grid(samples, self.levels, mask))
 
+    def random(self, n: int, generator: np.random.Generator) -> np.ndarray:
+        """Images whose values are drawn uniformly."""
+        return generator.integers(0, self.levels, (n, *self.shape), smallest_unsigned(self.levels))
+
     @property
     def dimensions(self) -> int:
         """D = H W C."""
@@ -77,7 +89,7 @@ class Image:
     @property
     def said(self) -> str:
         """In words, for errors and reports."""
-        return f"images {list(self.shape)} of {self.levels} levels"
+        return f"images {list(self.shape)} of {self.levels} levels" + (f" (or made from the column {self.of})" if self.of else "")
 
     def expect(self, have: "Image", origin: str) -> None:
         """Raises DataError unless the images of a set, `have`, are such as these, those of a model."""
@@ -103,12 +115,16 @@ class ClassLabel:
     discrete = True
 
     def counts(self, array: np.ndarray) -> np.ndarray:
-        """One label an example."""
+        """One for every example: the unit is nats of a whole example."""
         return np.ones(len(array), int)
 
     def show(self, samples: np.ndarray) -> bytes:
         """One class a line."""
         return "".join(f"{label}\n" for label in samples).encode()
+
+    def random(self, n: int, generator: np.random.Generator) -> np.ndarray:
+        """Labels that are drawn uniformly."""
+        return generator.integers(0, self.classes, n, np.int32)
 
     @property
     def said(self) -> str:
@@ -134,10 +150,7 @@ class Vector:
     size: int
     unit, noun, ending = "nats", "vector", ".png"
     discrete = False
-
-    def counts(self, array: np.ndarray) -> np.ndarray:
-        """Examples, since the unit is nats of a whole example."""
-        return np.ones(len(array), int)
+    counts = ClassLabel.counts
 
     def show(self, samples: np.ndarray) -> bytes:
         """A scatter of the first two coordinates as a PNG file; of a single one, against its place in the sample."""
@@ -145,6 +158,10 @@ class Vector:
 
         pairs = samples[:, :2] if samples.shape[1] > 1 else np.column_stack([np.arange(len(samples)), samples])
         return figures.png(figures.point_plot(np.asarray(pairs, float)))
+
+    def random(self, n: int, generator: np.random.Generator) -> np.ndarray:
+        """Draws of N(0, I)."""
+        return generator.standard_normal((n, self.size), np.float32)
 
     @property
     def dimensions(self) -> int:
@@ -207,6 +224,10 @@ class Tokens:
         """One string a line, UTF-8."""
         return "".join(f"{self.text(row)}\n" for row in samples).encode()
 
+    def random(self, n: int, generator: np.random.Generator) -> np.ndarray:
+        """Strings that fill their rows."""
+        return generator.integers(1, self.vocabulary, (n, self.length), smallest_unsigned(self.vocabulary))
+
     def __post_init__(self) -> None:
         if self.symbols and len(self.symbols) != self.vocabulary - 1:
             raise ConfigError("symbols", f"{self.vocabulary - 1}, one for every token but the stop token", len(self.symbols))
@@ -256,7 +277,7 @@ def integers(array: np.ndarray, levels: int, origin: str, why: str) -> np.ndarra
 
 
 class OfImages:
-    """What configurations of image models have in common: features from the fields image_shape, levels, num_classes and vector_size."""
+    """What configurations of image models have in common: features from image_shape, levels and what they are given."""
 
     modelled = "image"
 
@@ -268,6 +289,8 @@ class OfImages:
             features["label"] = ClassLabel(self.num_classes)
         if getattr(self, "vector_size", 0):
             features["vector"] = Vector(self.vector_size)
+        if getattr(self, "low_resolution", None):
+            features["low_resolution"] = Image(self.low_resolution, self.levels, of="image")
         return features
 
     @staticmethod
@@ -306,3 +329,31 @@ class OfImagesOrPoints(OfImages):
 def modelled(config) -> Feature:
     """The feature that a model of this configuration models."""
     return config.features[config.modelled]
+
+
+def given_to(config, batch: dict) -> dict:
+    """What a model of this configuration is given from a batch: all that it needs beside what it models.
+
+    Small images are made from the large ones where the batch does not hold them.
+    """
+    given = {name: feature for name, feature in config.features.items() if name != config.modelled}
+    made = {name: feature for name, feature in given.items() if name not in batch and getattr(feature, "of", "")}
+    return {name: box_filter(batch[made[name].of], made[name].shape) if name in made else batch[name] for name in given}
+
+
+def random_batch(config, n: int) -> dict:
+    """A batch of all that a model of this configuration needs, for timings: the columns are drawn at random, always the same."""
+    generator = np.random.default_rng(0)
+    return {name: feature.random(n, generator) for name, feature in config.features.items()}
+
+
+def box_filter(image: UInt[Any, "B H W C"], shape: tuple[int, int, int]) -> UInt[Any, "B h w C"]:
+    """The image at size `shape` = (h, w, C): the mean of every H/h x W/w box, rounded to the nearest level, halves up.
+
+    Computed in integers, so exact; h and w must divide H and W, which the caller checks.
+    """
+    batch, height, width, channels = image.shape
+    down, across = height // shape[0], width // shape[1]
+    boxes = image.astype("int32").reshape(batch, shape[0], down, shape[1], across, channels)
+    total, size = boxes.sum((2, 4)), down * across
+    return ((2 * total + size) // (2 * size)).astype(image.dtype)

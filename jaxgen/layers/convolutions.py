@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from jaxgen.errors import ConfigError
 
@@ -88,18 +88,6 @@ def columns(x: Float[Array, "... D"], kernel: int, axis: int) -> Float[Array, ".
     """x[c-m], .., x[c+m] of every index c of the axis, concatenated as features: [..., kernel D], m = kernel // 2, zeros outside."""
     m = kernel // 2
     return jnp.concatenate([shift(x, m - j, axis) for j in range(kernel)], axis=-1)
-
-
-def box_filter(image: UInt[Array, "B H W C"], shape: tuple[int, int, int]) -> UInt[Array, "B h w C"]:
-    """The image at size `shape` = (h, w, C): the mean of every H/h x W/w box, rounded to the nearest level, halves up.
-
-    Computed in integers, so exact; h and w must divide H and W, which the caller checks.
-    """
-    batch, height, width, channels = image.shape
-    down, across = height // shape[0], width // shape[1]
-    boxes = image.astype(jnp.int32).reshape(batch, shape[0], down, shape[1], across, channels)
-    total, size = boxes.sum((2, 4)), down * across
-    return ((2 * total + size) // (2 * size)).astype(image.dtype)
 
 
 def gate(x: Float[Array, "... E"]) -> Float[Array, "... D"]:
