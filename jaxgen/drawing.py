@@ -65,7 +65,7 @@ def has(model, argument: str) -> bool:
 
 def complete_images(model, dataset: Dataset, keep: str, n: int, path, key, label: int | None = None, **options) -> None:
     """Completions of the set's first images, four of each, as a grid with the given pixels marked."""
-    mask = known_mask(model.config.image_shape, keep)
+    mask = known_mask(modelled(model).shape, keep)
     batch = first_examples(dataset, n)
     images = draw(model, key, n, **given_with(model, batch, label), known=(batch["image"], mask), **options)
     write_grid(path, images, model, mask)
