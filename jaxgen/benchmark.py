@@ -14,7 +14,6 @@ Comparison sizes, used when no run is given, are class methods of a configuratio
 """
 
 import datetime
-import difflib
 import importlib.metadata
 import json
 import math
@@ -33,7 +32,7 @@ import numpy as np
 
 from jaxgen import commands, config, sharding, training
 from jaxgen.data.features import given_to, random_batch
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, did_you_mean
 from jaxgen.layers.convolutions import EXACT
 from jaxgen.models import MODELS, build, count_parameters
 from jaxgen.runs import report
@@ -352,8 +351,7 @@ def run(options: commands.Bench, model, cores: list[int] | None) -> int:
         raise ConfigError("RUN", "a model that draws samples", type(model).__name__)
     comparisons = _comparisons()
     if options.model not in (None, *comparisons):
-        close = difflib.get_close_matches(options.model, comparisons, n=1)
-        raise ConfigError("--model", f"one of {', '.join(comparisons)}", options.model, f"did you mean {close[0]}?" if close else "")
+        raise ConfigError("--model", f"one of {', '.join(comparisons)}", options.model, did_you_mean(options.model, comparisons))
     out = report.check_out(options.out or os.path.join(options.run or "", "bench.json"))
     name = options.model or next(iter(comparisons))
     chosen = comparisons if options.all else {name: comparisons[name]}

@@ -4,6 +4,10 @@ Each class carries the exit code of the command line (the list is in README.md, 
 """
 
 
+import difflib
+from collections.abc import Iterable
+
+
 class JaxgenError(ValueError):
     """`argument: wanted X, got Y` with an optional hint on what to do."""
 
@@ -36,3 +40,9 @@ class NonFiniteError(JaxgenError):
     """The loss or a gradient is NaN or infinite; the update was not applied."""
 
     exit_code = 5
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The hint `did you mean X?` with the name most like `name`; "" where none is like it."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean {close[0]}?" if close else ""

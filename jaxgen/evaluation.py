@@ -33,8 +33,8 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt
 from jaxgen import sharding
 from jaxgen.data.features import given_to
 from jaxgen.distributions import bits_per_dim
-from jaxgen.errors import ConfigError, DataError, NonFiniteError
-from jaxgen.metrics import headline
+from jaxgen.errors import ConfigError, DataError, NonFiniteError, did_you_mean
+from jaxgen.metrics import METRICS, OF_SAMPLES, headline
 
 __all__ = ["GaussianModel", "UniformModel", "bits_per_dim", "evaluate", "frechet_distance", "headline", "mode_coverage", "rulers"]
 
@@ -50,11 +50,13 @@ def evaluate(
     samples: int = 1,
     bound: str = "elbo",
     mesh: Mesh | None = None,
+    metrics: tuple[str, ...] = (),
 ) -> dict[str, float | int]:
     """Score a model on every image of a data set.
 
     samples: draws averaged for each image (elbo, density), or k of the importance-weighted bound; unused for exact models.
     bound: "elbo" or "importance", for models that have both. mesh: the devices to spread the batches over (default: those of the model).
+    metrics: which of `metrics_of` to give beside the headline; () for all but those of samples, where the model has others.
 
     Returns plain numbers: the headline (see the module's table), its "standard_error" (nan for a single image), "nats" an image (-log p),
     "n", and for a bound the number of draws under a name that says which bound ("elbo_samples", "importance_samples",
@@ -66,9 +68,46 @@ def evaluate(
     if len(dataset) == 0:
         raise DataError("dataset", "at least one image", "an empty set")
     _check_fit(model, dataset)
+    check_metrics(model, dataset, metrics, bound)
     kind, mesh = _kind(model, bound), mesh or _mesh_of(model)
     if kind == "samples":
-        return sample_metrics(model, dataset, key, batch_size, mesh)
+        return _chosen(sample_metrics(model, dataset, key, batch_size, mesh), metrics)
+    result = _scores(model, dataset, kind, batch_size, key, samples, mesh)
+    if of_samples := set(metrics) & set(OF_SAMPLES):
+        more = sample_metrics(model, dataset, key, batch_size, mesh)
+        result |= {name: value for name, value in more.items() if name in of_samples}
+    return _chosen(result, metrics)
+
+
+def metrics_of(model, dataset, bound: str = "elbo") -> tuple[str, ...]:
+    """The names in `METRICS` of what `evaluate` can measure of a model on a set; nothing is computed."""
+    kind, (_, feature) = _kind(model, bound), _modelled(model, dataset)
+    if kind == "predictions":
+        return "accuracy", "log_loss"
+    likelihood = () if kind == "samples" else tuple(dict.fromkeys((_unit_name(feature, kind), "nats")))
+    pixels = feature.discrete and hasattr(feature, "levels")
+    if not hasattr(model, "sample") or feature.discrete and not pixels:
+        return likelihood
+    modes = OF_SAMPLES[2:] if {"centres", "scale"} == set(dataset.facts) else ()
+    return *likelihood, "frechet_pixels" if pixels else "frechet_points", *modes
+
+
+def check_metrics(model, dataset, metrics: tuple[str, ...], bound: str = "elbo") -> None:
+    """Raises ConfigError for the name of a metric that cannot be measured of this model on this set."""
+    known = metrics_of(model, dataset, bound)
+    for name in metrics:
+        if name not in known:
+            raise ConfigError("report.metrics", f"some of {', '.join(known)}, which this model has", name, did_you_mean(name, known))
+
+
+def _chosen(result: dict, metrics: tuple[str, ...]) -> dict:
+    """The headline, these metrics, and what belongs to them: standard errors and counts; () leaves all."""
+    left_out = set(METRICS) - {headline(result)[0], *metrics} if metrics else set()
+    return {name: value for name, value in result.items() if not {name, name.removesuffix("_standard_error")} & left_out}
+
+
+def _scores(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, samples: int, mesh: Mesh | None) -> dict[str, float | int]:
+    """The result of a model that has a likelihood, a bound or predictions."""
     if kind == "predictions":
         return _classifier_metrics(-log_probs(model, dataset, kind, batch_size, key, mesh=mesh))
     name, feature = _modelled(model, dataset)
@@ -89,7 +128,7 @@ def _in_unit(nats: np.ndarray, feature, column, kind: str) -> dict[str, float]:
     """The headline of so many nats an example, in the unit of what is modelled, with its standard error."""
     if feature.unit == "nats":
         return {"nats": float(nats.mean()), "standard_error": _standard_error(nats)}
-    name = feature.unit.replace("/", "_per_") + ("" if kind == "exact" else "_bound")
+    name = _unit_name(feature, kind)
     if feature.unit == "bits/dim":
         bits = bits_per_dim(nats, feature.dimensions)
         return {name: float(bits.mean()), "standard_error": _standard_error(bits)}
@@ -97,6 +136,11 @@ def _in_unit(nats: np.ndarray, feature, column, kind: str) -> dict[str, float]:
     counts = np.asarray(feature.counts(np.asarray(column)), np.float64)
     ratio = nats.sum() / counts.sum()
     return {name: float(ratio / np.log(2)), "standard_error": _standard_error(nats - ratio * counts) / float(counts.mean() * np.log(2))}
+
+
+def _unit_name(feature, kind: str) -> str:
+    """The name of the headline in the unit of a feature: "bits_per_dim", or "bits_per_dim_bound" of a lower bound."""
+    return "nats" if feature.unit == "nats" else feature.unit.replace("/", "_per_") + ("" if kind == "exact" else "_bound")
 
 
 def _classifier_metrics(scores: np.ndarray) -> dict[str, float | int]:

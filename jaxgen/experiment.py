@@ -80,6 +80,7 @@ def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Da
     begun = checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart, complete=complete)
     with begun as checkpoints:
         shapes = jax.eval_shape(lambda: build(experiment.model, options.seed))
+        evaluation.check_metrics(shapes, validation_set, experiment.report.metrics)
         if hasattr(shapes, "fit") and not hasattr(shapes, "loss"):
             return _fit(experiment, build(experiment.model, options.seed), checkpoints, (training_set, validation_set), mesh)
         state = _first_state(experiment, optimizer, mesh)
@@ -186,7 +187,10 @@ class _Run:
         """Metrics of the averaged model on the validation split, samples from the same noise every time, a checkpoint."""
         options, model = self.experiment.train, training.ema_model(state)
         key = jax.random.key(options.seed)
-        metrics = evaluation.evaluate(model, self.validation_set, batch_size=options.batch_size, key=key, mesh=self.mesh)
+        wanted = self.experiment.report.metrics
+        metrics = evaluation.evaluate(
+            model, self.validation_set, batch_size=options.batch_size, key=key, mesh=self.mesh, metrics=wanted
+        )
         name, value = evaluation.headline(metrics)
         say(f"step {step}  validation {name} {value:.4f}")
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and np.isfinite(value)}
@@ -287,7 +291,8 @@ def split_mesh(options: TrainConfig):
 def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size: int, samples: int = 1, bound: str = "elbo") -> None:
     """The headline with its standard error on all devices, and the uniform and Gaussian rulers by the same evaluator."""
     mesh = split_mesh(experiment.train) or sharding.make_mesh()
-    result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=mesh)
+    wanted = experiment.report.metrics
+    result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=mesh, metrics=wanted)
     name, value = evaluation.headline(result)
     say(_line(f"{dataset.split} {name}", value, result, noun(model.config)))
     if (shape := small_shape(model)) is not None:
@@ -295,7 +300,7 @@ def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size
     if "nats" in result:
         say(f"{f'  nats per {noun(model.config)}':<27} {result['nats']:.3f}")
     small = np.prod(dataset.image_shape) <= RULER_DIMENSIONS
-    if experiment.report.rulers and small and "nats" in result and "image" in dataset.features:
+    if experiment.report.rulers and small and name.startswith("bits_per_dim") and "image" in dataset.features:
         fit = [load_data(experiment, split) for split in ("train", "validation") if split != dataset.split]
         for ruler, ruled in evaluation.rulers(fit, dataset).items():
             say(_line(f"  {ruler} ruler", evaluation.headline(ruled)[1], ruled, "image"))

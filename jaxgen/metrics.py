@@ -21,12 +21,17 @@ METRICS = {
     "bits_per_character": Metric("bits/character", "lower", "bits per character"),
     "accuracy": Metric("accuracy", "higher", "accuracy"),
     "log_loss": Metric("log-loss (nats)", "lower", "log-loss in nats", chooses=False),
+    "nats": Metric("nats", "lower", "nats"),
     "frechet_pixels": Metric("Frechet distance of pixels", "lower", "Frechet distance of pixels"),
     # The distance of points says nothing of the modes that are missed: the newest step of such a run is the one to take.
     "frechet_points": Metric("Frechet distance of points", "lower", "Frechet distance of points", chooses=False),
-    "nats": Metric("nats", "lower", "nats"),
+    "modes_covered": Metric("modes", "higher", "modes covered", chooses=False),
+    "high_quality_fraction": Metric("fraction of points", "higher", "points close to a mode", chooses=False),
+    "smallest_mode_share": Metric("fraction of points", "higher", "share of the smallest mode", chooses=False),
 }
 """In the order in which they are the headline of an evaluation: the first that a result has."""
+OF_SAMPLES = ("frechet_pixels", "frechet_points", "modes_covered", "high_quality_fraction", "smallest_mode_share")
+"""Those that are measured on samples, one for each example of a set."""
 
 
 def headline(result: Mapping[str, object]) -> tuple[str, float]:

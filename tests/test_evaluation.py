@@ -18,7 +18,17 @@ from jaxgen import evaluation, sharding
 from jaxgen.data import Dataset, load
 from jaxgen.data import points as ring
 from jaxgen.errors import ConfigError, DataError, NonFiniteError
-from jaxgen.evaluation import GaussianModel, UniformModel, bits_per_dim, evaluate, frechet_distance, headline, mode_coverage, rulers
+from jaxgen.evaluation import (
+    GaussianModel,
+    UniformModel,
+    bits_per_dim,
+    evaluate,
+    frechet_distance,
+    headline,
+    metrics_of,
+    mode_coverage,
+    rulers,
+)
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.vae import VAE, VAEConfig
 
@@ -301,6 +311,37 @@ def test_samples_on_the_ring():
     dropped = evaluate(Copy(ring.ring("train").images[:1]), ring.ring("validation"), batch_size=5000)
     assert dropped["modes_covered"] == 1
     assert dropped["frechet_points"] > 1
+
+
+# --- Which metrics ---------------------------------------------------------------------------------------------------------------
+
+
+
+class Sampled(Exact):
+    """The same with a sampler of black images."""
+
+    def sample(self, key, n, label):
+        return jnp.zeros((n, *self.config.image_shape), jnp.uint8)
+
+
+def test_the_headline_stands_and_the_other_metrics_are_those_that_are_named():
+    model, dataset = Sampled(EXACT.config), random_set(9)
+    whole = evaluate(model, dataset)
+    assert set(whole) == {"bits_per_dim", "standard_error", "nats", "n"}
+    assert metrics_of(model, dataset) == ("bits_per_dim", "nats", "frechet_pixels")
+    alone = evaluate(model, dataset, metrics=("bits_per_dim",))
+    assert alone == {name: whole[name] for name in ("bits_per_dim", "standard_error", "n")}
+    more = evaluate(model, dataset, metrics=("frechet_pixels",))
+    images = dataset.images.reshape(9, -1) / 2
+    wanted = frechet_distance(np.zeros_like(images), images)
+    assert more == alone | {"frechet_pixels": pytest.approx(wanted)} and headline(more) == headline(whole)
+    with pytest.raises(ConfigError, match="^report.metrics: wanted some of bits_per_dim, nats, frechet_pixels, .*, got accuracy"):
+        evaluate(model, dataset, metrics=("accuracy",))
+
+
+def test_a_generator_may_be_told_by_one_number():
+    result = evaluate(Copy(ring.ring("train").images), ring.ring("validation"), batch_size=5000, metrics=("modes_covered",))
+    assert set(result) == {"frechet_points", "modes_covered", "n_real", "n_fake"}
 
 
 # --- Errors -------------------------------------------------------------------------------------------------------------------------

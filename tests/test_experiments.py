@@ -16,6 +16,7 @@ import pytest
 
 from jaxgen import cli, config
 from jaxgen.experiment import Experiment
+from jaxgen.metrics import METRICS
 from jaxgen.models import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,15 +119,21 @@ def test_the_module_is_what_the_command_runs(monkeypatch, capsys):
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_report_holds_what_its_configuration_says(every, tmp_path, capsys):
-    """How many samples, at which validations, rulers or none; everything else of the run is the same."""
+    """How many samples, at which validations, rulers or none, which metrics; everything else of the run is the same."""
     laptop, run = script("vae_digits").laptop, tmp_path / "run"
     words = ["--train.steps=5", "--train.eval_every=1", "--train.batch_size=8", f"--workdir={run}", f"--report.samples_every={every}"]
     with pytest.raises(SystemExit) as end:
-        cli.main(laptop, None, [*words, "--report.samples=3", f"--report.rulers={every == 1}"])
+        metrics = [] if every == 1 else ["--report.metrics", "frechet_pixels"]
+        cli.main(laptop, None, [*words, "--report.samples=3", f"--report.rulers={every == 1}", *metrics])
     out, err = capsys.readouterr()
     assert (end.value.code, err) == (0, "") and ("gaussian ruler" in out) == (every == 1)
     drawn = sorted(path.name for path in (run / "images").iterdir())
     assert len(drawn) == (5 if every == 1 else 3) and drawn[-1].endswith("5.png")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    measured = {name.removeprefix("validation_") for row in rows for name in row if name.startswith("validation_")}
+    other = "nats" if every == 1 else "frechet_pixels"
+    assert measured & set(METRICS) == {"bits_per_dim_bound", other} and ("nats per image" in out) == (every == 1)
+    assert (f"  {other} " in out) == (every == 2)
     with pytest.raises(SystemExit):
         cli.main(laptop, None, [*words, "--report.samples=0"])
     out, err = capsys.readouterr()

@@ -22,6 +22,7 @@ HARMLESS = (
     "workdir", "data.name", "data.data_dir", "train.steps", "train.log_every", "train.eval_every", "train.max_minutes", "train.fsdp",
     "optimizer.learning_rate", "optimizer.players",
     "report.samples", "report.samples_every", "report.completions", "report.rulers", "report.time_samplers",
+    "report.metrics",
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, did_you_mean
 from jaxgen.metrics import METRICS
 from jaxgen.runs import directory, figures
 
@@ -42,6 +42,9 @@ class ReportConfig:
     samples: images in a grid of samples, 0 for no grid. samples_every: how many validations from one grid to the next; the last has one.
     completions: images in the grid of completions at the end, 0 for none. rulers: whether the test score stands beside those of the uniform
     and Gaussian models. time_samplers: whether the cached and the naive sampler are timed at the end, which can take minutes.
+    metrics: names of the metrics that stand beside the headline, in validation and in the report; empty for those that the kind of model
+    gives of itself. A metric of samples (frechet_pixels) that is named is measured for a model with a likelihood too: as many samples as
+    the split has examples.
     """
 
     samples: int = 64
@@ -49,11 +52,15 @@ class ReportConfig:
     completions: int = 64
     rulers: bool = True
     time_samplers: bool = True
+    metrics: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name, least in (("samples", 0), ("samples_every", 1), ("completions", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"report.{name}", f"{least} or more", getattr(self, name))
+        for name in self.metrics:
+            if name not in METRICS:
+                raise ConfigError("report.metrics", f"some of {', '.join(METRICS)}", name, did_you_mean(name, METRICS))
 
 
 class Reporter:
