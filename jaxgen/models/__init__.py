@@ -1,4 +1,4 @@
-"""The models, one file each, and the closed list by which a saved configuration finds its model."""
+"""The models, one file each, and the closed list MODELS of the classes that may be built from a configuration read from a file."""
 
 import jax
 from flax import nnx
@@ -31,13 +31,13 @@ MODELS = {
     PCAConfig: PCA,
     LanguageModelConfig: LanguageModel,
 }
-"""Configuration class -> model class: nothing outside this list is ever built from a file."""
+"""Configuration class -> model class. From a file's configuration only these are built, unless the caller of `load` names others."""
 
 
 def build(config, seed: int = 0):
-    """The model of a configuration with freshly drawn parameters: by the list above, or by the configuration's own `build(rngs)`.
+    """The model of a configuration, with parameters drawn from `seed`: by MODELS, else by the configuration's method `build(rngs)`.
 
-    Raises ConfigError where it has neither.
+    Raises ConfigError for a configuration that is not in MODELS and has no `build`.
     """
     rngs = nnx.Rngs(seed)
     if type(config) in MODELS:

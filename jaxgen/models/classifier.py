@@ -2,10 +2,11 @@
 
     h_0 = x scaled to [-1, 1],   h_l = relu(layer_l(h_{l-1})),   logits = W h_L + b,   p(y | x) = softmax(logits)_y
 
-Layers are linear (mlp), or 3 x 3 convolutions of which all but the first halve the size of the image (conv). The loss is the cross entropy
--log p(y | x) in nats. What a layer gives is read by its name: "hidden1" .. "hiddenL" and "logits".
+Layers are linear, on the flattened image (mlp), or 3 x 3 convolutions with zero padding, stride 1 in the first and 2 in the others (conv);
+then h_L is flattened for the logits. The loss is the mean cross entropy -log p(y | x) in nats. The outputs of single layers are had by
+name: "hidden1" .. "hiddenL" after the relu, and "logits".
 
-Axes: B batch, H W C image, K classes.
+Axes: B batch, H W C image, K classes. These are textbook networks, not those of a paper.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ from jaxgen.layers.convolutions import EXACT, dropout, scale_pixels
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Sizes of a classifier. `hidden`: units (mlp) or channels (conv) of each hidden layer; `dropout`: of what they give, in training."""
+    """Sizes of a classifier. hidden: units (mlp) or channels (conv) of each hidden layer.
+
+    dropout: the probability with which an output of a hidden layer is set to 0 in training. Raises ConfigError for sizes out of range.
+    """
 
     image_shape: tuple[int, int, int] = (8, 8, 1)
     levels: int = 17
@@ -52,12 +56,12 @@ class ClassifierConfig:
 
     @property
     def features(self) -> dict[str, Feature]:
-        """The columns that the model needs: the label, and the image that it is given."""
+        """The columns that the model needs: the label, which it models, and the image, which it is given."""
         return {"image": Image(self.image_shape, self.levels), "label": ClassLabel(self.num_classes)}
 
     @staticmethod
     def sizes_from(features: dict[str, Feature]) -> dict[str, object]:
-        """The fields that a data set decides."""
+        """{field: value} of the fields that a data set with these features decides; DataError without images or labels."""
         if not {"image", "label"} <= set(features):
             raise DataError("data", "images with labels, for a classifier", ", ".join(features) or "none")
         image = features["image"]
@@ -65,7 +69,7 @@ class ClassifierConfig:
 
 
 class Classifier(nnx.Module):
-    """p(y | x) as logits."""
+    """p(y | x) = softmax(predict(x))_y."""
 
     def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -85,19 +89,19 @@ class Classifier(nnx.Module):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The names of the layers, first to last."""
+        """The names for `activations`, first layer to last."""
         return (*(f"hidden{i + 1}" for i in range(len(self.config.hidden))), "logits")
 
     def predict(self, image: UInt[Array, "B H W C"]) -> Float[Array, "B K"]:
-        """Logits of the classes."""
+        """Logits of the classes, without dropout. Raises ConfigError for images that do not fit the config."""
         return self.activations(image, "logits")
 
     def activations(self, image: UInt[Array, "B H W C"], name: str) -> Float[Array, "B ..."]:
-        """What the layer of that name gives: [B, units] or [B, h, w, channels], and [B, K] for "logits"."""
+        """The output of the layer with that name: [B, units], [B, h, w, channels], or [B, K] for "logits"; ConfigError for another name."""
         return self._activations(image, name)
 
     def _activations(self, image: UInt[Array, "B H W C"], name: str, key: PRNGKeyArray | None = None) -> Float[Array, "B ..."]:
-        """With dropout where there is a key."""
+        """`activations`, with dropout if there is a key."""
         if name not in self.layers:
             raise ConfigError("name", "one of " + ", ".join(self.layers), name)
         config = self.config
@@ -112,7 +116,10 @@ class Classifier(nnx.Module):
         return self.logits(x.reshape(x.shape[0], -1))
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
-        """The mean cross entropy in nats of a batch {"image", "label"}, and the accuracy."""
+        """The mean cross entropy in nats of a batch {"image", "label"}; metrics: it as log_loss, and accuracy, a share in 0..1.
+
+        Raises ConfigError where a column is missing or does not fit the config.
+        """
         logits = self._activations(image_of(batch), "logits", key)
         label = check_label(image_of(batch, "label"), self.config.num_classes, logits.shape[0])
         log_loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=-1).mean()

@@ -2,29 +2,30 @@
 
     p(x) = prod_i p(x_i | x_<i)  in raster order, within a pixel R, then G, then B.
 
-With h = width, x scaled to [-1, 1], zeros outside the image, s_l for the states of the left branch and s_r for those of the right one:
+With h = width, x scaled to [-1, 1], row r, column c, zeros outside the image (for states and cells too), s the states of the left branch
+and t those of the right branch:
 
     y_0            = conv7x7_A(x)                                                                 2h features
-    [o,f,i,g][i,j] = K_is y_l[i,j] + K_0 s_l[i,j-1] + K_1 s_l[i-1,j] + b                          K_is: 1 x 1, mask B
-    c[i,j]         = sigmoid(f) c[i,j-1] + sigmoid(i) tanh(g),   s_l[i,j] = sigmoid(o) tanh(c[i,j])
-    s_r            : the same with its own weights and j+1 for j-1
-    y_{l+1}[i,j]   = y_l[i,j] + conv1x1_B(s_l[i,j] + s_r[i-1,j])                                  h -> 2h
+    [o,f,i,g][r,c] = K_is y_l[r,c] + K_0 s[r,c-1] + K_1 s[r-1,c] + b                              K_is: 1 x 1, mask B
+    cell[r,c]      = sigmoid(f) cell[r,c-1] + sigmoid(i) tanh(g),   s[r,c] = sigmoid(o) tanh(cell[r,c])
+    t              : the same with weights of its own and c+1 for c-1
+    y_{l+1}[r,c]   = y_l[r,c] + conv1x1_B(s[r,c] + t[r-1,c])                                      h -> 2h
     logits         = conv1x1_B(relu(conv1x1_B(relu(y))))                                          2h -> head_width -> outputs
 
-States and cells outside the image are zero. The right branch sees the right of its own row, so it is shifted down by one row: together the
-branches see every pixel before (i,j) in raster order. In the first layer the right branch also reads x[i,j], all channels: mask A hides a
-pixel from its own features, and the last pixel of a row has none to its right that sees it, so the row below would not depend on it. A
-label adds the embedding of its class to the gates. The forget gates' biases begin at 1.
+t[r,c] depends on the pixels from column c on in row r, so it is used one row further down, as t[r-1,c]. Together s and t reach every pixel
+before (r,c) in raster order, with one exception that needs an extra term: y_0[r,c] depends on the pixels before (r,c) only (mask A), so
+the last pixel of a row would be unknown to the first pixels of the next row. Therefore the gates of t in the first layer also get a linear
+map of x[r,c], all channels. A label adds the embedding of its class to the gates. The biases of the forget gates are 1 at first.
 
-The whole image: `skew` puts the pixels of a diagonal into one column, S[i, i+j] = X[i,j]; then K_0 and K_1 are a 2 x 1 convolution of the
+The whole image: `skew` puts the pixels of a diagonal into one column, S[r, r+c] = X[r,c]; then K_0 and K_1 are a 2 x 1 convolution of the
 previous column, and one scan over W + H - 1 columns computes both branches (the right one on the image flipped left to right).
 
-Sampling: `begin_row` computes K_1 s_l for all columns and the right branch of the finished row by a scan from right to left; `step`
-computes the left branch of one pixel.
+Sampling: `begin_row` computes, for the finished row r-1, K_1 s in all columns, and t by a scan from right to left; `step` computes s of one
+pixel.
 
 van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.2, 3.3, 3.4 and table 1.
-Departures: x[i,j] in the first right branch, without which the last column has a blind spot; the widths are multiples of C (the paper's
-128 is not one of 3: use 129); Adam in the experiments (RMSProp there, we believe).
+Departures: the term of x[r,c] in the first right branch; widths must be multiples of C (for C = 3 use 129 for the paper's 128); our
+experiments use Adam, the paper, as we remember it, RMSProp.
 """
 
 from dataclasses import dataclass
@@ -57,7 +58,10 @@ from jaxgen.layers.masked import (
 
 @dataclass(frozen=True)
 class DiagonalBiLSTMConfig(OfImages):
-    """Sizes of a Diagonal BiLSTM. `width` is h, the features of a state, half of those between the layers; widths are multiples of C."""
+    """Sizes of a Diagonal BiLSTM. width: h, the features of a state; there are 2h between the layers.
+
+    Raises ConfigError for sizes out of range, an even kernel, and unless width and head_width are multiples of C.
+    """
 
     image_shape: tuple[int, int, int] = (8, 8, 1)
     levels: int = 17
@@ -78,9 +82,9 @@ class DiagonalBiLSTMConfig(OfImages):
 
 
 def skew(x: Float[Array, "H W ..."], fill: float = 0.0) -> Float[Array, "H T ..."]:
-    """S[i, i+j] = x[i, j], T = W + H - 1; the corners are `fill`.
+    """S[r, r+c] = x[r, c], T = W + H - 1; all other entries are `fill`.
 
-    Every row is padded to W + H columns, and the same numbers are laid out in rows of W + H - 1: each row starts one column further right.
+    Every row is padded to W + H columns; then all numbers in order are cut into rows of W + H - 1, so that row r begins r columns later.
     """
     height, width, *rest = x.shape
     x = jnp.pad(x, [(0, 0), (0, height)] + [(0, 0)] * len(rest), constant_values=fill)
@@ -88,26 +92,29 @@ def skew(x: Float[Array, "H W ..."], fill: float = 0.0) -> Float[Array, "H T ...
 
 
 def unskew(x: Float[Array, "H T ..."]) -> Float[Array, "H W ..."]:
-    """The inverse of `skew`: x[i, j] = S[i, i+j]."""
+    """The inverse of `skew`: x[r, c] = S[r, r+c]."""
     height, length, *rest = x.shape
     x = jnp.pad(x.reshape(-1, *rest), [(0, height)] + [(0, 0)] * len(rest))
     return x.reshape(height, length + 1, *rest)[:, : length + 1 - height]
 
 
 class DiagonalLayer(nnx.Module):
-    """y + conv1x1(left states + right states one row above), 2h features in and out."""
+    """y[r,c] + conv1x1(s[r,c] + t[r-1,c]), 2h features in and out."""
 
     def __init__(self, config: DiagonalBiLSTMConfig, rngs: nnx.Rngs):
         width, groups = config.width, config.image_shape[2]
         # Gates of the left branch | gates of the right branch.
         self.input = Masked1x1(2 * width, 8 * width, groups, rngs, parts=8)
         self.input.bias = forget_bias(width, lstms=2)
-        # [K_0 | K_1] of the left and of the right branch: the state beside and the state above.
+        # [K_0; K_1] of the left and of the right branch, for [state beside, state above].
         self.state = normal(rngs, (2, 2 * width, 4 * width), 2 * width)
         self.out = Masked1x1(width, 2 * width, groups, rngs)
 
     def states(self, gates: Float[Array, "H W B 2 F"]) -> Float[Array, "H W B 2 D"]:
-        """States of both branches, each from left to right (the caller flips the second), given what the inputs add to the gates."""
+        """States of two branches that both run from left to right, from the terms of their gates without K_0 and K_1.
+
+        The caller flips the gates and the states of the right branch.
+        """
         height, width = gates.shape[:2]
         gates = skew(gates).transpose(1, 3, 0, 2, 4)  # [T, 2, H, B, F]
         weight = self.state[...].astype(gates.dtype)
@@ -115,7 +122,7 @@ class DiagonalLayer(nnx.Module):
         def diagonal(carry, inputs):
             state, cell = carry
             t, gates = inputs
-            both = jnp.concatenate([state, shift(state, 1, axis=1)], axis=-1)  # [i, t-1] and [i-1, t-1]: left of and above (i, t-i)
+            both = jnp.concatenate([state, shift(state, 1, axis=1)], axis=-1)  # the states left of and above (r, t-r)
             state, cell = lstm_cell(gates + jnp.einsum("zhbd,zde->zhbe", both, weight, precision=EXACT), cell)
             column = t - jnp.arange(height)
             inside = ((column >= 0) & (column < width))[None, :, None, None]
@@ -127,7 +134,7 @@ class DiagonalLayer(nnx.Module):
         return unskew(states.transpose(2, 0, 3, 1, 4))
 
     def __call__(self, y: Float[Array, "B H W E"], label_bias, to_right=None) -> Float[Array, "B H W E"]:
-        """The whole image; `label_bias` [B, 8h] or [] is added to the gates, `to_right` [B, H, W, 4h] to those of the right branch."""
+        """The whole image. label_bias: [B, 8h] or [], added to the gates of both branches; to_right: [B, H, W, 4h], to those of t."""
         gates = add_label(self.input(y), label_bias).transpose(1, 2, 0, 3)
         left, right = jnp.split(gates, 2, axis=-1)
         if to_right is not None:
@@ -137,7 +144,7 @@ class DiagonalLayer(nnx.Module):
         return y + self.out(both.transpose(2, 0, 1, 3))
 
     def right_row(self, y: Float[Array, "W B E"], above: Float[Array, "W B D"], bias, to_right=None) -> Float[Array, "W B D"]:
-        """The right branch's states of one finished row, given its inputs and the states of the row above; bias [4h] or [B, 4h]."""
+        """t of a finished row from its y and from `above`, t of the row above; bias: [4h] or [B, 4h]; to_right: [W, B, 4h]."""
         (beside, down), four = jnp.split(self.state[...][1].astype(y.dtype), 2), self.state.shape[2]
         gates = add_bias(dot(y, self.input.masked()[:, four:]) + dot(above, down), bias)
         if to_right is not None:
@@ -153,37 +160,37 @@ class DiagonalLayer(nnx.Module):
 
 
 class Packed(NamedTuple):
-    """What a layer's left branch multiplies with, by input group, computed once a call."""
+    """Weights of a layer's left branch by input group (see masked.py), computed once per call of the sampler."""
 
     input: Float[Array, "G d F"]  # K_is
-    state: Float[Array, "G d EF"]  # [K_0 | 1 x 1 up to 2h]
+    state: Float[Array, "G d EF"]  # [K_0 | conv1x1_B]
     down: Float[Array, "D F"]  # K_1
 
 
 class Sums(NamedTuple):
-    """What has been pushed so far to the groups of the pixel being drawn, biases included; L layers, B images."""
+    """Partial sums at the pixel being drawn: biases, terms of earlier pixels and of its channel groups so far; L layers, B images."""
 
-    trunk: Float[Array, "B E"]  # the first layer's output
-    gates: Float[Array, "L B F"]  # of the left branch
-    out: Float[Array, "L B E"]
-    output: tuple  # [B, head_width], [B, C P]
+    trunk: Float[Array, "B E"]  # of y_0
+    gates: Float[Array, "L B F"]  # of the gates of s
+    out: Float[Array, "L B E"]  # of conv1x1_B(s + t)
+    output: tuple  # of the output layers: [B, head_width], [B, C P]
 
 
 class Cache(NamedTuple):
-    """What the sampler carries. W columns, L layers, B images, D = width, E = 2D, F = 4D."""
+    """The sampler's cache while pixel (r, c) is drawn. W columns, L layers, B images, D = width, E = 2D, F = 4D."""
 
     packed: tuple[Packed, ...]
-    output: tuple  # the two weights of the output layers by input group
-    bias: tuple  # [2F] or [B, 2F]: bias of every layer's gates (left | right), the label's included
-    window: Window  # pixels of the first layer's window
-    inputs: Float[Array, "W L B E"]  # y_l: this row up to the pixel being drawn, the row above after it
-    left: Float[Array, "W L B D"]  # s_l, the same columns
-    right: Float[Array, "W L B D"]  # s_r of the row above the one being drawn
-    above: Float[Array, "W L B F"]  # K_1 s_l of the row above + bias
-    from_right: Float[Array, "W L B E"]  # what the right branch contributes to y_{l+1} of the row being drawn, bias included
-    cell: Float[Array, "L B D"]  # c of the left branch at the pixel to the left, float32
-    waiting: Float[Array, "L B F"]  # K_0 s_l of the pixel to the left
-    column: Int[Array, ""]  # of the pixel being drawn
+    output: tuple  # the two masked weights of the output layers by input group
+    bias: tuple  # [2F] or [B, 2F] for each layer: b of the gates (s | t), plus the label's
+    window: Window  # of the first layer
+    inputs: Float[Array, "W L B E"]  # y_l, of row r in the columns before c, of row r-1 in the others
+    left: Float[Array, "W L B D"]  # s, the same
+    right: Float[Array, "W L B D"]  # t of row r-1
+    above: Float[Array, "W L B F"]  # K_1 s[r-1] + bias
+    from_right: Float[Array, "W L B E"]  # conv1x1_B(t[r-1]) with its bias
+    cell: Float[Array, "L B D"]  # cell[r, c-1] of the left branch, float32
+    waiting: Float[Array, "L B F"]  # K_0 s[r, c-1]
+    column: Int[Array, ""]  # c
     sums: Sums | tuple  # () for C = 1
 
 
@@ -197,14 +204,14 @@ class DiagonalBiLSTM(AutoregressiveImages):
         self.layers = nnx.List([DiagonalLayer(config, rngs) for _ in range(config.layers)])
         self.pixels = normal(rngs, (channels, 4 * width), channels)
         self.output = OutputLayers(2 * width, config.head_width, self.head.size, channels, rngs)
-        # One row a class: the biases of every layer's gates.
+        # For each class the biases of the gates of all layers.
         self.embedding = normal(rngs, (config.num_classes, config.layers * 8 * width), 1.0) if config.num_classes else None
 
     def _label_biases(self, label) -> list:
         return label_biases(self.embedding, label, (8 * self.config.width,) * self.config.layers)
 
     def _to_right(self, x) -> list:
-        """What the pixels themselves add to the right branch's gates, for every layer: the first one only."""
+        """For each layer the term of x in the gates of t: a linear map of x in the first layer, None in the others."""
         return [dot(x, self.pixels[...])] + [None] * (self.config.layers - 1)
 
     def _logits(self, image: UInt[Array, "B H W C"], label, key=None) -> Float[Array, "B H W C P"]:
@@ -215,7 +222,7 @@ class DiagonalBiLSTM(AutoregressiveImages):
             y = layer(y, bias, to_right)
         return self.output(y)
 
-    # The same network, one row and one pixel at a time.
+    # The cached form for sampling: the same network, one row and one pixel at a time.
 
     def _pack(self, layer: DiagonalLayer, dtype) -> Packed:
         groups, width = self.config.image_shape[2], self.config.width
@@ -240,7 +247,7 @@ class DiagonalBiLSTM(AutoregressiveImages):
         return Cache(packed, self.output.pack(dtype), bias, window, two, one, one, four, two, cell, four[0], jnp.int32(0), sums)
 
     def begin_row(self, cache: Cache, finished_row: UInt[Array, "B W C"], r) -> Cache:
-        """Prepare row r once row r-1 is finished: its right branch and what its left one contributes; nothing is above row 0."""
+        """The cache for row r from the finished row r-1: computes t and K_1 s of row r-1. For r = 0 `finished_row` is ignored."""
         x = scale_pixels(finished_row.swapaxes(0, 1), self.config.levels, self.config.dtype)
         above, right, from_right = [], [], []
         for i, (layer, packed, bias, to_right) in enumerate(zip(self.layers, cache.packed, cache.bias, self._to_right(x), strict=True)):
@@ -270,7 +277,7 @@ class DiagonalBiLSTM(AutoregressiveImages):
         return self._group(cache, cache.sums._replace(trunk=cache.sums.trunk + self.input.push_channel(x, k)), k)
 
     def _group(self, cache: Cache, sums: Sums, k) -> tuple[Cache, Float[Array, "B P"]]:
-        """Run channel group k of one pixel through all layers; it pushes to the groups after it and to the pixel after this one."""
+        """Compute channel group k of one pixel in all layers; add its terms to the sums of later groups and of the next pixel."""
         groups, four = self.config.image_shape[2], 4 * self.config.width
         gates, out, inputs, pushed, states, cells = list(sums.gates), list(sums.out), [], [], [], []
         y = take_group(sums.trunk, k, groups)

@@ -11,16 +11,17 @@ Layer l with kernel k, m = k // 2, v_0 = h_0 = x scaled to [-1, 1], zeros outsid
     skip      += Ws g_l + b;    h_{l+1} = Wr g_l + b (+ h_l for l > 0)
     logits     = W1 relu(W0 relu(skip) + b) + b
 
-The centre tap of Wh is masked A in layer 0 and B after it, every 1 x 1 on the horizontal side B, by channel groups. y is what the image is
-drawn given: the class, one-hot, and a vector (an embedding, the code of a caption), each if the config has it (section 2.3 of the paper).
+Masks are by channel groups: the centre tap Wh[0] has mask A in layer 0 and B after it; Ws, Wr, W0 and W1 have mask B; N has none, since
+U_l[r-1] depends on rows above r only. y is what the image is drawn given: the class, one-hot, a vector (an embedding, a caption's code) or
+both concatenated (section 2.3 of the paper).
 
-Sampling: U of row r-1 depends on finished rows only, so `begin_row` runs the vertical stack for all columns at once; `step` runs the
-horizontal stack of one pixel, two matrix products a layer. Both push: what a finished row (pixel) adds to the rows below (pixels to the
-right) is computed in one product and kept in the cache.
+Sampling: `begin_row` computes U of row r-1 for all columns at once; `step` the horizontal stack of one pixel, two matrix products a layer.
+As soon as a row (pixel) is known, one product gives its terms in the sums of the rows below (pixels to the right), and the cache keeps
+these partial sums.
 
 van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves, Kavukcuoglu 2016, "Conditional Image Generation with PixelCNN Decoders", section 2.
-Departures: skip connections into the head as in later implementations; `factorized=True` replaces the vertical k x k kernel by 1 x k and
-k x 1 (fewer products; the size of the speed comparison uses it).
+Departures: skip connections into the head, as in later implementations; dropout, if asked for; `factorized=True` replaces the vertical
+(m+1) x k kernel of all layers but the first by 1 x k and (m+1) x 1 (fewer products; the speed comparison uses it).
 """
 
 from dataclasses import dataclass
@@ -57,9 +58,10 @@ from jaxgen.layers.convolutions import (
 
 @dataclass(frozen=True)
 class GatedPixelCNNConfig(OfImages):
-    """Sizes of a Gated PixelCNN. `layers` counts the gated layers after the input layer; `width` and `head_width` are multiples of C.
+    """Sizes of a Gated PixelCNN. layers: gated layers after the input layer. width: features of v and h. head_width: rows of W0.
 
-    num_classes, vector_size: of the label and of the vector that the image is drawn given; 0 for none.
+    num_classes, vector_size: of the label and of the vector that the image is drawn given; 0 for none. Raises ConfigError for sizes out of
+    range, even kernels, and unless width and head_width are multiples of C.
     """
 
     image_shape: tuple[int, int, int] = (8, 8, 1)
@@ -86,47 +88,47 @@ class GatedPixelCNNConfig(OfImages):
 
 
 class Condition(NamedTuple):
-    """What the network is given beside the image."""
+    """The y of the equations."""
 
-    label: Any  # int32 [B], or float32 [B, num_classes]; None for a model without labels
-    vector: Any  # float32 [B, vector_size]; None for a model without
+    label: Any  # int32 [B], or float32 [B, num_classes]; None if num_classes = 0
+    vector: Any  # float32 [B, vector_size]; None if vector_size = 0
 
 
 UNCONDITIONAL = Condition(None, None)
 
 
 class GatedLayer(nnx.Module):
-    """One gated layer of both stacks: (v, h) -> (v', h', skip)."""
+    """Layer l of both stacks: (v_l, h_l) -> (v_{l+1}, h_{l+1}, the term of skip)."""
 
     def __init__(self, config: GatedPixelCNNConfig, index: int, rngs: nnx.Rngs):
         first, width, groups = index == 0, config.width, config.image_shape[2]
         self.last, self.residual = index == config.layers, not first
         features_in, kernel = (groups, config.input_kernel) if first else (width, config.kernel)
-        # The input has too few channels to be worth factorizing.
+        # Not factorized for the image's few channels: it would not save products.
         self.vertical = VerticalConv(features_in, 2 * width, kernel, config.factorized and not first, rngs)
         self.link = normal(rngs, (2 * width, 2 * width), 2 * width)
         self.link_bias = zeros((2 * width,))
         self.horizontal = HorizontalConv(features_in, 2 * width, kernel, groups, "A" if first else "B", rngs)
         self.out = normal(rngs, (width, width if self.last else 2 * width), width)
         self.out_bias = zeros((self.out.shape[1],))
-        # One bias for every gate of both stacks: vertical | horizontal.
+        # [Vv | Vh], which give one bias for every gate of both stacks.
         self.embedding = normal(rngs, (config.num_classes, 4 * width), 1.0) if config.num_classes else None
         self.vector = normal(rngs, (config.vector_size, 4 * width), config.vector_size) if config.vector_size else None
         self.groups, self.width, self.dropout = groups, width, config.dropout
 
     def masked_out(self) -> Float[Array, "D E"]:
-        """skip | residual (the last layer has no residual), masked by channel groups."""
+        """[Ws | Wr] with mask B; in the last layer, which has no h', Ws only."""
         mask = group_mask if self.last else halves_mask
         return self.out[...] * mask(self.width, self.width, self.groups, "B")
 
     def condition(self, given: Condition) -> tuple:
-        """The biases [B, 2D] of the vertical and the horizontal gates by what is given, or zeros [] for an unconditional model."""
+        """(Vv y, Vh y), [B, 2D] each; zeros of shape [] for an unconditional model."""
         parts = [] if self.embedding is None else [embed(self.embedding[...], given.label)]
         parts += [] if self.vector is None else [dot(given.vector, self.vector[...])]
         return tuple(jnp.split(sum(parts), 2, axis=-1)) if parts else (jnp.zeros(()), jnp.zeros(()))
 
     def __call__(self, v, h, given: Condition, key=None):
-        """The whole image: [B, H, W, D] each; with a key, dropout on the outputs of both gates."""
+        """The whole image: (v', h', skip), [B, H, W, D] each; h' is None in the last layer. key: dropout of v' and g; None for none."""
         vertical, horizontal = (y.astype(v.dtype)[:, None, None] if y.ndim else y.astype(v.dtype) for y in self.condition(given))
         u = self.vertical(v) + vertical
         link = add_bias(dot(shift(u, 1, axis=1), self.link[...]), self.link_bias[...])
@@ -141,27 +143,30 @@ class GatedLayer(nnx.Module):
 
 
 class Packed(NamedTuple):
-    """A layer's weights as the sampler wants them, computed once per call; the leading axis is the input's channel group."""
+    """A layer's masked weights by input group (see masked.py), and its vertical bias; computed once per call of the sampler."""
 
-    push: Float[Array, "G d E"]  # centre | left taps of the horizontal convolution, E = (1 + m) 2D
-    out: Float[Array, "G d F"]  # skip | residual
-    condition: Float[Array, "..."]  # the condition's bias of the vertical gates, [B, 2D] or []
+    push: Float[Array, "G d E"]  # [Wh[0] | Wh[1] | .. | Wh[m]], E = (1 + m) 2D
+    out: Float[Array, "G d F"]  # [Ws | Wr]
+    condition: Float[Array, "..."]  # Vv y, [B, 2D] or []
 
 
 class Cache(NamedTuple):
-    """What the sampler carries; one entry a layer in each tuple. W columns, B images, D = width, m = kernel // 2 of the layer."""
+    """The sampler's cache; tuples have one entry for each layer. W columns, B images, D = width, m = kernel // 2 of the layer."""
 
     packed: tuple[Packed, ...]
-    head: tuple  # the two matrices of the head by input group
-    waiting: tuple  # [m, W, B, 2D]: partial sums of U of the next m rows
-    bias: tuple  # [B, 2D] or [2D]: bias of the horizontal gates, the condition's included
-    link: tuple  # [W, B, 2D]: N U[r-1] + bias for the row being drawn
-    pixels: tuple  # [max(m, 1), B, 2D]: partial sums of a for the next m pixels, their links included
-    sums: tuple  # within a pixel, C > 1 only: (a, residual) of every layer, skip, head and logits so far; () for C = 1
+    head: tuple  # W0 and W1 by input group
+    waiting: tuple  # [m, W, B, 2D]: partial sums of U, for the next m rows
+    bias: tuple  # b + Vh y, [B, 2D] or [2D]
+    link: tuple  # [W, B, 2D]: N U[r-1] + b + Vh y, r the row being drawn
+    pixels: tuple  # [max(m, 1), B, 2D]: partial sums of a, for the next m pixels; they begin with `link`
+    sums: tuple  # partial sums within a pixel: a and Wr g of every layer, skip, W0 relu(skip), logits; () for C = 1
 
 
 class GatedPixelCNN(AutoregressiveImages):
-    """The model of this file; see `AutoregressiveImages` for its methods. `vector=` goes to each of them where the config has a vector."""
+    """The model of this file; see `AutoregressiveImages` for its methods.
+
+    Each takes `vector=`, float [B, vector_size] or [vector_size], if and only if the config has vector_size > 0.
+    """
 
     def __init__(self, config: GatedPixelCNNConfig, *, rngs: nnx.Rngs):
         self.config, self.head = config, pixel_head(config.levels)
@@ -174,7 +179,7 @@ class GatedPixelCNN(AutoregressiveImages):
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """What is given beside the label."""
+        """Names of what is given besides the label."""
         return ("vector",) if self.config.vector_size else ()
 
     def _masked_head(self):
@@ -183,7 +188,7 @@ class GatedPixelCNN(AutoregressiveImages):
         return hidden, self.outputs[...] * group_mask(*self.outputs.shape, groups, "B")
 
     def condition(self, batch: int, label=None, image=None, vector=None, **given) -> Condition:
-        """The label and the vector, checked; one vector serves the whole batch."""
+        """The label and the vector, checked; a single vector is repeated for the batch. ConfigError where they do not fit the config."""
         return Condition(super().condition(batch, label, image, **given), check_vector(vector, self.config.vector_size, batch))
 
     def _logits(self, image: UInt[Array, "B H W C"], condition: Condition, key=None) -> Float[Array, "B H W C P"]:
@@ -197,7 +202,7 @@ class GatedPixelCNN(AutoregressiveImages):
         logits = add_bias(dot(jax.nn.relu(z), outputs, jnp.float32), self.outputs_bias[...])
         return logits.reshape(*image.shape, self.head.size)
 
-    # The same network, one row and one pixel at a time.
+    # The cached form for sampling: the same network, one row and one pixel at a time.
 
     def init_cache(self, n: int, condition: Condition = UNCONDITIONAL) -> Cache:
         """The cache of n images before anything is drawn."""
@@ -218,7 +223,7 @@ class GatedPixelCNN(AutoregressiveImages):
         return Cache(tuple(packed), head, tuple(waiting), tuple(bias), link, tuple(pixels), sums)
 
     def begin_row(self, cache: Cache, finished_row: UInt[Array, "B W C"], r) -> Cache:
-        """Prepare row r once row r-1 is finished: the vertical stack of that row, all columns at once; nothing is above row 0."""
+        """The cache for row r from the finished row r-1: computes U and `link` in all columns. For r = 0 `finished_row` is ignored."""
         v = scale_pixels(finished_row.swapaxes(0, 1), self.config.levels, self.config.dtype)
 
         def vertical_stack(waiting, link):
@@ -256,7 +261,7 @@ class GatedPixelCNN(AutoregressiveImages):
         return self._group(cache, ((first, *a[1:]), *rest), k)
 
     def _start_pixel(self, n: int, dtype):
-        """The sums of a pixel that nothing has been pushed to: (a, residual, skip, head, logits)."""
+        """The field `sums` before the first channel group: biases, and zeros for a."""
         config, two = self.config, 2 * self.config.width
 
         def rows(bias):
@@ -269,7 +274,7 @@ class GatedPixelCNN(AutoregressiveImages):
         return a, residual, skip, rows(self.hidden_bias[...]), jnp.broadcast_to(self.outputs_bias[...], (n, self.outputs_bias.shape[0]))
 
     def _group(self, cache: Cache, sums, k):
-        """Run channel group k of one pixel through all layers; it pushes to the groups after it and to the pixels after this one."""
+        """Compute channel group k of one pixel in all layers; add its terms to the sums of later groups and of the next pixels."""
         a, residual, skip, z, y = list(sums[0]), list(sums[1]), *sums[2:]
         pixels, groups, width = list(cache.pixels), self.config.image_shape[2], self.config.width
         h = None
@@ -293,16 +298,16 @@ class GatedPixelCNN(AutoregressiveImages):
 
 
 def _first(link: Float[Array, "W B E"], m: int) -> Float[Array, "m B E"]:
-    """The sums of the first m pixels of a row: nothing but their links (past the end: never read)."""
+    """The partial sums of a for the first m pixels of a row: their links. Entries for columns past the end are never read."""
     return jnp.take(link, jnp.arange(m), axis=0, mode="clip") if m > len(link) else link[:m]
 
 
 def _slide(waiting: Float[Array, "m B E"], link: Float[Array, "W B E"], c) -> Float[Array, "m B E"]:
-    """From the sums of pixels c .. c+m-1 to those of c+1 .. c+m; the new one starts with its link (past the end: never read)."""
+    """The partial sums of pixels c+1 .. c+m from those of c .. c+m-1: the new last one is its link (past the end of the row: unused)."""
     return jnp.concatenate([waiting[1:], jax.lax.dynamic_slice_in_dim(link, c + len(waiting), 1)])
 
 
 def _add_pushed(waiting: Float[Array, "m B E"], pushed: Float[Array, "B mE"]) -> Float[Array, "m B E"]:
-    """Add what a pixel pushes to the m pixels after it."""
+    """Add a pixel's terms, the next pixel's first, to the partial sums of the m pixels after it."""
     m, batch, features = waiting.shape
     return waiting + pushed.reshape(batch, m, features).swapaxes(0, 1) if pushed.shape[1] else waiting

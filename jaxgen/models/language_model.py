@@ -1,16 +1,21 @@
-"""A recurrent language model: gated recurrent units (Cho et al. 2014) over the tokens of a string.
+"""A recurrent language model: gated recurrent units (GRUs) over the tokens of a string.
 
-    p(x) = prod_{i=1..n} p(x_i | x_<i)  p(stop | x_1 .. x_n),      n the true length of x
+    p(x) = [prod_{i=1..n} p(x_i | x_<i)]  p(stop | x_1 .. x_n),      n the true length of x
 
     a_i = embedding(x_{i-1}),   x_0 = stop
     r, u = sigmoid(W_ru a + U_ru h),   c = tanh(W_c a + r * (U_c h)),   h' = u h + (1 - u) c             each with biases
     p(x_i | x_<i) = softmax(V h_i + d)
 
-Token 0 is the stop token; nothing after it counts, so a string has the same probability in a longer row. A string that fills its row
-stops there with probability one: the probabilities of all strings that fit a row sum to one.
+Here h is the state before place i, zero before the first, and h_i = h' the one after it; * is elementwise. The input a of a second layer
+is the state h_i of the first. A string is a row of L tokens: its n tokens, then the stop token 0 and zeros, which do not count, so a string
+has the same probability in a longer row. For n = L the factor of the stop token is left out, as if it were 1: the probabilities of all
+strings of at most L tokens sum to one.
 
-Axes: B batch, L length, V vocabulary (the stop token included), D width. Departure from the paper: r is applied to U_c h instead of h, so
-that one product serves the three gates; several layers are stacked.
+Cho, van Merrienboer, Gulcehre, Bahdanau, Bougares, Schwenk, Bengio 2014, "Learning Phrase Representations using RNN Encoder-Decoder for
+Statistical Machine Translation", section 2.3. Departures: r multiplies U_c h instead of h, so that one matrix product serves r, u and c;
+several layers are stacked; it is a language model, not an encoder and decoder.
+
+Axes: B batch, L length, V vocabulary (the stop token included), D width.
 """
 
 from dataclasses import dataclass
@@ -33,7 +38,10 @@ from jaxgen.sampling import sample_sequence
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """Sizes of a language model. `symbols`: what the tokens 1 .. vocabulary-1 stand for, so that samples can be written as text."""
+    """Sizes of a language model. length: L. vocabulary: V. symbols: the texts of the tokens 1 .. V-1, for writing samples as text; or ().
+
+    Raises ConfigError for sizes out of range.
+    """
 
     length: int = 28
     vocabulary: int = 27
@@ -41,7 +49,7 @@ class LanguageModelConfig:
     width: int = 64
     layers: int = 1
     modelled: ClassVar[str] = "tokens"
-    num_classes: ClassVar[int] = 0  # unconditional
+    num_classes: ClassVar[int] = 0  # no labels
 
     def __post_init__(self):
         check_types(self)
@@ -53,12 +61,12 @@ class LanguageModelConfig:
 
     @property
     def features(self) -> dict[str, Feature]:
-        """The columns that the model needs."""
+        """The columns that the model needs: tokens."""
         return {"tokens": Tokens(self.length, self.vocabulary, self.symbols)}
 
     @staticmethod
     def sizes_from(features: dict[str, Feature]) -> dict[str, object]:
-        """The fields that a data set decides."""
+        """{field: value} of the fields that a data set with these features decides; DataError without tokens."""
         if "tokens" not in features:
             raise DataError("data", "strings of tokens, for a language model", ", ".join(features) or "none")
         tokens = features["tokens"]
@@ -66,18 +74,18 @@ class LanguageModelConfig:
 
 
 class GRU(nnx.Module):
-    """One layer of gated recurrent units."""
+    """One layer of gated recurrent units: h' from h and a."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.inputs, self.input_bias = normal(rngs, (width, 3 * width), width), zeros((3 * width,))
         self.state, self.state_bias = normal(rngs, (width, 3 * width), width), zeros((3 * width,))
 
     def project(self, a: Float[Array, "... D"]) -> Float[Array, "... E"]:
-        """W a + b for the three gates side by side, of one place or of all."""
+        """[W_r a + b, W_u a + b, W_c a + b] at places of any shape, E = 3D."""
         return add_bias(dot(a, self.inputs[...]), self.input_bias[...])
 
     def __call__(self, h: Float[Array, "B D"], projected: Float[Array, "B E"]) -> Float[Array, "B D"]:
-        """The next state h' from the state h and the projected input."""
+        """The next state h' from the state h and `project(a)`."""
         reset, update, candidate = jnp.split(projected, 3, axis=-1)
         of_state = jnp.split(add_bias(dot(h, self.state[...]), self.state_bias[...]), 3, axis=-1)
         reset, update = jax.nn.sigmoid(reset + of_state[0]), jax.nn.sigmoid(update + of_state[1])
@@ -85,13 +93,13 @@ class GRU(nnx.Module):
 
 
 class Cache(NamedTuple):
-    """What the sampler carries from place to place."""
+    """The sampler's cache."""
 
-    hidden: Float[Array, "layers B D"]  # the state of every layer
+    hidden: Float[Array, "layers B D"]  # h of every layer
 
 
 class LanguageModel(nnx.Module):
-    """p(x) of strings of true lengths."""
+    """p(x) of strings of up to L tokens."""
 
     def __init__(self, config: LanguageModelConfig, *, rngs: nnx.Rngs):
         self.config, self.head = config, Categorical(config.vocabulary)
@@ -100,7 +108,7 @@ class LanguageModel(nnx.Module):
         self.out, self.out_bias = normal(rngs, (config.width, config.vocabulary), config.width), zeros((config.vocabulary,))
 
     def logits(self, tokens: Integer[Array, "B L"]) -> Float[Array, "B L V"]:
-        """Of every place given the tokens before it."""
+        """Logits of p(x_i | x_<i) at every place, float32."""
         previous = jnp.concatenate([jnp.zeros_like(tokens[:, :1]), tokens[:, :-1]], axis=1)
         x = self.embedding[...][previous].swapaxes(0, 1)  # [L, B, D]
         for layer in self.layers:
@@ -109,11 +117,11 @@ class LanguageModel(nnx.Module):
         return add_bias(dot(x, self.out[...]), self.out_bias[...]).swapaxes(0, 1)
 
     def init_cache(self, n: int) -> Cache:
-        """The state before the first token."""
+        """The cache of n strings before the first place: zeros."""
         return Cache(jnp.zeros((self.config.layers, n, self.config.width)))
 
     def step(self, cache: Cache, previous: Integer[Array, " B"], i: Int[Array, ""]) -> tuple[Cache, Float[Array, "B V"]]:
-        """The state after the token of the place before (0 before the first), and the logits of place i."""
+        """The new cache, and the logits of place i; `previous`: the tokens of place i-1, 0 for i = 0."""
         x, hidden = self.embedding[...][previous], []
         for layer, h in zip(self.layers, cache.hidden, strict=True):
             x = layer(h, layer.project(x))
@@ -121,11 +129,14 @@ class LanguageModel(nnx.Module):
         return Cache(jnp.stack(hidden)), add_bias(dot(x, self.out[...]), self.out_bias[...])
 
     def log_prob(self, tokens: UInt[Array, "B L"]) -> Float[Array, " B"]:
-        """log p(x) in nats of each string, its stop token included and nothing after it."""
+        """log p(x) in nats of each string. Raises ConfigError unless tokens are integers [B, L]."""
         return self._terms(self._check(tokens)).sum(-1)
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
-        """-mean log2 p of a predicted token, the stop tokens included; `weight` is how many there are."""
+        """-log2 p of the batch's strings, divided by their number of tokens, stop tokens included: bits per character.
+
+        That number is `metrics["weight"]`, since the loss is a mean over tokens, not rows.
+        """
         tokens = self._check(image_of(batch, "tokens"))
         weight = predicted(tokens).sum().astype(jnp.float32)
         bits = -self._terms(tokens).sum() / (weight * log(2))
@@ -139,11 +150,11 @@ class LanguageModel(nnx.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
     ) -> UInt[Array, "n L"]:
-        """n strings [n, L], each ended by its stop token. `known`, `temperature` and `top_k` are those of `sampling.sample_sequence`."""
+        """n strings [n, L], zeros after each. known, temperature and top_k: see `sampling.sample_sequence`, which raises the errors."""
         return sample_sequence(self, key, n, self.config.length, temperature=temperature, top_k=top_k, known=known, stop=0)
 
     def _terms(self, tokens: UInt[Array, "B L"]) -> Float[Array, "B L"]:
-        """log p(x_i | x_<i) in nats of the predicted tokens, 0 at all other places."""
+        """log p(x_i | x_<i) in nats where `predicted` is true, 0 at all other places."""
         terms = self.head.log_prob(self.logits(tokens), tokens)
         return jnp.where(predicted(tokens), terms, 0)
 
@@ -156,5 +167,5 @@ class LanguageModel(nnx.Module):
 
 
 def predicted(tokens: UInt[Array, "B L"]):
-    """Bool [B, L]: the tokens of each string, and its stop token where it has one."""
+    """Bool [B, L]: true at the n tokens of each string and at its stop token, which a string of L tokens does not have."""
     return jnp.arange(tokens.shape[1])[None] <= Tokens.lengths(tokens)[:, None]

@@ -8,18 +8,18 @@ With h = width, x scaled to [-1, 1], zeros outside the image, and every convolut
     y_{l+1} = y_l + conv1x1_B(relu(conv3x3_B(relu(conv1x1_B(relu(y_l))))))                2h -> h -> h -> 2h
     logits  = conv1x1_B(relu(conv1x1_B(relu(y))))                                         2h -> head_width -> outputs
 
-Mask B cuts a 3 x 3 kernel's reach to the right: at full depth pixel (i, j) sees columns j' < j of its row and j' <= j + r + 2 of row i - r
-(7 x 7 first layer), and nothing right of that line: the blind spot. A label adds the embedding of its class to the biases of the first
-layer and of every 3 x 3 convolution.
+Blind spot: a 3 x 3 kernel without its later taps reaches one column to the right for each row upwards. However many blocks there are,
+pixel (i, j) depends on columns <= j + n + 2 of row i - n only (with a 7 x 7 first layer), though p(x_i | x_<i) may depend on all of them. A
+label adds the embedding of its class to the biases of the first layer and of every 3 x 3 convolution.
 
-Sampling by rows: `begin_row` computes for all columns what the row above contributes to every 3 x 3 convolution; `step` adds the left and
-the centre tap, three matrix products a block: a pixel pushes its left tap to the pixel after it in the product that it needs for itself.
-In fronts: the blind spot lets several rows be drawn at once, each m + 1 columns behind the one above it (m = 3 for a 7 x 7 first layer);
-`sample` does so where it is faster, see layers/pixelcnn_fronts.py.
+Sampling by rows: `begin_row` computes the terms of the row above in all 3 x 3 convolutions, for all columns at once. `step` takes three
+matrix products a block: the two 1 x 1, and one that gives the centre tap's term of this pixel and the left tap's term of the next pixel.
+Sampling in fronts: because of the blind spot several rows can be drawn at once, each m + 1 columns behind the one above it (m = 3 for a
+7 x 7 first layer). `sample` does so where it is faster, see layers/pixelcnn_fronts.py.
 
 van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.3, 3.4, 3.5 and table 1.
-Departures: the widths are multiples of C (the paper's 128 is not one of 3: use 129); Adam in the experiments (RMSProp there, we
-believe).
+Departures: widths must be multiples of C (for C = 3 use 129 for the paper's 128); our experiments use Adam, the paper, as we remember it,
+RMSProp.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,10 @@ from jaxgen.layers.pixelcnn_fronts import FrontCache, PixelCNNFronts
 
 @dataclass(frozen=True)
 class PixelCNNConfig(OfImages):
-    """Sizes of a PixelCNN. `width` is h, half the features between the blocks; `layers` counts the blocks; widths are multiples of C."""
+    """Sizes of a PixelCNN. width: h; there are 2h features between the blocks. layers: number of blocks.
+
+    Raises ConfigError for sizes out of range, an even kernel, and unless width and head_width are multiples of C.
+    """
 
     image_shape: tuple[int, int, int] = (8, 8, 1)
     levels: int = 17
@@ -89,7 +92,7 @@ class Block(nnx.Module):
 
 
 class Packed(NamedTuple):
-    """A block's weights by input group, computed once a call."""
+    """A block's masked weights by input group (see masked.py), computed once per call of the sampler."""
 
     squeeze: Float[Array, "G d D"]
     push: Float[Array, "G d F"]  # centre | left tap of the 3 x 3 convolution, F = 2h
@@ -97,26 +100,26 @@ class Packed(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What has been pushed so far to the groups of the pixel being drawn, biases included; L blocks, B images."""
+    """Partial sums at the pixel being drawn: biases, terms of earlier pixels and of its channel groups so far; L blocks, B images."""
 
-    trunk: Float[Array, "B E"]  # the first layer's output
+    trunk: Float[Array, "B E"]  # of y_0
     squeeze: Float[Array, "L B D"]
     conv: Float[Array, "L B D"]
     expand: Float[Array, "L B E"]
-    output: tuple  # [B, head_width], [B, C P]
+    output: tuple  # of the output layers: [B, head_width], [B, C P]
 
 
 class Cache(NamedTuple):
-    """What the sampler carries. W columns, L blocks, B images, D = width, E = 2 width."""
+    """The sampler's cache while pixel (r, c) is drawn. W columns, L blocks, B images, D = width, E = 2 width."""
 
     packed: tuple[Packed, ...]
-    output: tuple  # the two weights of the output layers by input group
-    bias: tuple  # [E] or [B, E]: bias of the first layer, the label's included; [D] or [B, D] of every 3 x 3 convolution
-    window: Window  # pixels of the first layer's window
-    inputs: Float[Array, "W L B D"]  # inputs of the 3 x 3 convolutions: this row up to the pixel being drawn, the row above after it
-    above: Float[Array, "W L B D"]  # what the row above contributes to the 3 x 3 convolutions of this row, bias included
-    waiting: Float[Array, "1 L B D"]  # what the pixel to the left has pushed to them
-    column: Int[Array, ""]  # of the pixel being drawn
+    output: tuple  # the two masked weights of the output layers by input group
+    bias: tuple  # of the first layer, [E] or [B, E], and of every 3 x 3 convolution, [D] or [B, D]; the label's included
+    window: Window  # of the first layer
+    inputs: Float[Array, "W L B D"]  # inputs of the 3 x 3 convolutions, of row r in the columns before c, of row r-1 in the others
+    above: Float[Array, "W L B D"]  # terms of row r-1 in the 3 x 3 convolutions of row r, bias included
+    waiting: Float[Array, "1 L B D"]  # terms of the pixel to the left in them
+    column: Int[Array, ""]  # c
     sums: Sums | tuple  # () for C = 1
 
 
@@ -129,7 +132,7 @@ class PixelCNN(AutoregressiveImages):
         self.input = MaskedConv(channels, 2 * width, config.input_kernel, "A", channels, rngs)
         self.blocks = nnx.List([Block(config, rngs) for _ in range(config.layers)])
         self.output = OutputLayers(2 * width, config.head_width, self.head.size, channels, rngs)
-        # One row a class: the first layer's bias, then those of the 3 x 3 convolutions.
+        # For each class the biases of the first layer and of all 3 x 3 convolutions.
         self.embedding = normal(rngs, (config.num_classes, (2 + config.layers) * width), 1.0) if config.num_classes else None
 
     def _label_biases(self, label) -> list:
@@ -145,12 +148,12 @@ class PixelCNN(AutoregressiveImages):
         return self.output(y)
 
     def flops_per_image(self) -> int:
-        """Two for every weight at every pixel; in fronts the sampler computes some pixels outside the image too."""
+        """Two for every weight at every pixel of one image. Sampling in fronts takes more: it computes pixels outside the image too."""
         weights = nnx.state((self.input, self.blocks, self.output), nnx.Param)
         height, width, _ = self.config.image_shape
         return 2 * height * width * sum(leaf.size for leaf in jax.tree.leaves(weights) if leaf.ndim > 1)
 
-    # The same network, one row and one pixel at a time.
+    # The cached form for sampling: the same network, one row and one pixel at a time.
 
     def init_cache(self, n: int, label=None) -> Cache:
         """The cache of n images before anything is drawn."""
@@ -167,7 +170,7 @@ class PixelCNN(AutoregressiveImages):
         return Cache(packed, self.output.pack(dtype), bias, window, row, row, row[:1], jnp.int32(0), sums)
 
     def begin_row(self, cache: Cache, finished_row: UInt[Array, "B W C"], r) -> Cache:
-        """Prepare row r once row r-1 is finished: what it adds to every convolution, all columns at once; nothing is above row 0."""
+        """The cache for row r from the finished row r-1: its terms in all convolutions. For r = 0 `finished_row` is ignored."""
         x = scale_pixels(finished_row.swapaxes(0, 1), self.config.levels, self.config.dtype)
         first, *biases = cache.bias
         above = [b.conv.from_above(cache.inputs[None, :, i], bias) for i, (b, bias) in enumerate(zip(self.blocks, biases, strict=True))]
@@ -189,7 +192,7 @@ class PixelCNN(AutoregressiveImages):
         return self._group(cache, cache.sums._replace(trunk=cache.sums.trunk + self.input.push_channel(x, k)), k)
 
     def _begin_pixel(self, trunk, conv) -> Sums:
-        """The sums of a pixel to which only the pixels before it have been pushed."""
+        """The partial sums of a pixel before its first channel group, from those of y_0 and of the 3 x 3 convolutions."""
         n, dtype = trunk.shape[0], trunk.dtype
 
         def biases(layers):
@@ -199,7 +202,7 @@ class PixelCNN(AutoregressiveImages):
         return Sums(trunk, squeeze, conv, expand, self.output.begin_pixel(n, dtype))
 
     def _group(self, cache: Cache, sums: Sums, k) -> tuple[Cache, Float[Array, "B P"]]:
-        """Run channel group k of one pixel through all blocks; it pushes to the groups after it and to the pixel after this one."""
+        """Compute channel group k of one pixel in all blocks; add its terms to the sums of later groups and of the next pixel."""
         groups, width = self.config.image_shape[2], self.config.width
         squeeze, conv, expand, inputs, pushed = list(sums.squeeze), list(sums.conv), list(sums.expand), [], []
         y = take_group(sums.trunk, k, groups)
@@ -218,19 +221,19 @@ class PixelCNN(AutoregressiveImages):
             cache = cache._replace(sums=Sums(sums.trunk, jnp.stack(squeeze), jnp.stack(conv), jnp.stack(expand), output))
         return cache, parameters
 
-    # The same network, one front of pixels at a time.
+    # The second cached form: the same network, one front of pixels at a time (see layers/fronts.py).
 
     @property
     def fronts(self) -> Fronts:
-        """A pixel sees of the row above m columns to its right, m = input_kernel // 2, and m more of every row above that."""
+        """The fronts with skew m + 1, m = input_kernel // 2: pixel (r, c) depends on columns up to c + m i of row r - i at most."""
         return Fronts(*self.config.image_shape[:2], self.input.taps + 1)
 
     @property
     def draws_in_fronts(self) -> bool:
-        """Whether `sample` draws in fronts: on a CPU if layers are narrow and at most a third of the fronts' pixels lies outside the image.
+        """Whether `sample` draws in fronts: on a CPU if width <= 24 and at most a third of the fronts' pixels are outside the image.
 
-        Measured there: 1.2 to 1.8 times as many images a second (28 x 28, width 16), but 0.7 times at width 64 and 0.5 at 8 x 8 and width
-        128. On other devices always: there the time is that of the number of steps, s (H - 1) + W instead of H W.
+        Measured on a CPU: 1.2 to 1.8 times as many images a second (28 x 28, width 16), but 0.7 times at width 64, and 0.5 times for 8 x 8
+        images at width 128. On other devices always, since there are (m + 1) (H - 1) + W steps instead of H W; not measured.
         """
         return jax.default_backend() != "cpu" or bool(self.config.width <= 24 and self.fronts.inside.mean() >= 2 / 3)
 

@@ -10,15 +10,15 @@ With h = width, k = kernel, x scaled to [-1, 1], zeros outside the image, and * 
     y_{l+1}     = y_l + conv1x1_B(h)                                               h -> 2h
     logits      = conv1x1_B(relu(conv1x1_B(relu(y))))                              2h -> head_width -> outputs
 
-The state above belongs to finished pixels, so K_ss needs no mask; the context is a triangle: a state sees the states of columns j-n..j+n
-(k = 3) n rows above and their inputs, one column further to the left. A label adds the embedding of its class to every layer's gates.
-The forget gates' biases begin at 1.
+h_{r-1} depends on rows above r only, so K_ss needs no mask. For k = 3 a state in row r and column j depends on the states of row r - n in
+columns j-n .. j+n, and on y_l of that row in columns j-n-1 .. j+n: a triangle of pixels above it, not all of them. A label adds the
+embedding of its class to the gates of every layer. The biases of the forget gates are 1 at first.
 
 Sampling: `begin_row` computes K_ss * h_{r-1} for all columns; `step` adds K_is, left and centre taps, and runs the cell.
 
 van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.1, 3.3, 3.4 and table 1.
-Departures: the widths are multiples of C (the paper's 128 is not one of 3: use 129); Adam in the experiments (RMSProp there, we
-believe).
+Departures: widths must be multiples of C (for C = 3 use 129 for the paper's 128); our experiments use Adam, the paper, as we remember it,
+RMSProp.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,10 @@ from jaxgen.layers.masked import (
 
 @dataclass(frozen=True)
 class RowLSTMConfig(OfImages):
-    """Sizes of a Row LSTM. `width` is h, the features of a state, half of those between the layers; widths are multiples of C."""
+    """Sizes of a Row LSTM. width: h, the features of a state; there are 2h between the layers. kernel: k.
+
+    Raises ConfigError for sizes out of range, even kernels, and unless width and head_width are multiples of C.
+    """
 
     image_shape: tuple[int, int, int] = (8, 8, 1)
     levels: int = 17
@@ -75,7 +78,7 @@ class RowLSTMConfig(OfImages):
 
 
 class RowLSTMLayer(nnx.Module):
-    """y + conv1x1(h), h the states of a convolutional LSTM over the rows of y; 2h features in and out."""
+    """y + conv1x1_B(h), h the states of a convolutional LSTM over the rows of y; 2h features in and out."""
 
     def __init__(self, config: RowLSTMConfig, rngs: nnx.Rngs):
         width, groups = config.width, config.image_shape[2]
@@ -87,11 +90,11 @@ class RowLSTMLayer(nnx.Module):
         self.out = Masked1x1(width, 2 * width, groups, rngs)
 
     def from_above(self, state: Float[Array, "... W B D"]) -> Float[Array, "... W B F"]:
-        """K_ss * h_{r-1}: what the states of a finished row contribute to the gates of the row below."""
+        """K_ss * h_{r-1}, from h_{r-1}."""
         return dot(columns(state, self.kernel, axis=-3), self.state[...])
 
     def states(self, gates: Float[Array, "H W B F"]) -> Float[Array, "H W B D"]:
-        """h for all rows, given what the inputs contribute to the gates."""
+        """h of all rows, from K_is * y + b."""
 
         def row(carry, gates):
             state, cell = carry
@@ -108,33 +111,33 @@ class RowLSTMLayer(nnx.Module):
 
 
 class Packed(NamedTuple):
-    """A layer's weights by input group, computed once a call."""
+    """A layer's masked weights by input group (see masked.py), computed once per call of the sampler."""
 
-    push: Float[Array, "G d F"]  # centre | left taps of K_is, (1 + k // 2) 4h columns
-    out: Float[Array, "G d E"]  # 1 x 1 up to 2h
+    push: Float[Array, "G d F"]  # K_is, centre | left taps, the nearest first: F = (1 + k // 2) 4h
+    out: Float[Array, "G d E"]  # conv1x1_B, E = 2h
 
 
 class Sums(NamedTuple):
-    """What has been pushed so far to the groups of the pixel being drawn, biases included; L layers, B images."""
+    """Partial sums at the pixel being drawn: biases, terms of earlier pixels and of its channel groups so far; L layers, B images."""
 
-    trunk: Float[Array, "B E"]  # the first layer's output
+    trunk: Float[Array, "B E"]  # of y_0
     gates: Float[Array, "L B F"]
-    out: Float[Array, "L B E"]
-    output: tuple  # [B, head_width], [B, C P]
+    out: Float[Array, "L B E"]  # of conv1x1_B(h)
+    output: tuple  # of the output layers: [B, head_width], [B, C P]
 
 
 class Cache(NamedTuple):
-    """What the sampler carries. W columns, L layers, B images, D = width, E = 2D, F = 4D, m = kernel // 2."""
+    """The sampler's cache while pixel (r, c) is drawn. W columns, L layers, B images, D = width, E = 2D, F = 4D, m = kernel // 2."""
 
     packed: tuple[Packed, ...]
-    output: tuple  # the two weights of the output layers by input group
-    bias: tuple  # [F] or [B, F]: bias of every layer's gates, the label's included
-    window: Window  # pixels of the first layer's window
-    state: Float[Array, "W L B D"]  # h: this row up to the pixel being drawn, the row above after it
-    cell: Float[Array, "W L B D"]  # c, float32, the same columns
-    above: Float[Array, "W L B F"]  # K_ss * h_{r-1} + bias for the row being drawn
-    waiting: Float[Array, "m L B F"]  # what the pixels to the left have pushed to the gates of the next m pixels
-    column: Int[Array, ""]  # of the pixel being drawn
+    output: tuple  # the two masked weights of the output layers by input group
+    bias: tuple  # [F] or [B, F] for each layer: b of the gates, plus the label's
+    window: Window  # of the first layer
+    state: Float[Array, "W L B D"]  # h, of row r in the columns before c, of row r-1 in the others
+    cell: Float[Array, "W L B D"]  # c of the equations, the same, float32
+    above: Float[Array, "W L B F"]  # K_ss * h_{r-1} + bias
+    waiting: Float[Array, "m L B F"]  # terms of the finished pixels of row r in the gates of the next m pixels
+    column: Int[Array, ""]  # c
     sums: Sums | tuple  # () for C = 1
 
 
@@ -147,7 +150,7 @@ class RowLSTM(AutoregressiveImages):
         self.input = MaskedConv(channels, 2 * width, config.input_kernel, "A", channels, rngs)
         self.layers = nnx.List([RowLSTMLayer(config, rngs) for _ in range(config.layers)])
         self.output = OutputLayers(2 * width, config.head_width, self.head.size, channels, rngs)
-        # One row a class: the biases of every layer's gates.
+        # For each class the biases of the gates of all layers.
         self.embedding = normal(rngs, (config.num_classes, config.layers * 4 * width), 1.0) if config.num_classes else None
 
     def _label_biases(self, label) -> list:
@@ -160,7 +163,7 @@ class RowLSTM(AutoregressiveImages):
             y = layer(y, bias)
         return self.output(y)
 
-    # The same network, one row and one pixel at a time.
+    # The cached form for sampling: the same network, one row and one pixel at a time.
 
     def init_cache(self, n: int, label=None) -> Cache:
         """The cache of n images before anything is drawn."""
@@ -177,7 +180,7 @@ class RowLSTM(AutoregressiveImages):
         return Cache(packed, self.output.pack(dtype), bias, window, state, cell, above, waiting, jnp.int32(0), sums)
 
     def begin_row(self, cache: Cache, finished_row: UInt[Array, "B W C"], r) -> Cache:
-        """Prepare row r once row r-1 is finished: the state-to-state convolutions, all columns at once; nothing is above row 0."""
+        """The cache for row r from the finished row r-1: K_ss * h_{r-1} in all columns. For r = 0 `finished_row` is ignored."""
         x = scale_pixels(finished_row.swapaxes(0, 1), self.config.levels, self.config.dtype)
         window = self.input.begin_row(cache.window, x, r, self.input.bias[...])
         states = (cache.state[:, i] for i in range(len(self.layers)))
@@ -199,13 +202,13 @@ class RowLSTM(AutoregressiveImages):
         return self._group(cache, cache.sums._replace(trunk=cache.sums.trunk + self.input.push_channel(x, k)), k)
 
     def _begin_pixel(self, trunk, gates) -> Sums:
-        """The sums of a pixel to which only the pixels before it have been pushed."""
+        """The partial sums of a pixel before its first channel group, from those of y_0 and of the gates."""
         n, dtype = trunk.shape[0], trunk.dtype
         out = jnp.stack([jnp.broadcast_to(layer.out.bias[...].astype(dtype), (n, *layer.out.bias.shape)) for layer in self.layers])
         return Sums(trunk, gates, out, self.output.begin_pixel(n, dtype))
 
     def _group(self, cache: Cache, sums: Sums, k) -> tuple[Cache, Float[Array, "B P"]]:
-        """Run channel group k of one pixel through all layers; it pushes to the groups after it and to the pixels after this one."""
+        """Compute channel group k of one pixel in all layers; add its terms to the sums of later groups and of the next pixels."""
         groups, four = self.config.image_shape[2], 4 * self.config.width
         gates, out, pushed, states, cells = list(sums.gates), list(sums.out), [], [], []
         y = take_group(sums.trunk, k, groups)

@@ -6,11 +6,13 @@
     L_B = log p(x | z) - KL(q(z | x) || p(z))           estimator B, eq. 7 with the KL of appendix B
     L_k = log (1/k) sum_i p(x, z_i) / q(z_i | x)        importance-weighted bound (Burda et al. 2015)
 
-with z = mean + sigma noise. E L_A = E L_B = E L_1 <= E L_k <= log p(x). The likelihood is a probability of levels, so all bounds are on
-discrete images and comparable with exact models. With `num_classes` > 0 both networks see the label: p(x, z | y).
+with z = mean + sigma noise, noise ~ N(0, I). E L_A = E L_B = E L_1 <= E L_k <= log p(x). p(x | z) is a probability of discrete levels, so
+these are bounds on log p(x) of discrete images, comparable with the log p(x) of exact models. With `num_classes` > 0 the label, one-hot, is
+an input of both networks and every distribution is conditional on it: p(z) p(x | z, y) and q(z | x, y).
 
-Axes: B batch, H W C image, V levels, Z latent, K importance samples. Departures from the paper: silu for tanh, any number of hidden
-layers, the "conv" networks, and a categorical likelihood where the paper's Frey faces have a Gaussian density.
+Axes: B batch, H W C image, V levels, P parameters of p(x | z) for each pixel and channel, Z latent, K importance samples. Departures from
+the paper: silu for tanh, any number of hidden layers, the "conv" networks, and a categorical likelihood where the paper has a Gaussian
+density for its Frey faces.
 """
 
 from collections.abc import Callable
@@ -34,23 +36,29 @@ LogDensity = Callable[[Float[Array, "B Z"]], Float[Array, " B"]]
 
 
 def estimator_a(z: Float[Array, "B Z"], log_likelihood: LogDensity, log_prior: LogDensity, log_posterior: LogDensity) -> Float[Array, " B"]:
-    """L_A = log p(x | z) + log p(z) - log q(z | x), all by Monte Carlo; also the log importance weight of z."""
+    """L_A = log p(x | z) + log p(z) - log q(z | x) in nats, for z drawn from q(z | x). It is also the log importance weight of z.
+
+    The arguments are functions of z that return nats [B].
+    """
     return log_likelihood(z) + log_prior(z) - log_posterior(z)
 
 
 def estimator_b(z: Float[Array, "B Z"], log_likelihood: LogDensity, kl: Float[Array, " B"]) -> Float[Array, " B"]:
-    """L_B = log p(x | z) - KL(q(z | x) || p(z)), with the exact KL."""
+    """L_B = log p(x | z) - KL(q(z | x) || p(z)) in nats, for z drawn from q(z | x); `kl` is computed in closed form."""
     return log_likelihood(z) - kl
 
 
 def importance_bound(log_weights: Float[Array, "K B"]) -> Float[Array, " B"]:
-    """L_k = log (1/k) sum_i w_i from log w_i = log p(x, z_i) - log q(z_i | x), z_i ~ q(z | x)."""
+    """L_k = log (1/k) sum_i w_i in nats, k = K, from log w_i = log p(x, z_i) - log q(z_i | x), z_i ~ q(z | x)."""
     return jax.nn.logsumexp(log_weights, axis=0) - jnp.log(log_weights.shape[0])
 
 
 @dataclass(frozen=True)
 class VAEConfig(OfImages):
-    """Sizes of a VAE. `hidden`: units of each hidden layer (mlp), or channels at 1/2 and 1/4 of the image's size (conv; exactly two)."""
+    """Sizes of a VAE. latent: Z. hidden: units of each hidden layer (mlp), or the channels at 1/2 and 1/4 of the image's size (conv).
+
+    The decoder has them in reverse. Raises ConfigError for sizes out of range, for conv also unless H and W are multiples of 4.
+    """
 
     image_shape: tuple[int, int, int] = (8, 8, 1)
     levels: int = 17
@@ -81,7 +89,7 @@ class MLP(nnx.Module):
 
 
 class ConvEncoder(nnx.Module):
-    """H x W -> H/2 x W/2 -> H/4 x W/4 -> features [B, D]."""
+    """Two 4 x 4 convolutions of stride 2 with silu: H x W -> H/2 x W/2 -> H/4 x W/4, flattened to [B, D]."""
 
     def __init__(self, config: VAEConfig, rngs: nnx.Rngs):
         half, quarter = config.hidden
@@ -93,7 +101,7 @@ class ConvEncoder(nnx.Module):
 
 
 class ConvDecoder(nnx.Module):
-    """[B, I] -> H/4 x W/4 -> H/2 x W/2 -> parameters [B, H, W, C P]."""
+    """Linear, two transposed 4 x 4 convolutions of stride 2, a 3 x 3 convolution: [B, I] -> H/4 x W/4 -> H/2 x W/2 -> [B, H, W, C P]."""
 
     def __init__(self, inputs: int, outputs: int, config: VAEConfig, rngs: nnx.Rngs):
         half, quarter = config.hidden
@@ -109,7 +117,10 @@ class ConvDecoder(nnx.Module):
 
 
 class VAE(nnx.Module):
-    """Encoder q(z | x), decoder p(x | z) and the three bounds."""
+    """Encoder q(z | x), decoder p(x | z) and the three bounds. Methods raise ConfigError for images or labels that do not fit the config.
+
+    label: int [B] or one int, or weights of the classes, float [B, num_classes]; None for a model without labels.
+    """
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         self.config, self.head = config, pixel_head(config.levels)
@@ -126,7 +137,7 @@ class VAE(nnx.Module):
         self.posterior = nnx.Linear(features + classes, 2 * config.latent, precision=EXACT, rngs=rngs)
 
     def encode(self, image: UInt[Array, "B H W C"], label=None) -> tuple[Float[Array, "B Z"], Float[Array, "B Z"]]:
-        """Mean and log variance of q(z | x)."""
+        """Mean and log variance of q(z | x), [B, Z] each."""
         image = check_images(image, self.config.image_shape, self.config.levels)
         x = scale_pixels(image, self.config.levels)
         x = x.reshape(x.shape[0], -1) if self.config.architecture == "mlp" else x
@@ -134,11 +145,11 @@ class VAE(nnx.Module):
         return mean, log_variance
 
     def decode(self, z: Float[Array, "B Z"], label=None) -> Float[Array, "B H W C P"]:
-        """Parameters of p(x | z), float32: one logit (2 levels), or one for each level."""
+        """Parameters of p(x | z): for each pixel and channel one logit (2 levels, P = 1) or V logits (P = V)."""
         return self.decoder(self._with_label(z, label)).reshape(-1, *self.config.image_shape, self.head.size)
 
     def elbo(self, image: UInt[Array, "B H W C"], key: PRNGKeyArray, label=None, estimator: str | None = None) -> Float[Array, " B"]:
-        """One-sample estimate of the evidence lower bound in nats, by estimator "A" or "B" (default: the configuration's)."""
+        """L_A or L_B in nats of one z for each image, `estimator` "A" or "B"; None: the config's. ConfigError for another."""
         estimator = self.config.estimator if estimator is None else estimator
         if estimator not in ("A", "B"):
             raise ConfigError("estimator", "A or B", estimator)
@@ -149,7 +160,7 @@ class VAE(nnx.Module):
         return estimator_b(z, lambda z: self._log_likelihood(image, z, label), gaussian_kl(mean, log_variance).sum(-1))
 
     def importance_bound(self, image: UInt[Array, "B H W C"], key: PRNGKeyArray, k: int, label=None) -> Float[Array, " B"]:
-        """L_k in nats, one latent sample at a time; it rises to log p(x) with k."""
+        """L_k in nats. Its expectation does not fall with k, and tends to log p(x). The k samples are computed one after the other."""
         k = check_count(k, "k")
         mean, log_variance = self.encode(image, label)
 
@@ -159,13 +170,13 @@ class VAE(nnx.Module):
         return importance_bound(jax.lax.map(log_weight, jax.random.split(key, k)))
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
-        """-mean bound in bits/dim; the metrics name it `bits_per_dim_bound`."""
+        """-mean of L_A or L_B in bits/dim; metrics: it as bits_per_dim_bound, and nats_bound, nats per image."""
         nats = -self.elbo(image_of(batch), key, batch.get("label") if self.config.num_classes else None).mean()
         bound = bits_per_dim(nats, prod(self.config.image_shape))
         return bound, {"bits_per_dim_bound": bound, "nats_bound": nats}
 
     def sample(self, key: PRNGKeyArray, n: SupportsIndex, label=None) -> UInt[Array, "n H W C"]:
-        """n images: z from the prior, then every pixel from p(x | z)."""
+        """n images, in the smallest unsigned type for their levels: z from the prior, then every pixel from p(x | z)."""
         check_key(key)
         n = check_count(n)
         key_z, key_x = jax.random.split(key)
@@ -174,7 +185,7 @@ class VAE(nnx.Module):
         return self.head.sample(parameters, noise).astype(self.head.dtype)
 
     def reconstruct(self, image: UInt[Array, "B H W C"], label=None) -> UInt[Array, "B H W C"]:
-        """The most probable levels given the posterior mean of z."""
+        """For every pixel the most probable level under p(x | z), z the mean of q(z | x)."""
         parameters = self.decode(self.encode(image, label)[0], label)
         best = parameters[..., 0] > 0 if self.config.levels == 2 else jnp.argmax(parameters, axis=-1)
         return best.astype(self.head.dtype)
