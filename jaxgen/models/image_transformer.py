@@ -2,21 +2,22 @@
 
     p(x) = prod_i p(x_i | x_<i)  in the generation order of layers/attention.py
 
-Categorical head: a position is one channel of a pixel, the channel innermost; its value k has a row in the channel's table of V vectors.
-Mixture head (discretized logistics): a position is a pixel, its vector a linear map of its C channels. At place i of the order:
+Categorical head: a place of the order is one channel of a pixel, the channels of a pixel one after the other; vector(x) is row x of a table
+with V rows, one table for each channel. Mixture head (discretized logistics): a place is a pixel; vector(x) is a linear map of its C
+channels on [-1, 1]. For every place i, with row r_i, column c_i and channel k_i (categorical head only):
 
-    q_i  = vector(x_{i-1}) + row(r_i) + column(c_i) + channel(k_i) + label(y)        x one place later, so that place i may read its own key
-    a    = LN(q + drop(attention(q, memory block)))
+    q_i  = vector(x_{i-1}) + row(r_i) + column(c_i) + channel(k_i) + label(y)        the value is that of the place before, 0 for i = 0
+    a    = LN(q + drop(attention(q, memory block)))                                  place i attends to places up to i
     a    = LN(a + drop(attention(a, encoded small image)))                           super-resolution only
-    q'   = LN(a + drop(W1 relu(W2 a + b2) + b1))
+    q'   = LN(a + drop(W1 relu(W2 a + b2) + b1))                                     the q of the next layer
     parameters = W q' + b after the last layer
 
-Super-resolution: an encoder of such layers, without masks and without the second attention, reads the small image; every layer of the
-decoder reads the last layer of the encoder. Where no small image is given with a true image it is that image's `box_filter`, so the
-likelihood is that of the true image given its small one.
+LN is layer normalisation, drop is dropout. Super-resolution: an encoder of the same layers, with attention from every place to every place
+and without the second attention, is applied to the small image, and its last layer is what every layer of the decoder attends to. In
+`log_prob` and `loss` the small image is by default the `box_filter` of the true image, so that they are of p(image | small image).
 
 Parmar, Vaswani, Uszkoreit, Kaiser, Shazeer, Ku, Tran 2018, "Image Transformer". Departures: learned vectors for row, column and channel,
-added, where the paper joins sines and cosines; attention has an output matrix W_o, as in the authors' code.
+added, where the paper concatenates sines and cosines; attention has an output matrix W_o, as in the authors' code.
 """
 
 from dataclasses import dataclass
@@ -53,10 +54,11 @@ from jaxgen.sampling import in_order
 
 @dataclass(frozen=True)
 class ImageTransformerConfig(OfImages):
-    """Sizes of an Image Transformer; `hidden` is the inner width of the feed-forward layers, `mixtures` is for the mixture head only.
+    """Sizes of an Image Transformer. hidden: outputs of W2. mixtures: number of logistics, for the mixture head only.
 
-    block, memory: () and () for full causal attention; (l_q,) and (l_m,) for 1-D local attention, in positions; (h_q, w_q) and (h_m, w_m)
-    for 2-D local attention, in pixels. low_resolution: (h, w, C) of the small image, whose sizes divide H and W, for super-resolution.
+    block, memory: () and () for full causal attention; (l_q,) and (l_m,) for 1-D local attention, in places; (h_q, w_q) and (h_m, w_m) for
+    2-D local attention, in pixels. low_resolution: (h, w, C) of the small image for super-resolution, h and w divisors of H and W; None
+    for none. encoder_layers: of the small image's encoder. Raises ConfigError for sizes out of range or that do not fit each other.
     """
 
     image_shape: tuple[int, int, int] = (8, 8, 1)
@@ -101,13 +103,13 @@ class ImageTransformerConfig(OfImages):
 
 
 class Norm(nnx.Module):
-    """Layer normalisation: scale (x - mean) / deviation + bias over the features, computed in float32."""
+    """Layer normalisation: scale (x - mean) / sqrt(variance + 1e-6) + bias over the features, computed in float32."""
 
     def __init__(self, width: int):
         self.scale, self.bias = nnx.Param(jnp.ones((width,), jnp.float32)), zeros((width,))
 
     def __call__(self, x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
-        """Normalised in the dtype of x."""
+        """The result in the dtype of x."""
         centred = x.astype(jnp.float32)
         centred = centred - centred.mean(-1, keepdims=True)
         y = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
@@ -116,7 +118,7 @@ class Norm(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """One layer; with `source` it has the second attention."""
+    """One layer of the equations; source: with the second attention."""
 
     def __init__(self, config: ImageTransformerConfig, source: bool, rngs: nnx.Rngs):
         width, hidden = config.width, config.hidden
@@ -128,7 +130,7 @@ class Layer(nnx.Module):
         self.dropout = config.dropout
 
     def after(self, x: Float[Array, "B L D"], attended: Float[Array, "B L D"], encoded=None, key=None) -> Float[Array, "B L D"]:
-        """The layer's output from its input and the output of its self-attention."""
+        """q' from x = q, `attended` = attention(q), and for the second attention `encoded` = `Attention.encode` of the small image."""
 
         def add(i, x, y):
             y = dropout(y, self.dropout, jax.random.fold_in(key, i)) if key is not None and self.dropout > 0 else y
@@ -141,7 +143,7 @@ class Layer(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Vectors of values, with variance 1, and of positions: row, column and channel, with variance 1/4 each."""
+    """vector, row, column and channel of the equations; drawn with variance 1 (the first) and 1/4 (the others)."""
 
     def __init__(self, config: ImageTransformerConfig, image_shape: tuple[int, int, int], channelwise: bool, rngs: nnx.Rngs):
         height, width, channels = image_shape
@@ -152,40 +154,43 @@ class Embedding(nnx.Module):
         self.channels = normal(rngs, (channels, config.width), 4) if channelwise else None
 
     def of_values(self, x: UInt[Array, "B L C"], k: Int[Any, " L"], dtype) -> Float[Array, "B L D"]:
-        """Channel k of a pixel ([B, L, 1]) by its channel's table, or whole pixels."""
+        """vector(x): of channel k of a pixel, x [B, L, 1], or of whole pixels, x [B, L, C]."""
         if self.channelwise:
             return self.values[...][x[..., 0].astype(jnp.int32) + self.levels * jnp.asarray(k)[None]].astype(dtype)
         return dot(scale_pixels(x, self.levels, dtype), self.values[...])
 
     def of_places(self, order: Integer[Any, "L 3"], dtype) -> Float[Array, "L D"]:
-        """The sum of the vectors of row, column and channel."""
+        """row(r) + column(c) + channel(k) of places (r, c, k)."""
         y = self.rows[...][order[:, 0]] + self.columns[...][order[:, 1]]
         return (y + self.channels[...][order[:, 2]] if self.channelwise else y).astype(dtype)
 
 
 class Condition(NamedTuple):
-    """What the network is given beside the image."""
+    """What the image is drawn given."""
 
     label: Any  # int32 [B], or float32 [B, num_classes]; None for an unconditional model
     low_resolution: Any  # integers [B, h, w, C], None without super-resolution
 
 
 class Cache(NamedTuple):
-    """What the sampler carries; one entry a layer in each tuple."""
+    """The sampler's cache; `memories` and `encoded` have one entry for each layer."""
 
     memories: tuple[Memory, ...]
-    encoded: tuple  # keys and values of the small image, [B, heads, S, d] each; None without
-    label: Any  # [B, 1, D]: the label's vector, or None
+    encoded: tuple  # (keys, values) of the small image, [B, heads, S, d] each; None without super-resolution
+    label: Any  # label(y), [B, 1, D], or None
 
 
 def in_sequence(image: UInt[Array, "B H W C"], order: np.ndarray, channelwise: bool) -> UInt[Array, "B N c"]:
-    """The values at every place of the order: one channel each, or whole pixels."""
+    """The values of an image in generation order: one channel for each place, c = 1, or whole pixels, c = C."""
     r, c, k = order.T
     return image[:, r, c, k][..., None] if channelwise else image[:, r, c]
 
 
 class ImageTransformer(AutoregressiveImages):
-    """The model of this file; see `AutoregressiveImages` for its methods. `low_resolution=` goes to each of them for super-resolution."""
+    """The model of this file; see `AutoregressiveImages` for its methods.
+
+    For super-resolution each takes `low_resolution=`, the small images [B, h, w, C], or one [h, w, C] for all; `sample` needs it.
+    """
 
     conditions = ("low_resolution",)
 
@@ -214,7 +219,10 @@ class ImageTransformer(AutoregressiveImages):
         return self.blocks.order[:, : 2 + self.head.channelwise]
 
     def condition(self, batch: int, label=None, image=None, low_resolution=None, **given) -> Condition:
-        """The label and the small image, checked; the small image of a true image is its box filter unless another is given."""
+        """The label and the small image, checked; without a small image it is the box filter of `image`.
+
+        Raises ConfigError where they do not fit the config, and where there is neither a small nor a true image.
+        """
         label, shape = super().condition(batch, label, image, **given), self.config.low_resolution
         if shape is None:
             if low_resolution is not None:
@@ -247,7 +255,7 @@ class ImageTransformer(AutoregressiveImages):
     def flops_per_image(self) -> int:
         """Two for every weight of a matrix at every place, and for every feature of every key and value that a place attends to.
 
-        The vectors of values and places are looked up; the small image is read once.
+        The encoder counts once an image. Looking up vectors counts nothing.
         """
         config, blocks = self.config, self.blocks
         places, width = len(blocks.order), config.width
@@ -268,7 +276,7 @@ class ImageTransformer(AutoregressiveImages):
         return add_bias(dot(x, self.outputs[...], jnp.float32), self.outputs_bias[...])
 
     def _encode(self, condition: Condition, key=None) -> tuple:
-        """The keys and values that every layer reads of the small image; None without one."""
+        """For every layer the keys and values of the encoded small image; None for each without super-resolution."""
         if self.small is None:
             return (None,) * len(self.layers)
         depth = self.config.image_shape[2] if self.head.channelwise else 1
@@ -279,7 +287,7 @@ class ImageTransformer(AutoregressiveImages):
             x = layer.after(x, layer.attention.read(x, layer.attention.encode(x)), key=None if key is None else jax.random.fold_in(key, i))
         return tuple(layer.source.encode(x) for layer in self.layers)
 
-    # The same network, one place of the generation order at a time.
+    # The cached form for sampling: the same network, one place of the generation order at a time.
 
     def init_cache(self, n: int, condition: Condition) -> Cache:
         """The cache of n images before anything is drawn."""
@@ -288,12 +296,15 @@ class ImageTransformer(AutoregressiveImages):
 
     @property
     def rooms(self) -> tuple[int, ...]:
-        """Places at which the memory block grows, if there is one block only: every step reads all of it. () for several blocks."""
+        """For one block: the ends of the parts of the sampler's loop over places, for `scan_in_parts`; () for several blocks.
+
+        A step multiplies with all keys in its memory block, so in each part that has room only for the places up to the part's end.
+        """
         return quarters(len(self.blocks.order)) if len(self.blocks.query) == 1 else ()
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The ends of all blocks, if there are several, for `scan_in_blocks`; else ()."""
+        """For several blocks: the place after the last of each block, for `scan_in_blocks`; () for one block."""
         return tuple(self.blocks.ends.tolist()) if len(self.blocks.query) > 1 else ()
 
     def _draw_cached(self, draw, condition, image, mask, rows):
@@ -304,7 +315,7 @@ class ImageTransformer(AutoregressiveImages):
         return in_order(self, draw, condition, image, mask, rows, loop, step)
 
     def fit(self, cache: Cache, places: int) -> Cache:
-        """The cache with memory blocks for so many places."""
+        """The cache with memory blocks cut or filled up with zeros to `places` places."""
         return cache._replace(memories=tuple(memory.fit(places) for memory in cache.memories))
 
     def step(self, cache: Cache, previous: UInt[Array, "B c"], i) -> tuple[Cache, Float[Array, "B P"]]:
@@ -316,7 +327,7 @@ class ImageTransformer(AutoregressiveImages):
         return self.step_in_block(jax.lax.cond(begins, self.begin_block, lambda cache, b: cache, cache, b), previous, i)
 
     def begin_block(self, cache: Cache, b) -> Cache:
-        """Prepare block b once those before it are finished: the memories hold what was generated of its memory block."""
+        """The cache for block b when all blocks before it are finished: its memory block filled from the keys and values of all places."""
         places = jnp.asarray(self.blocks.memory)[b]
         return cache._replace(memories=tuple(memory.gather(places) for memory in cache.memories))
 

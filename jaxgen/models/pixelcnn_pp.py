@@ -1,20 +1,23 @@
 """PixelCNN++: whole pixels in raster order, two streams at several resolutions, a mixture of discretized logistics as output.
 
-    p(x) = prod_i p(x_i | x_<i),  x_i a pixel with all its channels; its parameters see no channel of it
+    p(x) = prod_i p(x_i | x_<i),  x_i a pixel with all its channels; its parameters depend on no channel of x_i
 
-Streams u (all rows above, 2 x 3 convolutions) and ul (rows above and the left of this one, 2 x 2), x with a constant channel of ones:
+Two streams of features: u depends on the rows above (2 x 3 convolutions), ul on the rows above and the pixels to the left (2 x 2). x has a
+constant channel of ones:
 
     u_0  = down_shift(conv_2x3 x)                        ul_0 = down_shift(conv_1x3 x) + right_shift(conv_2x1 x)
     resnet(x, a):  c = conv(cat_elu x) + nin(cat_elu a);  (c1, c2) = conv(dropout(cat_elu c)) + V y;  x + c1 sigmoid(c2)
     block:  u' = resnet_u(u, skip_u),  ul' = resnet_ul(ul, [u', skip_ul]);  skips on the way up only;  cat_elu x = elu([x, -x])
 
-One level, from fine to coarse and back (`Level.walk`): n blocks, whose inputs and last output are kept as skips; the next level between a
-strided and a transposed convolution; one block for every skip, last in, first out. The coarsest level starts its way up with its last
-skip. Parameters = nin(elu ul). y is the label's embedding in every resnet. All convolutions are weight-normalised; `initialise` sets
-their gains and biases from a batch. Odd sizes: ceil(H / 2) rows at the next level, and the transposed convolution is cropped.
+A level is one resolution with all coarser ones (`Level.walk`): n blocks down, whose inputs and last output are kept as skips; the next
+level, between a convolution of stride 2 and a transposed one; then up, one block for every skip, the last skip first. In the coarsest
+level the last output down is not a skip but the first input up. Parameters = nin(elu ul). V y is the label's embedding. All convolutions
+are weight-normalised; `initialise` sets their gains and biases from a batch. The next level has ceil(H / 2) x ceil(W / 2) pixels, and
+the output of the transposed convolution is cropped to H x W.
 
-Sampling (Ramachandran et al. 2017, "Fast Generation for Convolutional Autoregressive Models"): `begin_row` runs u for a whole row, and of
-ul all that does not depend on this row; `step` the rest of ul for one pixel. Level k is recomputed at every 2^k-th row and column only.
+Sampling: `begin_row` computes u of a whole row, and the terms of ul that do not depend on that row; `step` the rest of ul for one pixel.
+Level k, the finest being 0, is computed at every 2^k-th row and column only (Ramachandran et al. 2017, "Fast Generation for Convolutional
+Autoregressive Models").
 
 Salimans, Karpathy, Chen, Kingma 2017, "PixelCNN++", section 2, and the authors' code (which has width 160 where the paper says 192).
 """
@@ -38,7 +41,10 @@ from jaxgen.layers.weight_norm import Conv, Down, Up, WeightNorm, packed
 
 @dataclass(frozen=True)
 class PixelCNNPPConfig(OfImages):
-    """Sizes of a PixelCNN++; `resnets` counts the blocks of a level on its way down, `mixtures` the logistics."""
+    """Sizes of a PixelCNN++. resnets: n, blocks of a level on the way down. resolutions: levels. mixtures: K logistics.
+
+    Raises ConfigError for sizes out of range.
+    """
 
     image_shape: tuple[int, int, int] = (8, 8, 1)
     levels: int = 17
@@ -60,7 +66,7 @@ class PixelCNNPPConfig(OfImages):
 
 
 class Block(nnx.Module):
-    """A resnet of each stream; with `skip` both have a shortcut from the way down."""
+    """A resnet of each stream; skip: with a shortcut from the way down, for both."""
 
     def __init__(self, config: PixelCNNPPConfig, skip: bool, index: int, rngs: nnx.Rngs):
         def resnet(kernel, shortcuts, index):
@@ -73,7 +79,7 @@ class Block(nnx.Module):
 
 
 class Level(nnx.Module):
-    """One resolution and, between a strided and a transposed convolution of each stream, all coarser ones."""
+    """One resolution and all coarser ones; see the module's docstring."""
 
     def __init__(self, config: PixelCNNPPConfig, resolution: int, counter: count, rngs: nnx.Rngs):
         self.coarsest, width = resolution == config.resolutions - 1, config.width
@@ -87,7 +93,7 @@ class Level(nnx.Module):
         self.blocks = len(self.down_blocks) + len(self.up_blocks)
 
     def walk(self, x, block, below):
-        """The blocks before the coarser levels, `below(x)` for those levels, the blocks after them: `block(i, layer, x, skip)` each."""
+        """Apply all blocks in order: y = block(i, layer, x, skip), skip None on the way down; y = below(x) for the coarser levels."""
         skips = [x]
         for i, layer in enumerate(self.down_blocks):
             skips.append(block(i, layer, skips[-1], None))
@@ -112,28 +118,28 @@ class Level(nnx.Module):
 
 
 class LevelCache(NamedTuple):
-    """What the sampler keeps of one level: N blocks, W columns (w = ceil(W / 2) at the next level), B images, D = width.
+    """The sampler's cache of one level while pixel (r, c) is drawn: N blocks, W columns, w = ceil(W / 2), B images, D = width.
 
-    S inputs: two for each block, in the order of the walk, and last that of the strided convolution where there is a next level.
+    It keeps the inputs of S convolutions: of both in each block, in the order of the walk, then of the strided one where there is one.
     """
 
-    u: Float[Array, "S W B D"]  # inputs of u's convolutions in the row above
-    ul: Float[Array, "W S B D"]  # inputs of ul's convolutions: left of the pixel in this row, from there on in the row above
-    base: Float[Array, "W N B 3D"]  # sums of ul's resnets over the row above and u, see Resnet.base
+    u: Float[Array, "S W B D"]  # inputs in stream u, of row r
+    ul: Float[Array, "W S B D"]  # inputs in stream ul, of row r in the columns before c, of row r-1 in the others
+    base: Float[Array, "W N B 3D"]  # `Resnet.base` of ul's resnets, for row r
     next: Any = None  # NextCache, None at the coarsest level
 
 
 class NextCache(NamedTuple):
-    """What a level keeps of all coarser ones."""
+    """The sampler's cache of all levels below one."""
 
-    down_base: Float[Array, "w B D"]  # of the strided convolution of ul
-    up_u: Float[Array, "2 W B D"]  # the two rows that the last row of the next level has spread to
-    up_ul: Float[Array, "w 2 2 B D"]  # the same for the pixels of ul: row, column
+    down_base: Float[Array, "w B D"]  # `Conv.base` of the strided convolution of ul
+    up_u: Float[Array, "2 W B D"]  # the two rows of u that the transposed convolution made of the next level's last row
+    up_ul: Float[Array, "w 2 2 B D"]  # the 2 x 2 pixels (row, column) of ul that it made of each of the next level's last pixels
     level: LevelCache
 
 
 class Column(NamedTuple):
-    """The part of a level's cache that a pixel writes, at one column."""
+    """What a pixel writes into the cache of a level and of the levels below: one column of the arrays of stream ul."""
 
     ul: Float[Array, "S B D"]
     up: Any = None  # [2, 2, B, D], None at the coarsest level
@@ -141,17 +147,17 @@ class Column(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """What the sampler carries."""
+    """The sampler's cache while pixel (r, c) is drawn."""
 
-    network: Any  # the model's modules with their convolutions packed
+    network: Any  # the model's modules, packed (see `weight_norm.packed`)
     label: Any  # int32 [B] or None
-    pixels: Float[Array, "W B C"]  # the row above, with its channel of ones; zero before row 0
-    base: Float[Array, "W B D"]  # the terms of the row above in ul_0
+    pixels: Float[Array, "W B C"]  # row r-1 and its channel of ones; zeros for r = 0
+    base: Float[Array, "W B D"]  # terms of row r-1 in ul_0
     level: LevelCache
 
 
 def init_level(config: PixelCNNPPConfig, level: Level, columns: int, n: int, dtype) -> LevelCache:
-    """The cache of a level and of all coarser ones before anything is drawn: zeros, like the padding."""
+    """The cache of a level and of all levels below before anything is drawn: zeros, as outside the image."""
     width, inputs = config.width, 2 * level.blocks + (0 if level.coarsest else 1)
 
     def empty(*shape):
@@ -165,7 +171,7 @@ def init_level(config: PixelCNNPPConfig, level: Level, columns: int, n: int, dty
 
 
 def row_of_level(level: Level, cache: LevelCache, u: Float[Array, "W B D"], r, label) -> tuple[Array, LevelCache]:
-    """Row r of u at this level, and the cache with the sums that row r of ul takes from it and from the row above."""
+    """Row r of u at this level, and the level's cache with all fields but ul and up_ul set for row r."""
     inputs, bases, following = [None] * cache.u.shape[0], [], cache.next
 
     def block(i, layer, u, skip):
@@ -184,13 +190,16 @@ def row_of_level(level: Level, cache: LevelCache, u: Float[Array, "W B D"], r, l
 
 
 def row_below(level: Level, cache: LevelCache, u: Float[Array, "W B D"], r, label) -> NextCache:
-    """Row r of the next level, from row 2r of u at this one."""
+    """The cache of the next level for its row r, from row 2r of u at this level."""
     lower, following = row_of_level(level.below, cache.next.level, level.down_u.row(cache.u[-1], u), r, label)
     return NextCache(level.down_ul.base(cache.ul[:, -1]), level.up_u.row(lower, u.shape[0]), cache.next.up_ul, following)
 
 
 def pixel_of_level(level: Level, cache: LevelCache, here: Column, x: Float[Array, "B D"], r, c) -> tuple[Array, Column]:
-    """Pixel (r, c) of ul at this level; the cache is only read, so that no branch copies it, and the new column given back."""
+    """Pixel (r, c) of ul at this level, and the column to write into the cache; `here` is the old one, from `read_column`.
+
+    The cache is an argument of the `cond` inside but not one of its results: returned from a branch it would be copied.
+    """
     inputs, up, following = [None] * here.ul.shape[0], here.up, here.next
     base, left = at(cache.base, c), at(cache.ul, jnp.maximum(c - 1, 0)) * (c > 0).astype(x.dtype)
 
@@ -214,14 +223,14 @@ def pixel_of_level(level: Level, cache: LevelCache, here: Column, x: Float[Array
 
 
 def read_column(cache: LevelCache, c) -> Column:
-    """Column c of a level and the columns of coarser levels that lie over it."""
+    """Column c of a level's cache, column c // 2 of the next level's, and so on."""
     if cache.next is None:
         return Column(at(cache.ul, c))
     return Column(at(cache.ul, c), at(cache.next.up_ul, c // 2), read_column(cache.next.level, c // 2))
 
 
 def write_column(cache: LevelCache, column: Column, c) -> LevelCache:
-    """The inverse of `read_column`; a level that was not recomputed writes back what it read."""
+    """The cache with this column written at c (c // 2 in the next level, ...); levels that were not computed get their old column."""
     cache = cache._replace(ul=put(cache.ul, column.ul, c))
     if cache.next is None:
         return cache
@@ -232,7 +241,7 @@ def write_column(cache: LevelCache, column: Column, c) -> LevelCache:
 class PixelCNNPP(WeightNormImages):
     """The model of this file; see `AutoregressiveImages` and `WeightNormImages` for its methods.
 
-    Parameters are [B, H, W, P]: one set for a whole pixel.
+    `logits` gives the mixture's parameters [B, H, W, P], see `DiscretizedLogisticMixture`.
     """
 
     def __init__(self, config: PixelCNNPPConfig, *, rngs: nnx.Rngs):
@@ -248,7 +257,7 @@ class PixelCNNPP(WeightNormImages):
         return run.conv(self.outputs, jax.nn.elu(ul))
 
     def flops_per_image(self) -> int:
-        """Two for every weight at every position of its resolution; a strided or transposed convolution has the coarser one's."""
+        """Two for every weight of a convolution at every pixel of its resolution, the coarser one for strided and transposed ones."""
 
         def of_level(level, height, width):
             here = _weights((level.down_blocks, level.up_blocks)) * height * width
@@ -262,7 +271,7 @@ class PixelCNNPP(WeightNormImages):
         ends = _weights((self.above_u, self.above_ul, self.left_ul, self.outputs)) * height * width
         return 2 * (ends + of_level(self.level, height, width))
 
-    # The same network, one row and one pixel at a time.
+    # The cached form for sampling: the same network, one row and one pixel at a time.
 
     def init_cache(self, n: int, label=None) -> Cache:
         """The cache of n images before anything is drawn."""
@@ -272,7 +281,7 @@ class PixelCNNPP(WeightNormImages):
         return Cache(packed(self, dtype), label, pixels, base, init_level(config, self.level, columns, n, dtype))
 
     def begin_row(self, cache: Cache, finished_row: UInt[Array, "B W C"], r) -> Cache:
-        """Prepare row r once row r-1 is finished: all of u and the part of ul that comes from above, for all columns at once."""
+        """The cache for row r from the finished row r-1: row r of u, and the terms of earlier rows in ul. For r = 0 the row is ignored."""
         network, not_first = cache.network, (r > 0).astype(cache.base.dtype)
         x = self._pixels(finished_row.swapaxes(0, 1), cache.base.dtype) * not_first
         u = network.above_u.row(cache.pixels, x) * not_first

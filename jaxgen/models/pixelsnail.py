@@ -1,21 +1,21 @@
-"""PixelSNAIL: gated residual convolutions and causal attention over all previous pixels in turn, at full resolution.
+"""PixelSNAIL: blocks of gated residual convolutions followed by causal attention over all earlier pixels, at full resolution.
 
-    p(x) = prod_i p(x_i | x_<i),  x_i a pixel with all its channels; its parameters see no channel of it
+    p(x) = prod_i p(x_i | x_<i),  x_i a pixel with all its channels; its parameters depend on no channel of x_i
 
-x on [-1, 1], with a channel of ones in the convolutions of the input; pos = ((r - H/2) / H, (c - W/2) / W):
+x is scaled to [-1, 1], in the first line with a channel of ones; pos = ((r - H/2) / H, (c - W/2) / W); p, q: pixels in raster order:
 
     h       = down_shift(conv_1x3 x) + right_shift(conv_2x1 x)                      as in PixelCNN++
     block:  r = resnets(h)                                                          2 x 2 kernels: rows above and the pixels to the left
             K, V = nin(resnet([x, r, pos])),  Q = nin(resnet([r, pos]))             1 x 1
-            o_p  = sum_{q<p} softmax_q(Q_p . K_q / sqrt d) V_q,  o_0 = 0            strict: K_p and V_p see x_p, Q_p does not
+            o_p  = sum_{q<p} softmax_q(Q_p . K_q / sqrt d) V_q,  o_0 = 0            q < p, not q <= p: K_p, V_p depend on x_p
             h    = resnet(r, o)                                                     1 x 1, o its shortcut
     parameters = nin(elu h)
 
-The resnets are those of gated_resnet.py, weight-normalised, with the label's embedding in the 2 x 2 ones. Output: a mixture of discretized
-logistics for the whole pixel; one channel of few levels needs no such approximation and gets a Bernoulli variable or a softmax.
+resnet(x, a) is that of gated_resnet.py, weight-normalised; the 2 x 2 ones have the label's embedding. The distribution of a pixel is a
+mixture of discretized logistics; for one channel of at most 32 levels it is a Bernoulli variable or a softmax.
 
-Sampling: `begin_row` computes for all columns at once the terms of the row above in the 2 x 2 convolutions; `step` the rest of one pixel.
-It writes the key and the value of the pixel before, which is known by then, and attends to the positions before this one.
+Sampling: `begin_row` computes the terms of the row above in the 2 x 2 convolutions, for all columns at once; `step` the rest of one pixel.
+K and V of pixel p - 1 need its value, so the step of pixel p computes them first, then attends to the pixels before p.
 
 Chen, Mishra, Rohaninejad, Abbeel 2017, "PixelSNAIL: An Improved Autoregressive Generative Model", and the authors' code. Departure: with
 `light=True` elu takes the place of cat_elu and one product gives K, V and Q (about half the products; the size of the speed comparison).
@@ -41,14 +41,15 @@ from jaxgen.layers.weight_norm import Conv, WeightNorm, packed
 from jaxgen.sampling import by_rows
 
 SOFTMAX_LEVELS = 32
-"""One channel of at most so many levels has an exact discrete head; more levels or channels have the mixture."""
+"""Images of one channel with at most this many levels have a Bernoulli or Categorical head, all others the mixture."""
 
 
 @dataclass(frozen=True)
 class PixelSNAILConfig(OfImages):
-    """Sizes of a PixelSNAIL: `blocks` of `resnets` and attention; `key` and `value` are the sizes of the single attention head.
+    """Sizes of a PixelSNAIL. resnets: 2 x 2 resnets of a block. key, value: sizes of the single attention head.
 
-    `mixtures` counts the logistics where the head is a mixture: C = 3, or more than 32 levels.
+    mixtures: number of logistics of the mixture (C = 3, or more than 32 levels). light: see the module's docstring. Raises ConfigError for
+    sizes out of range.
     """
 
     image_shape: tuple[int, int, int] = (8, 8, 1)
@@ -75,7 +76,7 @@ class PixelSNAILConfig(OfImages):
 
 
 class Block(nnx.Module):
-    """Residual blocks, attention, and the residual block that joins them."""
+    """One block of the equations: h' from x, h and pos."""
 
     def __init__(self, config: PixelSNAILConfig, index: int, rngs: nnx.Rngs):
         width, first = config.width, index * (config.resnets + 3)
@@ -93,18 +94,18 @@ class Block(nnx.Module):
         self.key = config.key
 
     def keys_values(self, x: Float[Array, "*shape C"], r: Float[Array, "*shape D"], pos: Float[Array, "*shape 2"], run: Pass) -> tuple:
-        """K and V of positions whose pixels x are known."""
+        """K and V at positions of any shape."""
         y = jnp.concatenate([x, r, pos], axis=-1)
         y = run.conv(self.key_value, y if self.content is None else self.content(y, [], run))
         return y[..., : self.key], y[..., self.key :]
 
     def queries(self, r: Float[Array, "*shape D"], pos: Float[Array, "*shape 2"], run: Pass) -> Float[Array, "*shape d"]:
-        """Q of positions whose pixels are not known."""
+        """Q at positions of any shape."""
         y = jnp.concatenate([r, pos], axis=-1)
         return run.conv(self.query, y if self.asking is None else self.asking(y, [], run))
 
     def __call__(self, x: Float[Array, "B H W C"], h: Float[Array, "B H W D"], pos: Float[Array, "B H W 2"], run: Pass):
-        """Whole images: h' [B, H, W, D]."""
+        """h' of whole images, [B, H, W, D]."""
         for resnet in self.resnets:
             h = resnet(h, [], run)
         attended = [*self.keys_values(x, h, pos, run), self.queries(h, pos, run)]
@@ -113,31 +114,34 @@ class Block(nnx.Module):
 
 
 class BlockCache(NamedTuple):
-    """What the sampler keeps of a block with R residual blocks: W columns, B images, N = H W, D = width, F = 2D or, light, D."""
+    """The sampler's cache of a block while pixel (r, c) is drawn: R resnets, W columns, B images, D = width, F = 2D (light: D).
 
-    inputs: Float[Array, "W R B 2F"]  # of both convolutions, activated: left of the pixel in this row, from there on in the row above
-    base: Float[Array, "W R B 3D"]  # the terms of the row above in the residual blocks' convolutions
-    waiting: Float[Array, "R B 3D"]  # the terms of the left neighbour in them
-    features: Float[Array, "B D"]  # r of the last pixel
+    N = H W, or while only some rows are drawn the places of those, see `PixelSNAIL.rooms`.
+    """
+
+    inputs: Float[Array, "W R B 2F"]  # [f(x), f(c)] of each resnet, of row r in the columns before c, of row r-1 in the others
+    base: Float[Array, "W R B 3D"]  # `base` of each `PushingResnet`, for row r
+    waiting: Float[Array, "R B 3D"]  # `waiting` of each `PushingResnet`
+    features: Float[Array, "B D"]  # r of the equations, of the pixel before
     key: Float[Array, "B d N"]
     value: Float[Array, "B N E"]
 
 
 class Cache(NamedTuple):
-    """What the sampler carries."""
+    """The sampler's cache while pixel (r, c) is drawn."""
 
-    network: Any  # the model's modules with their convolutions packed
-    resnets: tuple  # of each block, PushingResnets
+    network: Any  # the model's modules, packed (see `weight_norm.packed`)
+    resnets: tuple  # for each block a tuple of PushingResnets
     label: Any  # int32 [B] or None
-    last: UInt[Array, "B C"]  # the last pixel of the row above
-    base: Float[Array, "W B D"]  # the terms of the row above in h at the first block
+    last: UInt[Array, "B C"]  # the last pixel of row r-1
+    base: Float[Array, "W B D"]  # terms of row r-1 in the first h
     blocks: tuple[BlockCache, ...]
 
 
 class PixelSNAIL(WeightNormImages):
     """The model of this file; see `AutoregressiveImages` and `WeightNormImages` for its methods.
 
-    Parameters are [B, H, W, P], one set for a whole pixel, with the mixture, and [B, H, W, 1, P] with a discrete head.
+    `logits` gives [B, H, W, P] with the mixture, one set of parameters for a pixel, and [B, H, W, 1, P] with a discrete head.
     """
 
     def __init__(self, config: PixelSNAILConfig, *, rngs: nnx.Rngs):
@@ -150,14 +154,14 @@ class PixelSNAIL(WeightNormImages):
         self.outputs = WeightNorm(Conv, width, head.size, (1, 1), rngs, exact=True)
 
     def flops_per_image(self) -> int:
-        """Two for every weight of a convolution at every position, and for every key and value that a position attends to."""
+        """Two for every weight of a convolution at every pixel, and for every number of K_q and V_q, q < p, at every pixel p."""
         (height, width, _), config = self.config.image_shape, self.config
         places = height * width
         weights = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self, nnx.Param)) if leaf.ndim == 4)
         return 2 * (weights * places + config.blocks * (config.key + config.value) * places * (places - 1) // 2)
 
     def _position(self, r, c, dtype) -> Float[Array, "... 2"]:
-        """Row and column, each in [-1/2, 1/2)."""
+        """pos of row r and column c, each in [-1/2, 1/2)."""
         height, width, _ = self.config.image_shape
         scaled = [(i.astype(jnp.float32) - n / 2) / n for i, n in ((r, height), (c, width))]
         return jnp.stack(scaled, axis=-1).astype(dtype)
@@ -172,10 +176,10 @@ class PixelSNAIL(WeightNormImages):
         parameters = run.conv(self.outputs, jax.nn.elu(h))
         return parameters[..., None, :] if self.head.channelwise else parameters
 
-    # The same network, one row and one pixel at a time.
+    # The cached form for sampling: the same network, one row and one pixel at a time.
 
     def init_cache(self, n: int, label=None) -> Cache:
-        """The cache of n images before anything is drawn: zeros, like the padding."""
+        """The cache of n images before anything is drawn: zeros, as outside the image."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         height, columns, channels = config.image_shape
 
@@ -192,12 +196,16 @@ class PixelSNAIL(WeightNormImages):
 
     @property
     def rooms(self) -> tuple[int, ...]:
-        """Rows at which the keys and values grow, by about a quarter of all places: every step reads all that there are."""
+        """The rows at which parts of the sampler's loop over rows end, for `scan_in_parts`; see `fit`.
+
+        A step multiplies with all keys in the cache, also those of pixels not yet drawn. So in each part the arrays of keys and values
+        have room only for the rows up to its end; a part has about a quarter of all pixels.
+        """
         height, width, _ = self.config.image_shape
         return tuple(sorted({-(-places // width) for places in quarters(height * width)}))
 
     def fit(self, cache: Cache, rows: int) -> Cache:
-        """The cache with keys and values of the first so many rows."""
+        """The cache with keys and values cut or filled up with zeros to the pixels of the first `rows` rows."""
         places = rows * self.config.image_shape[1]
         blocks = (b._replace(key=resize(b.key, places, axis=2), value=resize(b.value, places, axis=1)) for b in cache.blocks)
         return cache._replace(blocks=tuple(blocks))
@@ -206,7 +214,7 @@ class PixelSNAIL(WeightNormImages):
         return by_rows(self, draw, condition, image, mask, rows, loop=partial(scan_in_parts, ends=self.rooms, fit=self.fit))
 
     def begin_row(self, cache: Cache, finished_row: UInt[Array, "B W C"], r) -> Cache:
-        """Prepare row r once row r-1 is finished: its share in all 2 x 2 convolutions, for all columns at once; nothing is above row 0."""
+        """The cache for row r from the finished row r-1: its terms in all 2 x 2 convolutions. For r = 0 `finished_row` is ignored."""
         network, not_first = cache.network, (r > 0).astype(cache.base.dtype)
         x = self._pixels(finished_row.swapaxes(0, 1), cache.base.dtype) * not_first
         above = add_bias(network.above.tap(x, 0), network.above.bias) * not_first
@@ -218,7 +226,7 @@ class PixelSNAIL(WeightNormImages):
         return cache._replace(last=finished_row[:, -1], base=base, blocks=tuple(blocks))
 
     def step(self, cache: Cache, previous_pixel: UInt[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
-        """Parameters of pixel (r, c), given the pixel to its left (ignored in column 0, where the row above ends with the last pixel)."""
+        """Parameters of pixel (r, c), given the pixel to its left (ignored in column 0, where the pixel before is `cache.last`)."""
         network, dtype, width = cache.network, cache.base.dtype, self.config.image_shape[1]
         left = self._pixels(previous_pixel, dtype) * (c > 0).astype(dtype)
         x = self._pixels(jnp.where(c > 0, previous_pixel, cache.last), dtype)[:, :-1]
@@ -234,14 +242,14 @@ class PixelSNAIL(WeightNormImages):
 
 
 def step_of_block(block: Block, resnets, state: BlockCache, x, h: Float[Array, "B D"], positions, p, c) -> tuple[BlockCache, Array]:
-    """One pixel of a block: x the pixel before, positions that pixel's and this one's, p this one's index."""
+    """h' of pixel p, in column c, and the block's new cache; x: the pixel p-1; positions: pos of p-1 and of p."""
     run, before, waiting, inputs = Pass(), jnp.maximum(p - 1, 0), [], []
     known = at(state.base, c) + state.waiting
     for i, resnet in enumerate(resnets):
         h, pushed, activated = resnet.pixel(known[i], h)
         waiting.append(pushed)
         inputs.append(activated)
-    # At p = 0 there is no pixel before; what is written then is overwritten at p = 1, before anything is read.
+    # At p = 0 there is no pixel before. What is written at index 0 then is not read, and is overwritten at p = 1.
     key, value = block.keys_values(x, state.features, positions[0], run)
     key = jax.lax.dynamic_update_index_in_dim(state.key, key, before, 2)
     value = jax.lax.dynamic_update_index_in_dim(state.value, value, before, 1)
