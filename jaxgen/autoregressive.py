@@ -1,4 +1,9 @@
-"""What all autoregressive image models share: the likelihood, the loss and the sampler, from the model's own `logits` and `step`."""
+"""The base class of all autoregressive image models: exact log-likelihood, loss and samplers.
+
+    p(x) = prod_i p(x_i | x_<i),      loss = -mean log2 p(x) / dims
+
+Axes: B or n batch, H W C image, P parameters of a pixel or channel.
+"""
 
 from math import prod
 from typing import SupportsIndex
@@ -16,38 +21,42 @@ from jaxgen.sampling import METHODS, _sample, by_rows, in_order
 
 
 class AutoregressiveImages(nnx.Module):
-    """What all autoregressive image models share: the likelihood, the loss and the sampler, from the model's own `logits` and `step`.
+    """Exact log-likelihood, loss and samplers, from what a model defines:
 
-    A model gives `config` (with `image_shape`, `levels`, `num_classes`), `head` (a distribution), `_logits(image, condition, key=None)` (a
-    key: dropout) and the cached form `init_cache(n, condition) / begin_row(cache, finished_row, r) / step(cache, previous_pixel, r, c)`;
-    with C > 1 and a head that works channel by channel also `step_channel(cache, pixel, k)`. A model with its own `order` has only
-    `init_cache(n, condition) / step(cache, previous, i)`: i counts places, `previous` holds what was drawn at the place before, [B, C] or,
-    channel by channel, [B, 1]. A model with a faster loop overrides `_draw_cached`. Images are [B, H, W, C] in {0 .. levels-1}, of the
-    smallest unsigned type.
+    - `config` with `image_shape`, `levels` and `num_classes`; `head`, a distribution of distributions.py or layers/logistic_mixture.py;
+    - `_logits(image, condition, key=None)`: the parameters of p(x_i | x_<i) of all pixels in one pass, with dropout if there is a key;
+    - the cached form. Raster order: `init_cache(n, condition)`, `begin_row(cache, finished_row, r) -> cache`, `step(cache, previous_pixel,
+      r, c) -> (cache, parameters)`; with C > 1 and a head that draws channel by channel also `step_channel(cache, pixel, k)`. An order of
+      its own: `order`, `init_cache(n, condition)` and `step(cache, previous, i)` for place i, `previous` being the values of place i-1,
+      [B, C], or [B, 1] channel by channel. A model with a faster loop overrides `_draw_cached`.
+
+    Images are [B, H, W, C] with values 0 .. levels-1, of the smallest unsigned type for the levels. All methods take what the image is
+    given by name: `label`, int [B] or one int (or weights of the classes, float [B, num_classes]), and the names in `conditions`. They
+    raise ConfigError for arguments that do not fit the config.
     """
 
     order = None
     """(r, c) or (r, c, k) of every place in the order of drawing; None for raster order."""
     conditions: tuple[str, ...] = ()
-    """Names of what the network is given beside the image and the label: arguments of the methods below and fields of a batch."""
+    """Names of what the image is given besides the label: arguments of the methods below, and columns of a batch."""
 
     def condition(self, batch: int, label=None, image=None, **given):
-        """All that the network is given, checked, as one pytree with the batch in front: here the label, int32 [B] or None.
+        """What the image is given, checked, as one pytree of arrays [B, ...]; here the label, int32 [B] or float [B, num_classes], or None.
 
-        A model with more overrides this; `image` is there where the true image is known, for what is computed from it.
+        A model with other conditions overrides this. `image` is the true image where it is known, for conditions computed from it.
         """
         for name, value in given.items():
             raise ConfigError(name, f"nothing, since {type(self).__name__} has no such condition here", type(value).__name__)
         return check_label(label, self.config.num_classes, batch)
 
     def logits(self, image: UInt[Array, "B H W C"], label=None, **given) -> Float[Array, "B H W ..."]:
-        """Parameters of p(x_i | x_<i) for every position in one parallel pass: [B, H, W, C, P] (channel by channel), float32."""
+        """Parameters of p(x_i | x_<i) in one pass, float32: [B, H, W, C, P], or [B, H, W, P] with a head for whole pixels."""
         config = self.config
         image = check_images(image, config.image_shape, config.levels)
         return self._logits(image, self.condition(image.shape[0], label, image, **given))
 
     def log_prob(self, image: UInt[Array, "B H W C"], label=None, **given) -> Float[Array, " B"]:
-        """Exact log p(image) in nats: the sum of the log-probabilities of all pixels and channels."""
+        """Exact log p(image) in nats, sum_i log p(x_i | x_<i) over all pixels and channels."""
         return self._sum(self.logits(image, label, **given), image)
 
     def _sum(self, parameters, image) -> Float[Array, " B"]:
@@ -55,7 +64,7 @@ class AutoregressiveImages(nnx.Module):
         return terms.reshape(terms.shape[0], -1).sum(-1)
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
-        """-mean log2 p(image) per dimension, with dropout where the model has it; the metrics carry `bits_per_dim` and nats per image."""
+        """-mean log2 p(image) / (H W C), with dropout where the model has it; metrics: it as bits_per_dim, and nats per image."""
         config = self.config
         image = check_images(image_of(batch), config.image_shape, config.levels)
         given = {name: batch[name] for name in self.conditions if name in batch}
@@ -65,7 +74,10 @@ class AutoregressiveImages(nnx.Module):
         return bits, {"bits_per_dim": bits, "nats": nats}
 
     def _draw_cached(self, draw, condition, image, mask, rows):
-        """The images `rows` of the n by the cached form, [m, H, W, C]; where `mask` [n, H, W] is True the pixels of `image`."""
+        """Draw the images with indices `rows` [m] of the batch of n by the cached form: [m, H, W, C].
+
+        Pixels are taken from `image` [n, H, W, C] where `mask` [n, H, W] is True.
+        """
         form = by_rows if self.order is None else in_order
         return form(self, draw, condition, image, mask, rows)
 
@@ -80,11 +92,12 @@ class AutoregressiveImages(nnx.Module):
         mesh: Mesh | None = None,
         **given,
     ):
-        """n images [n, H, W, C] of the smallest unsigned type for their levels, drawn exactly from the model (at temperature 1).
+        """n images [n, H, W, C] drawn from p(x) at temperature 1, in the smallest unsigned type for the levels.
 
-        known=(image, mask): pixels where the boolean mask [n, H, W] is True are taken from the image; the others are drawn given those
-        before them. A lower temperature sharpens every conditional. method: cached, naive or fixed_point give the same image. mesh: the
-        cached sampler spreads the n images over these devices of this process.
+        known=(image, mask): pixels where the boolean mask [n, H, W] (or [H, W]) is True are taken from the image, the others drawn given
+        all pixels before them, not those after. temperature: below 1 every p(x_i | x_<i) becomes sharper, see the head's `sample`.
+        method: "cached", "naive" or "fixed_point", see sampling.py; they draw the same images. mesh: for "cached", the devices of this
+        process among which the n images are divided; each gets the whole model.
         """
         config = self.config
         check_key(key)
@@ -97,7 +110,7 @@ class AutoregressiveImages(nnx.Module):
         return _sample(model, key, n, condition, known, temperature, method, mesh)[0]
 
     def sample_and_passes(self, key: PRNGKeyArray, n: SupportsIndex, label=None, **given) -> tuple[UInt[Array, "n H W C"], Int[Array, ""]]:
-        """The images of `method="fixed_point"`, and the number of full passes that they took."""
+        """`sample` with method="fixed_point", and the number of full passes: until a pass changed none of the n images."""
         config = self.config
         check_key(key)
         n = check_count(n)

@@ -1,7 +1,7 @@
-"""What callers pass in, checked: images, labels, vectors, given pixels, counts, keys, temperatures; and what lies between two conditions.
+"""Checks of arguments: images, labels, vectors, known pixels, counts, keys, temperatures; and `interpolate` between two conditions.
 
-Values are checked where they are at hand, shapes and dtypes also inside `jit`. Every function returns what it checked in one form, or
-raises a ConfigError that names the argument.
+Every function returns the argument in one form, or raises a ConfigError that names it. Inside `jit` values are not known, so only shapes
+and dtypes are checked there.
 """
 
 import operator
@@ -16,13 +16,13 @@ from jaxgen.config import check_types
 from jaxgen.errors import ConfigError
 
 MOST_LEVELS = 2**16
-"""An image has so many levels at most: its values are unsigned integers of 8 or 16 bits."""
+"""The most levels of an image, whose values are unsigned integers of 8 or 16 bits."""
 
 
 def check_image_config(config, least: dict[str, int], channels: tuple[int, ...] | None = (1, 3)) -> None:
-    """Check what the configs of image models share: the types of all fields, image_shape, levels, num_classes and, if any, dropout.
+    """ConfigError unless the types of all fields, image_shape, levels, num_classes and, if there is one, dropout are valid.
 
-    least: the smallest value of other fields. channels: how many an image may have, None for any number.
+    least: {field: smallest value} of further fields. channels: the allowed numbers of channels C, None for any.
     """
     check_types(config)
     wanted = "(H, W, C), all positive" if channels is None else "(H, W, C) with C = " + " or ".join(map(str, channels))
@@ -47,16 +47,16 @@ def check_levels(levels: int, feature) -> None:
 
 
 def image_of(batch: dict, name: str = "image"):
-    """The entry of a batch that holds the images, or the points."""
+    """batch[name]; ConfigError where the batch has no such column."""
     if name not in batch:
         raise ConfigError("batch", f"an entry {name!r}", ", ".join(map(repr, batch)) or "an empty one")
     return batch[name]
 
 
 def check_images(image, image_shape: tuple[int, int, int], levels: int, argument: str = "image") -> Array:
-    """`image` as an array [B, H, W, C] in {0 .. levels-1} of the smallest unsigned type that holds these levels, uint8 up to 256.
+    """`image` as a jax array [B, H, W, C], B > 0, with values 0 .. levels-1.
 
-    The range is checked where the values are at hand (not inside `jit`).
+    It must have the smallest unsigned type that holds these levels, uint8 up to 256; no other is converted. argument: named in errors.
     """
     dtype, wanted = getattr(image, "dtype", type(image).__name__), np.min_scalar_type(levels - 1)
     if dtype != wanted:
@@ -71,9 +71,9 @@ def check_images(image, image_shape: tuple[int, int, int], levels: int, argument
 
 
 def check_label(label, num_classes: int, batch: int) -> Array | None:
-    """`label` as int32 [B] for a class-conditional model, None for an unconditional one; a single integer serves the whole batch.
+    """`label` as int32 [B] for a class-conditional model, None for num_classes = 0. A single integer is repeated for the batch.
 
-    Between classes: weights of the classes, float [B, num_classes], mix their embeddings; see `interpolate`.
+    Weights of the classes, float [B, num_classes], are returned as float32: models then mix the embeddings, see `interpolate`.
     """
     if num_classes == 0:
         if label is not None:
@@ -98,7 +98,7 @@ def check_label(label, num_classes: int, batch: int) -> Array | None:
 
 
 def check_vector(vector, size: int, batch: int) -> Array | None:
-    """`vector` as float32 [B, size] for a model that is given one, None for others (size 0); a single vector serves the whole batch."""
+    """`vector` as float32 [B, size], finite; None for size = 0. A single vector [size] is repeated for the batch."""
     if size == 0 and vector is not None:
         raise ConfigError("vector", "None (vector_size=0)", "a vector")
     if size == 0:
@@ -114,7 +114,7 @@ def check_vector(vector, size: int, batch: int) -> Array | None:
 
 
 def check_known(known, n: int, image_shape: tuple[int, int, int], levels: int):
-    """(image, mask) as integers [n, H, W, C] and bool [n, H, W]; one image or mask serves the whole batch; None means nothing is known."""
+    """(image, mask) as integers [n, H, W, C] and bool [n, H, W]; one image or mask is repeated for all n. None: all False, zeros."""
     height, width, channels = image_shape
     if known is None:
         return jnp.zeros((n, *image_shape), np.min_scalar_type(levels - 1)), jnp.zeros((n, height, width), bool)
@@ -134,7 +134,7 @@ def check_known(known, n: int, image_shape: tuple[int, int, int], levels: int):
 
 
 def check_known_places(known, n: int, length: int, head) -> tuple[Array, Array]:
-    """(values, mask) as [n, length] in the dtype of the head and bool; one row serves the whole batch; None means nothing is known."""
+    """(values, mask) as [n, length] in head.dtype and bool; one row [length] is repeated for all n. None: all False, zeros."""
     if known is None:
         return jnp.zeros((n, length), head.dtype), jnp.zeros((n, length), bool)
     if not (isinstance(known, tuple | list) and len(known) == 2):
@@ -156,7 +156,7 @@ def check_known_places(known, n: int, length: int, head) -> tuple[Array, Array]:
 
 
 def check_count(n, argument: str = "n") -> int:
-    """`n` as a positive int; whatever Python takes as an index, numpy's integers too, but no bool."""
+    """`n` as a positive int, from anything that Python takes as an index, such as numpy's integers, but not from a bool."""
     try:
         count = operator.index(n)
     except TypeError:
@@ -167,7 +167,7 @@ def check_count(n, argument: str = "n") -> int:
 
 
 def check_key(key) -> None:
-    """Refuses what is not one random key: `jax.random.key(seed)`, or the uint32 vector of `jax.random.PRNGKey(seed)`."""
+    """ConfigError unless `key` is one random key: `jax.random.key(seed)`, or a uint32 vector as of `jax.random.PRNGKey(seed)`."""
     dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
     new = ndim == 0 and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not (new or ndim == 1 and dtype == jnp.uint32):
@@ -183,10 +183,11 @@ def check_temperature(temperature) -> Float[Array, ""]:
 
 
 def interpolate(first, last, n: SupportsIndex, num_classes: int = 0) -> Float[Array, "n D"]:
-    """n conditions on the straight line from one to another: y_i = (1 - t_i) first + t_i last with t_i = i / (n - 1).
+    """n conditions from `first` to `last`, float32: y_i = (1 - t_i) first + t_i last, t_i = i / (n - 1), i = 0 .. n-1; n >= 2.
 
-    Two vectors [D] give vectors for `vector=`; two classes of num_classes, or weights of the classes, give weights of the classes for
-    `label=`, which interpolate between the embeddings of the two (van den Oord et al. 2016, section 3.3, on embeddings of portraits).
+    Two vectors [D] give vectors for `vector=`. With num_classes > 0, two classes, or two rows of weights of the classes, give weights of
+    the classes for `label=`; models mix embeddings by them, so this interpolates between embeddings (van den Oord et al. 2016,
+    "Conditional Image Generation with PixelCNN Decoders", section 3.3, where the embeddings are of portraits).
     """
     if (n := check_count(n)) < 2:
         raise ConfigError("n", "an integer above 1", n)
@@ -201,7 +202,7 @@ def interpolate(first, last, n: SupportsIndex, num_classes: int = 0) -> Float[Ar
 
 
 def _check_rows(values, argument: str, size: int, batch: int) -> Float[Array, "B D"]:
-    """`values` as float32 [B, D], finite where they are at hand."""
+    """`values` as float32 [B, D]; ConfigError for another shape, NaN or infinity."""
     if np.shape(values) != (batch, size):
         raise ConfigError(argument, f"shape [{batch}, {size}]", list(np.shape(values)))
     if not isinstance(values, jax.core.Tracer) and not np.isfinite(np.asarray(values)).all():
@@ -210,7 +211,7 @@ def _check_rows(values, argument: str, size: int, batch: int) -> Float[Array, "B
 
 
 def _numbers(value, argument: str, wanted: str):
-    """`value` as an array of numbers or of bools, traced ones as they are; ConfigError for text, None, objects and ragged lists."""
+    """`value` as an array of numbers or bools, arrays unchanged; ConfigError for text, None, objects and ragged lists."""
     try:
         array = value if hasattr(value, "dtype") else np.asarray(value)
     except (TypeError, ValueError):  # a ragged list
@@ -221,6 +222,6 @@ def _numbers(value, argument: str, wanted: str):
 
 
 def _shown(value) -> str:
-    """On one line and not too long, whatever it is."""
+    """repr of any value on one line, at most 80 characters, for an error."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,8 +1,8 @@
-"""Output distributions ("heads"): log-probabilities and reproducible draws.
+"""Output distributions ("heads"): log-probabilities and reproducible draws; and functions of Gaussians, and bits per dimension.
 
-Every head maps network outputs `parameters` [..., P] to a distribution over integers {0 .. levels-1}. Draws are deterministic functions of
-`(parameters, noise)`: the noise of a pixel is drawn once from the key and the pixel's position, so every exact sampling method (naive,
-cached, fixed-point) turns the same noise into the same image.
+A head maps network outputs `parameters` [..., P] to a distribution over the integers 0 .. levels-1. `log_prob(parameters, x)` is in nats.
+A draw is a function `sample(parameters, noise, temperature)` without randomness of its own; `noise(key, shape)` gives the noise. The
+samplers draw the noise of a place from the key and the place alone, so that all exact sampling methods use the same noise.
 """
 
 import math
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 class Bernoulli:
     """x in {0, 1} with one logit: log p(x) = -softplus(-(2x - 1) logit), parameters [..., 1]."""
 
-    channelwise = True  # one set of parameters for every channel, conditioned on the channels before it
+    channelwise = True  # each channel has parameters of its own, which may depend on the channels before it
     levels = 2
     size = 1
     dtype = np.dtype("uint8")
@@ -29,11 +29,11 @@ class Bernoulli:
         return -jax.nn.softplus(-sign * parameters[..., 0])
 
     def noise(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-        """Logistic noise: x = 1[logit + noise > 0] has P(x = 1) = sigmoid(logit)."""
+        """Standard logistic noise of this shape, so that P(logit + noise > 0) = sigmoid(logit)."""
         return jax.random.logistic(key, shape)
 
     def sample(self, parameters: Float[Array, "*shape 1"], noise: Float[Array, "*shape"], temperature=1.0) -> Int[Array, "*shape"]:
-        """A draw; the temperature divides the logit."""
+        """x = 1 where logit / temperature + noise > 0, else 0."""
         return (parameters[..., 0] / temperature + noise > 0).astype(jnp.int32)
 
 
@@ -46,12 +46,12 @@ class Categorical:
 
     @property
     def size(self) -> int:
-        """Parameters per element."""
+        """P, the number of parameters of an element."""
         return self.levels
 
     @property
     def dtype(self) -> np.dtype:
-        """Of draws: the smallest unsigned type that holds 0 .. levels-1."""
+        """The type in which samplers return draws: the smallest unsigned one that holds 0 .. levels-1."""
         return np.min_scalar_type(self.levels - 1)
 
     def log_prob(self, parameters: Float[Array, "*shape V"], x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -60,16 +60,16 @@ class Categorical:
         return jnp.take_along_axis(logits, x.astype(jnp.int32)[..., None], axis=-1)[..., 0]
 
     def noise(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-        """Gumbel noise: argmax(logits + noise) is a draw from the softmax."""
+        """Standard Gumbel noise [*shape, levels], so that argmax(logits + noise) is a draw from softmax(logits)."""
         return jax.random.gumbel(key, (*shape, self.levels))
 
     def sample(self, parameters: Float[Array, "*shape V"], noise: Float[Array, "*shape V"], temperature=1.0) -> Int[Array, "*shape"]:
-        """A draw by the Gumbel-max trick; the temperature divides the logits."""
+        """argmax(logits / temperature + noise), a draw from softmax(logits / temperature)."""
         return jnp.argmax(parameters / temperature + noise, axis=-1).astype(jnp.int32)
 
 
 def pixel_head(levels: int) -> Bernoulli | Categorical:
-    """The exact discrete head for pixels of that many levels."""
+    """Bernoulli for two levels, else Categorical."""
     return Bernoulli() if levels == 2 else Categorical(levels)
 
 
@@ -81,7 +81,7 @@ def gaussian_log_prob(
 
 
 def gaussian_sample(mean: Float[Array, "*shape"], log_variance: Float[Array, "*shape"], key: PRNGKeyArray) -> Float[Array, "*shape"]:
-    """mean + sigma noise: a draw that is differentiable in both parameters (Kingma & Welling 2013, section 2.4)."""
+    """mean + exp(log_variance / 2) noise, noise ~ N(0, I): differentiable in both parameters (Kingma & Welling 2013, section 2.4)."""
     return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
 
 
@@ -91,11 +91,11 @@ def gaussian_kl(mean: Float[Array, "*shape"], log_variance: Float[Array, "*shape
 
 
 def bits_per_dim(nats, dims: int, log2_scale: float = 0.0):
-    """The one conversion: nats = -log p of one data point of `dims` dimensions, into bits per dimension.
+    """Bits per dimension of one example of `dims` dimensions, from nats = -log p.
 
         bits/dim = nats / (dims ln 2) + log2_scale
 
-    log2_scale is 0 for a probability of discrete levels and for a density of x + u on [0, levels). A density of the rescaled value
-    y = (x + u) / c needs log2_scale = log2 c: 8 for [0, 1) from 256 levels, 7 for [-1, 1).
+    log2_scale is 0 where p is a probability of discrete levels, or a density of x + u on [0, levels), u ~ U[0, 1). For a density of the
+    rescaled values y = (x + u) / c + constant it is log2 c: with 256 levels 8 for y in [0, 1) and 7 for y in [-1, 1).
     """
     return nats / (dims * math.log(2)) + log2_scale

@@ -1,4 +1,7 @@
-"""Optimizers of optax by a closed list of names: one for a model, or one for each of its players, with a schedule of the learning rate."""
+"""Optimizers: those of optax in OPTIMIZERS, with a schedule of the learning rate; one for a model, or one for each of its players.
+
+A player is a submodule of a model that is trained with an optimizer of its own, such as a GAN's generator and discriminator.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -11,11 +14,11 @@ import optax
 from jaxgen.errors import ConfigError
 
 NOT_DECAYED = ("bias", "gain", "scale", "embedding", "label")
-"""Words in the name of a parameter that weight decay leaves alone, as it leaves every parameter of fewer than two axes."""
+"""Weight decay is not applied to parameters with one of these words in their path, nor to those of fewer than two axes."""
 
 
 class Kind(NamedTuple):
-    """An optimizer of optax and the fields of `OptimizerConfig` that it has beside the learning rate."""
+    """A function of optax that makes an optimizer, and the fields of `OptimizerConfig` that it takes besides the learning rate."""
 
     make: Callable[..., optax.GradientTransformation]
     fields: tuple[str, ...]
@@ -34,15 +37,19 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """An optimizer by its name in optax: linear warm-up, then constant or cosine to zero, times decay_rate ** step.
+    """An optimizer by its name in optax, with a learning rate that depends on the step t = 0, 1, ..
 
-    b1, b2: of adamw, adam, adamax and lion; momentum: of sgd and rmsprop; weight_decay: of adamw and lion, it leaves biases, gains and
-    embeddings alone. A field that the optimizer does not have must keep its default. clip_norm: gradients are scaled down to this norm.
-    players: (submodule, learning rate) pairs, each trained by an optimizer of its own, for models with several players; by default all of
-    the model's own with `learning_rate`. On the command line: --optimizer.players generator 1e-3 discriminator 2e-3
-    betas: (player, b1, b2) where they differ. every: (player, n) for a player that moves at every n-th step only: the others move n times
-    as often, such as --optimizer.every generator 5.
+        rate(t) = learning_rate * s(t) * decay_rate ** t,   s(t) = t / warmup_steps for t < warmup_steps, then 1 (constant),
+        or (1 + cos(pi (t - warmup_steps) / (steps - warmup_steps))) / 2 (cosine)
+
+    b1, b2: for adamw, adam, adamax and lion. momentum: for sgd and rmsprop. weight_decay: for adamw and lion, not applied to biases, gains
+    and embeddings. clip_norm: gradients with a larger L2 norm (of all of a player's parameters) are scaled down to it; None for no limit.
+    players: (submodule, learning rate) for each player; () for the model's own players, if any, with `learning_rate` for all. On the
+    command line: --optimizer.players generator 1e-3 discriminator 2e-3.
+    betas: (player, b1, b2) for players with others than b1, b2. every: (player, n) for a player that is updated at every n-th step only,
+    at which the gradients of the other steps are dropped: --optimizer.every generator 5. Its t counts its own updates.
     frozen: names of submodules that are not trained; they have no moments.
+    Raises ConfigError for a value out of range, and for a field that was set although the optimizer does not take it.
     """
 
     learning_rate: float = 1e-3
@@ -79,8 +86,8 @@ class OptimizerConfig:
         self._check_fields_of_the_optimizer()
 
     def _check_fields_of_the_optimizer(self) -> None:
-        """A field that would be without effect is an error where it was set."""
-        if self.name not in OPTIMIZERS:  # its type is checked elsewhere, with a message of its own
+        """ConfigError for a field that differs from its default although the optimizer does not take it."""
+        if self.name not in OPTIMIZERS:  # the check of types reports it
             return
         own = OPTIMIZERS[self.name].fields
         defaults = {field.name: field.default for field in fields(self)}
@@ -93,7 +100,7 @@ class OptimizerConfig:
 
 
 def decayed(params: Any) -> Any:
-    """Which parameters weight decay shrinks: matrices and kernels, neither biases nor gains nor embeddings. A tree of bools."""
+    """A tree of bools: True for the parameters that weight decay is applied to, by NOT_DECAYED and the number of axes."""
 
     def one(path, leaf) -> bool:
         name = jax.tree_util.keystr(path)
@@ -103,7 +110,7 @@ def decayed(params: Any) -> Any:
 
 
 def every_nth(inner: optax.GradientTransformation, n: int) -> optax.GradientTransformation:
-    """`inner` at every n-th step, the first one included; between them no update, and its moments stay as they are."""
+    """`inner` at steps 0, n, 2n, ..; at the other steps updates are zero, the gradients are dropped and inner's state stays as it is."""
     if n == 1:
         return inner
 
@@ -121,7 +128,7 @@ def every_nth(inner: optax.GradientTransformation, n: int) -> optax.GradientTran
 
 
 def _one(config: OptimizerConfig, learning_rate: float, steps: int, player: str = "") -> optax.GradientTransformation:
-    """The optimizer of a model, or of one of its players. With n = every, the schedule counts the player's own steps."""
+    """The optimizer of a model, or of one of its players. For a player updated at every n-th step the schedule has steps / n steps."""
     n = dict(config.every).get(player, 1)
     warmup, steps = config.warmup_steps, -(-steps // n)
     rest = optax.cosine_decay_schedule(learning_rate, max(steps - warmup, 1)) if config.schedule == "cosine" else (lambda t: learning_rate)
@@ -135,14 +142,15 @@ def _one(config: OptimizerConfig, learning_rate: float, steps: int, player: str 
     options = {field: getattr(config, field) for field in kind.fields}
     options |= next(({"b1": b1, "b2": b2} for name, b1, b2 in config.betas if name == player), {})
     options |= {"mask": decayed} if options.get("weight_decay") else {}
-    options |= {"momentum": config.momentum or None} if "momentum" in options else {}  # None: no trace is kept
+    options |= {"momentum": config.momentum or None} if "momentum" in options else {}  # None: optax keeps no trace of gradients
     return every_nth(optax.chain(clip, kind.make(schedule, **options)), n)
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, players: Sequence[str] = ()) -> optax.GradientTransformation:
-    """The optimizer of a configuration; with players or frozen parts, `optax.partition` by the name of the model's submodule.
+    """The optimizer of a configuration for a run of `steps` steps; with players or frozen parts `optax.partition` by submodule.
 
-    players: names of the model's own, which share the learning rate where the configuration has no pairs.
+    players: names of the model's own players, used with `learning_rate` where config.players is empty. Raises ConfigError, when called or
+    at `init(params)`, for names that are not submodules and for a submodule with parameters that is neither a player nor frozen.
     """
     rates, found = dict(config.players) or dict.fromkeys(players, config.learning_rate), set()
     for field in ("betas", "every"):

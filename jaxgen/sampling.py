@@ -1,17 +1,16 @@
-"""Exact sampling: sequences place by place, and images on top of it; cached, naive and fixed-point, with known values and temperature.
+"""Exact samplers for p(x) = prod_i p(x_i | x_<i): sequences, and images on top; with known values and temperature.
 
-Sequences: `sample_sequence` with a model's `init_cache / step`, a stop token and top-k; `SequenceSteps` gives the same place by place to a
-caller outside `jit`. Images:
+Sequences: `sample_sequence` with a model's `init_cache / step`, a stop token and top-k; `SequenceSteps`: the same with one call for each
+place. Images are drawn in raster order, channel by channel (R, G, B) or as whole pixels, or in the model's own `order`, an index array
+[N, 3] of (r, c, k) or [N, 2] of (r, c). Methods, for N places:
 
-Raster order: pixel (r, c) is drawn after all pixels above it and to its left; a model that conditions channel by channel also draws G after
-R and B after G. A model with another order gives it as an index array `order`, [N, 2] or, channel by channel, [N, 3]: (r, c[, k]) of every
-place. The noise of a pixel comes from `fold_in(key, r W + c)`, never from the method, so in float32 the three methods give the same image
-bit for bit (up to a tie within rounding). In bfloat16 the cache rounds at other places than the full pass, and single pixels may differ:
+  naive        one full pass for every place; slow, what the others are tested against
+  cached       one step for every place: `lax.scan` over rows of `lax.scan` over columns, with the model's `init_cache / begin_row / step`,
+               or over places of its own order, with `init_cache / step`; a model with a faster loop overrides `_draw_cached`
+  fixed_point  x := F(x), F one full pass and a draw at all places, until x stays the same: at most N + 1 passes (Song et al. 2021)
 
-  naive        one full pass for every pixel (and channel): the oracle
-  cached       `lax.scan` over rows of `lax.scan` over columns through the model's `init_cache / begin_row / step`, or over the places of
-               its own order through `init_cache / step`; a model with a faster loop has it in its method `_draw_cached`
-  fixed_point  x := F(x) with F one full pass and the draw, until nothing changes: at most N + 1 passes (Song et al. 2021, Jacobi iteration)
+A pixel's noise is drawn from `fold_in(key, r W + c)` by all methods. Their parameters differ by rounding, and a draw differs only where that
+crosses a boundary between two values: tests in float32 on a CPU find the same bits. In bfloat16 single pixels may differ.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
-from jaxgen.checks import (  # noqa: F401  (some are here for those who import them from this file)
+from jaxgen.checks import (  # noqa: F401  (some are imported from this file by others)
     check_count,
     check_images,
     check_key,
@@ -41,8 +40,8 @@ from jaxgen.errors import ConfigError
 
 METHODS = ("cached", "naive", "fixed_point")
 CACHE_BYTES = 2**24
-"""On a CPU the images are drawn in groups whose caches take this many bytes at most, so that they stay in the processor's own memory.
-Models with attention, which read the whole cache at every step, are twice as fast so; the Gated PixelCNN at batch 64 is 1.05 times."""
+"""On a CPU images are drawn in groups whose caches together take at most this many bytes, to fit the processor's own caches. It makes
+models with attention, which read all of their cache at every step, twice as fast, the Gated PixelCNN at batch 64 1.05 times as fast."""
 
 
 # --- The core: one place after the other --------------------------------------------------------------------------------------------
@@ -50,26 +49,26 @@ Models with attention, which read the whole cache at every step, are twice as fa
 
 @runtime_checkable
 class SequenceModel(Protocol):
-    """What the core asks of a model: p(x) = prod_i p(x_i | x_<i), its places i counted in the order in which they are drawn.
+    """What a model must have for `sample_sequence`: p(x) = prod_i p(x_i | x_<i), the places i = 0, 1, .. in the order of drawing.
 
-    `head` says how a value is drawn from its parameters: `noise(key, shape)`, `sample(parameters, noise, temperature)` and the `dtype` of
-    values, such as `Categorical(vocabulary)`. `step` gets the values of the place before, [B] in that dtype, zeros at place 0. Only for
-    `method="naive"`: `logits(x, **given)`, the parameters of all places [B, L, ...] of whole sequences [B, L].
+    head: the distribution of a value, such as `Categorical(vocabulary)`, with `noise(key, shape)`, `sample(parameters, noise, temperature)`
+    and the `dtype` of values. `step` gets the values [B] of place i-1 in that dtype, zeros for i = 0. For method="naive" only:
+    `logits(x, **given)`, the parameters [B, L, ...] of all places of sequences x [B, L].
     """
 
     head: Any
 
     def init_cache(self, n: int, **given) -> Any:
-        """The cache of n sequences before anything is drawn; `given` are arrays with n rows."""
+        """The cache of n sequences before anything is drawn; given: arrays [n, ...]."""
 
     def step(self, cache: Any, previous: Array, i: Int[Array, ""]) -> tuple[Any, Float[Array, "B ..."]]:
-        """The new cache and the parameters of place i, given all values before it."""
+        """The new cache, and the parameters of p(x_i | x_<i)."""
 
 
 def place_by_place(step, finish):
-    """The body of a loop over places, with the carry (cache, values of the place before); it returns the values of its own place too.
+    """body((cache, previous), (place, *more)) -> ((cache, values), values) for `lax.scan`; previous: the values of the place before.
 
-    step(cache, previous, place) -> (cache, parameters);  finish(cache, parameters, *inputs of the place) -> (cache, values).
+    step(cache, previous, place) -> (cache, parameters);  finish(cache, parameters, *more) -> (cache, values).
     """
 
     def body(carry, inputs):
@@ -83,7 +82,7 @@ def place_by_place(step, finish):
 
 
 def keep_likeliest(logits: Float[Array, "*shape V"], k: int | None) -> Float[Array, "*shape V"]:
-    """The k largest logits, -inf for the others, which are then never drawn; of equal ones those of smaller index. None keeps all."""
+    """The logits with all but the k largest set to -inf, so that these are never drawn. Of equal ones the first is kept. None keeps all."""
     if k is None or k >= logits.shape[-1]:
         return logits
     best = jax.lax.top_k(logits, k)[1]
@@ -92,7 +91,7 @@ def keep_likeliest(logits: Float[Array, "*shape V"], k: int | None) -> Float[Arr
 
 
 def draw_place(head, key: PRNGKeyArray, parameters: Array, i, temperature=1.0, top_k: int | None = None) -> Array:
-    """Values [B] of place i. The noise comes from `fold_in(key, i)`, so that every way of drawing gives the same values."""
+    """Draw the values [B] of place i, with noise from `fold_in(key, i)`."""
     noise = head.noise(jax.random.fold_in(key, i), (parameters.shape[0],))
     return head.sample(keep_likeliest(parameters, top_k), noise, temperature).astype(head.dtype)
 
@@ -109,12 +108,12 @@ def sample_sequence(
     stop: int | None = None,
     method: str = "cached",
 ) -> Array:
-    """n sequences [n, length] in the dtype of `model.head`, drawn exactly from the model (at temperature 1, without top_k).
+    """n sequences [n, length] in the dtype of `model.head`, drawn from p(x) if temperature is 1 and top_k None.
 
-    given: arrays with n rows that go to `model.init_cache` by name. A lower temperature sharpens every conditional; top_k leaves the k
-    likeliest values of each. known=(values, mask): where the boolean mask is True ([n, length] or [length]) the value is taken from
-    `values`, the others are drawn given those before them. stop: the token that ends a sequence; all places after it are 0, known or
-    not, and drawing ends when every sequence has ended. method: "naive" computes the whole sequences for every place, "cached" a step.
+    given: {name: array [n, ...]} for `model.init_cache`. temperature: below 1 every p(x_i | x_<i) is sharper. top_k: only the k likeliest
+    values of each are drawn. known=(values, mask): values are taken where the boolean mask ([n, length] or [length]) is True, the others
+    drawn given all before them. stop: the token that ends a sequence; all later places are 0, known or not, and the loop ends when all
+    sequences have ended. method: "cached" or "naive". Raises ConfigError for a wrong argument.
     """
     check_key(key)
     n, length, temperature = check_count(n), check_count(length, "length"), check_temperature(temperature)
@@ -157,13 +156,13 @@ def _sample_sequence(model, key, n, length, given, temperature, top_k, known, st
 
 
 class SequenceSteps:
-    """The core driven from the host, one place at a time; what a compressor needs.
+    """`sample_sequence` one place at a time, for callers that use or choose the values in between, such as a compressor.
 
         steps = SequenceSteps(model, key, n, **given)
         parameters, drawn = steps.step()         place 0
-        parameters, drawn = steps.step(values)   the next one, given values [n] of the place before: what was drawn, or any other
+        parameters, drawn = steps.step(values)   the next place, given the values [n] of the one before: `drawn`, or any others
 
-    `drawn` is what `sample_sequence` draws there for this key. Every step is the same compiled program.
+    With `drawn` passed on each time, the draws are those of `sample_sequence` for this key. All steps run the same compiled program.
     """
 
     def __init__(
@@ -175,7 +174,7 @@ class SequenceSteps:
         self._cache = _init_cache(model, self._n, given)
 
     def step(self, previous=None) -> tuple[Array, Array]:
-        """Parameters [n, ...] and a draw [n] of the next place; `previous` are the values [n] of the place before, None at place 0 only."""
+        """Parameters [n, ...] and a draw [n] of the next place; previous: values [n] of the one before, None at place 0. Or ConfigError."""
         if (previous is None) != (self.place == 0):
             raise ConfigError("previous", "None at place 0, and values at every other", f"{_kind(previous)} at place {self.place}")
         previous = jnp.zeros((self._n,), self._model.head.dtype) if previous is None else jnp.asarray(previous, self._model.head.dtype)
@@ -213,7 +212,7 @@ def _host_step(model, key, cache, previous, i, temperature, top_k):
 
 @dataclass(frozen=True)
 class Draw:
-    """Noise and draw of pixels, the same for every method."""
+    """The noise of every pixel, and draws from parameters and noise; used by all methods."""
 
     head: object
     key: PRNGKeyArray
@@ -221,21 +220,21 @@ class Draw:
     temperature: Float[Array, ""]
 
     def noise(self, r: Int[Array, ""] | int, c: Int[Array, ""] | int):
-        """Noise of pixel (r, c) for all n images: [n, C, ...]; it depends on the key and the position only."""
+        """Noise of pixel (r, c) of all n images, by the key, r and c: `head.noise` for shape [n, C], such as [n, C] or [n, C, levels]."""
         n, _, width, channels = self.shape
         return self.head.noise(jax.random.fold_in(self.key, r * width + c), (n, channels))
 
     def row(self, r):
-        """Noise of row r: [W, n, C, ...]."""
+        """`noise` of all pixels of row r, [W, n, ...]."""
         return jax.vmap(lambda c: self.noise(r, c))(jnp.arange(self.shape[2]))
 
     def __call__(self, parameters, noise):
         return self.head.sample(parameters, noise, self.temperature).astype(self.head.dtype)
 
     def pixel(self, step_channel, cache, parameters, noise, given, keep):
-        """The cache and the pixels [B, C] by their first parameters: all channels at once, or channel after channel by `step_channel`.
+        """The cache and the values [B, C] of one pixel; parameters: of the whole pixel, or of channel 0, others come from `step_channel`.
 
-        Where `keep` [B] is True they are those of `given` [B, C].
+        Where keep [B] is True the values are those of `given` [B, C].
         """
         if not self.head.channelwise:
             return cache, jnp.where(keep[:, None], given, self(parameters, noise))
@@ -256,7 +255,7 @@ class Draw:
 
 @partial(jax.jit, static_argnames=("n", "method", "mesh"))
 def _sample(model, key, n, condition, known, temperature, method, mesh=None) -> tuple[UInt[Array, "n H W C"], Int[Array, ""]]:
-    """The image and the number of full passes that fixed-point iteration took (0 for the others)."""
+    """The images and, for fixed_point, the number of full passes, else 0."""
     draw = Draw(model.head, key, (n, *model.config.image_shape), temperature)
     if method == "fixed_point":
         return fixed_point(model, draw, condition, *known)
@@ -277,9 +276,9 @@ def _sample(model, key, n, condition, known, temperature, method, mesh=None) -> 
 def by_rows(
     model, draw: Draw, condition, image: UInt[Array, "n H W C"], mask: Bool[Array, "n H W"], rows, loop=jax.lax.scan
 ) -> UInt[Array, "m H W C"]:
-    """The images `rows` of the n, [m, H, W, C]: row by row, pixel by pixel through `init_cache / begin_row / step`.
+    """Draw the images with indices `rows` [m] of the batch of n by `init_cache / begin_row / step`; known pixels: where mask is True.
 
-    loop: goes through the rows, called like `jax.lax.scan` with the carry ((cache, row above), row, rows).
+    loop: `jax.lax.scan`, or a function with its arguments that goes through the rows of an image; the carry is (cache, row above).
     """
     group = partial(_group_by_rows, model, draw, condition, image, mask, loop=loop)
     return in_groups(group, model.init_cache, draw, condition, rows)
@@ -288,7 +287,7 @@ def by_rows(
 def _group_by_rows(model, draw, condition, image, mask, rows, loop):
     _, height, width, channels = draw.shape
     image, mask, condition = image[rows], mask[rows], jax.tree.map(lambda x: x[rows], condition)
-    n, step_channel = len(rows), getattr(model, "step_channel", None)  # models of one channel or of whole pixels have none
+    n, step_channel = len(rows), getattr(model, "step_channel", None)  # None: one channel, or a head for whole pixels
 
     def row(carry, inputs):
         cache, above = carry
@@ -308,16 +307,16 @@ def _group_by_rows(model, draw, condition, image, mask, rows, loop):
 def in_order(
     model, draw: Draw, condition, image: UInt[Array, "n H W C"], mask: Bool[Array, "n H W"], rows, loop=jax.lax.scan, step=None
 ) -> UInt[Array, "m H W C"]:
-    """The images `rows` of the n, [m, H, W, C]: place by place in the model's own order, through `init_cache / step`.
+    """As `by_rows`, place by place in the model's own order, through `init_cache / step`.
 
-    loop: goes through the places, called like `jax.lax.scan` with the carry (cache, previous). step: for `model.step`, if given.
+    loop: as in `by_rows`, through the places; the carry is (cache, previous). step: in the place of `model.step`.
     """
     order = jnp.asarray(model.order)
     r, c, *k = order.T
 
     def group(rows):
-        """The images `rows` of the batch: [g, H, W, C]."""
-        given, keep = image[rows][:, r, c], mask[rows][:, r, c]  # [g, N, C] or, of one channel, [g, N, 1]
+        """Draw the images with these indices: [g, H, W, C]."""
+        given, keep = image[rows][:, r, c], mask[rows][:, r, c]  # [g, N, C]; [g, N, 1] channel by channel
         given = jnp.take_along_axis(given, k[0].reshape(1, -1, 1), axis=2) if k else given
 
         def finish(cache, parameters, place, given, keep):
@@ -336,19 +335,19 @@ def in_order(
 
 
 def in_groups(group, init_cache, draw: Draw, condition, rows, least: int = 1) -> UInt[Array, "m H W C"]:
-    """`group(rows)` for groups of the images `rows` one after the other where the caches are large, else once for all.
+    """`group(rows)` [m, H, W, C], on a CPU for groups of `group_size` images, one group after the other.
 
-    least: images in a group on a CPU, at least; attention to the cache of a single image takes four times as long there as to that of two.
+    least: smallest group on a CPU. 2 for attention: there a step for one image takes four times as long as for two.
     """
     size = max(group_size(len(rows), init_cache, condition), least if jax.default_backend() == "cpu" else 1)
     if size == len(rows):
         return group(rows)
-    filled = rows[jnp.minimum(jnp.arange(-(-len(rows) // size) * size), len(rows) - 1)]  # filled up with the last row
+    filled = rows[jnp.minimum(jnp.arange(-(-len(rows) // size) * size), len(rows) - 1)]  # the last index is repeated
     return jax.lax.map(group, filled.reshape(-1, size)).reshape(-1, *draw.shape[1:])[: len(rows)]
 
 
 def group_size(images: int, init_cache, condition) -> int:
-    """How many of the images are drawn at once: on a CPU as many as have caches of CACHE_BYTES together, at least two; elsewhere all."""
+    """How many images are drawn at once: on a CPU two, or as many as have caches of CACHE_BYTES together; on other devices all."""
     if jax.default_backend() != "cpu":
         return images
 
@@ -356,16 +355,16 @@ def group_size(images: int, init_cache, condition) -> int:
         cache = jax.eval_shape(lambda: init_cache(rows.size, jax.tree.map(lambda x: x[rows], condition)))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
 
-    # The bytes of one more image: the packed weights in a cache are there once for all images.
+    # The bytes of one more image, not of one: a cache also has packed weights, once for all images.
     size = cache_bytes(np.zeros(2, int)) - cache_bytes(np.zeros(1, int))
     groups = -(-images // max(2, CACHE_BYTES // size))
-    # The last group is filled up with images drawn before: of up to twice as many groups the number that needs the fewest of these.
+    # The last group is filled up with repeated images. Of up to twice as many groups take the number with the fewest repeated ones.
     groups = min(range(groups, min(2 * groups, -(-images // 2) + 1)), key=lambda g: -(-images // g) * g)
     return -(-images // groups)
 
 
 def naive(model, draw: Draw, condition, image: UInt[Array, "n H W C"], mask: Bool[Array, "n H W"]) -> UInt[Array, "n H W C"]:
-    """One full pass for every pixel and channel: slow, and what the other methods are tested against."""
+    """One full pass for every place; see the module's docstring."""
     n, height, width, channels = draw.shape
     order = model.order
     if order is None:
@@ -382,7 +381,7 @@ def naive(model, draw: Draw, condition, image: UInt[Array, "n H W C"], mask: Boo
 
 
 def fixed_point(model, draw: Draw, condition, image, mask) -> tuple[UInt[Array, "n H W C"], Int[Array, ""]]:
-    """Jacobi iteration of all positions at once; after t passes at least the first t positions are final, so it ends with the sample."""
+    """Jacobi iteration, and its number of passes: after t passes at least the first t places are final, so it ends at the naive sample."""
     height = draw.shape[1]
     noise = jax.vmap(draw.row)(jnp.arange(height))  # [H, W, n, C, ...]
     noise = jnp.moveaxis(noise, 2, 0)
