@@ -5,8 +5,8 @@ place. Images are drawn in raster order, channel by channel (R, G, B) or as whol
 [N, 3] of (r, c, k) or [N, 2] of (r, c). Methods, for N places:
 
   naive        one full pass for every place; slow, what the others are tested against
-  cached       one step for every place: `lax.scan` over rows of `lax.scan` over columns, with the model's `init_cache / begin_row / step`,
-               or over places of its own order, with `init_cache / step`; a model with a faster loop overrides `_draw_cached`
+  cached       one step for every place: `lax.scan` over rows of `lax.scan` over columns by the model's `init_cache / begin_row / step`,
+               or over places of its own order by `init_cache / step`; a model with a faster loop overrides `_draw_cached`
   fixed_point  x := F(x), F one full pass and a draw at all places, until x stays the same: at most N + 1 passes (Song et al. 2021)
 
 A pixel's noise is drawn from `fold_in(key, r W + c)` by all methods. Their parameters differ by rounding, and a draw differs only where that
