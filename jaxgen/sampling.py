@@ -9,7 +9,7 @@ place. Images are drawn in raster order, channel by channel (R, G, B) or as whol
                or over places of its own order by `init_cache / step`; a model with a faster loop overrides `_draw_cached`
   fixed_point  x := F(x), F one full pass and a draw at all places, until x stays the same: at most N + 1 passes (Song et al. 2021)
 
-A pixel's noise is drawn from `fold_in(key, r W + c)` by all methods. Their parameters differ by rounding, and a draw differs only where that
+A pixel's noise is drawn from `fold_in(key, r W + c)` by all methods. Their parameters differ by rounding, and a draw only where that
 crosses a boundary between two values: tests in float32 on a CPU find the same bits. In bfloat16 single pixels may differ.
 """
 
