@@ -354,8 +354,8 @@ def test_samples_are_written_as_their_kind_is_shown(start, tmp_path):
 def test_curve_shows_train_and_validation_bits(start, tmp_path):
     rows = [{"step": i, "bits_per_dim": 4 / i, "loss": 1e6} for i in range(1, 101)]
     rows += [{"step": i, "validation_bits_per_dim": 4.1 / i, "validation_standard_error": 1.0} for i in (50, 100)]
-    series = figures._series(rows)
-    assert list(series) == ["bits_per_dim", "validation_bits_per_dim"]
+    label, series = figures._series(rows)
+    assert label == "bits per dimension" and list(series) == ["bits_per_dim", "validation_bits_per_dim"]
     np.testing.assert_allclose(series["validation_bits_per_dim"], [[50, 100], [0.082, 0.041]])
     reporter = start(tmp_path)
     for row in rows:
@@ -364,8 +364,24 @@ def test_curve_shows_train_and_validation_bits(start, tmp_path):
     assert (pixels(tmp_path / "curve.png").std(axis=(0, 1)) > 0).any()
 
 
+CURVES = {
+    "bound": (["bits_per_dim_bound", "nats_bound", "validation_bits_per_dim_bound", "validation_nats"], "bits per dimension", [0, 2]),
+    "strings": (["loss", "bits_per_character", "validation_bits_per_character", "validation_nats"], "bits per character", [1, 2]),
+    "classes": (["loss", "accuracy", "validation_accuracy", "validation_log_loss"], "accuracy", [1, 2]),
+    "points": (["validation_nats", "validation_standard_error"], "nats", [0]),
+    "players": (["loss", "generator_loss", "discriminator_loss", "validation_frechet_points"], "loss", [0, 1, 2]),
+}
+
+
+@pytest.mark.parametrize("kind", CURVES)
+def test_the_curve_is_of_the_headline_of_the_table(kind):
+    names, label, shown = CURVES[kind]
+    rows = [{"step": step} | dict.fromkeys(names, 1.0) for step in (1, 2)]
+    assert figures._series(rows)[0] == label and list(figures._series(rows)[1]) == [names[i] for i in shown]
+
+
 @pytest.mark.parametrize("losses", [[], ["nan"], [1.0], [1.0, "inf"]])
 def test_curve_of_little_is_still_a_picture(losses):
     rows = [{"step": step, "loss": loss} for step, loss in enumerate(losses)]
     assert figures.curve(rows).startswith(b"\x89PNG")
-    assert all(np.isfinite(values).all() for _, values in figures._series(rows).values())
+    assert all(np.isfinite(values).all() for _, values in figures._series(rows)[1].values())

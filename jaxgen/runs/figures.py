@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt, UInt8
 
 from jaxgen.errors import ConfigError
+from jaxgen.metrics import METRICS, OF_SAMPLES
 
 GIVEN_COLOR = (255, 140, 0)  # orange, laid over the pixels that a completion was given
 GIVEN_OPACITY = 0.35
@@ -93,7 +94,7 @@ def pixels(content: bytes) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """The PNG of bits/dim (of every metric so named, else of every loss) against the step; linear axes.
+    """The PNG of the headline of training and validation (else of every loss) against the step; linear axes.
 
     The vertical axis shows the whole range except the first tenth of the steps, where an untrained model would flatten the rest.
     """
@@ -101,12 +102,12 @@ def curve(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    series = _series(rows)
+    label, series = _series(rows)
     for name, (steps, values) in series.items():
         style = {"linewidth": 2, "marker": "o", "markersize": 4, "zorder": 3} if len(steps) < 50 else {"linewidth": 1}
         axes.plot(steps, values, label=name, **style)
     _limit(axes, list(series.values()))
-    axes.set(xlabel="step", ylabel="bits per dimension" if any("bits_per_dim" in name for name in series) else "loss")
+    axes.set(xlabel="step", ylabel=label)
     axes.grid(alpha=0.3)
     if series:
         axes.legend()
@@ -115,17 +116,23 @@ def curve(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Metric -> (steps, finite values), for the metrics that the curve shows."""
+def _series(rows: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """What the vertical axis says, and name -> (steps, finite values) of all that the curve shows.
+
+    That is the first metric of the table that is there, of training and of validation, and others on the same axis. Where there are
+    only losses and metrics of samples, as of a GAN, it is the losses.
+    """
     names = dict.fromkeys(name for row in rows for name in row)
-    shown = [n for n in names if "bits_per_dim" in n and "error" not in n] or [n for n in names if "loss" in n]
+    axes = {name: METRICS[name.removeprefix("validation_")].axis for name in names if name.removeprefix("validation_") in METRICS}
+    label = next((metric.axis for name, metric in METRICS.items() if name not in OF_SAMPLES and metric.axis in axes.values()), "loss")
+    shown = [name for name in names if axes.get(name) == label] or [name for name in names if "loss" in name]
     series = {}
     for name in shown:
         points = [(row["step"], float(row[name])) for row in rows if name in row]
         points = np.array([point for point in points if math.isfinite(point[1])], np.float64).reshape(-1, 2)
         if len(points):
             series[name] = (points[:, 0], points[:, 1])
-    return series
+    return label, series
 
 
 def _limit(axes: Any, series: list[tuple[np.ndarray, np.ndarray]]) -> None:
