@@ -6,10 +6,8 @@ The set of Metz et al. 2016 ("Unrolled GANs"), radius and width as in Srivastava
 {"point": float32 [B, 2]}.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, PRNGKeyArray
+from jaxtyping import Float32
 
 from jaxgen.data.arrays import checked
 from jaxgen.data.dataset import Dataset
@@ -23,13 +21,6 @@ def centres() -> Float32[np.ndarray, "K 2"]:
     """The eight centres."""
     angle = 2 * np.pi * np.arange(MODES) / MODES
     return (RADIUS * np.stack([np.cos(angle), np.sin(angle)], axis=1)).astype(np.float32)
-
-
-def ring_batch(key: PRNGKeyArray, n: int) -> Float[Array, "n 2"]:
-    """n fresh points."""
-    key_mode, key_noise = jax.random.split(key)
-    mode = jax.random.randint(key_mode, (n,), 0, MODES)
-    return jnp.asarray(centres())[mode] + SCALE * jax.random.normal(key_noise, (n, 2))
 
 
 def ring(split: str) -> Dataset:
