@@ -24,25 +24,9 @@ from jaxgen import benchmark, commands, config, sharding, trained
 from jaxgen.checks import interpolate
 from jaxgen.commands import Bench, Complete, Evaluate, Sample, Show, Upscale, guarded
 from jaxgen.data import DataConfig
+from jaxgen.drawing import complete_images, completes, draw, draw_for, has, modelled, small_shape, upscale_images, write_grid
 from jaxgen.errors import ConfigError
-from jaxgen.experiment import (
-    Experiment,
-    complete_images,
-    completes,
-    draw,
-    draw_for,
-    dry_run,
-    finish,
-    has,
-    load_data,
-    modelled,
-    print_evaluation,
-    small_shape,
-    split_mesh,
-    train,
-    upscale_images,
-    write_grid,
-)
+from jaxgen.experiment import Experiment, dry_run, finish, load_data, print_evaluation, split_mesh, train
 from jaxgen.models import MODELS, count_parameters
 from jaxgen.runs import checkpoint, figures, report
 

@@ -19,21 +19,8 @@ from etils import epath
 from jaxgen import benchmark, config, evaluation, sharding, trained, training
 from jaxgen.data import DataConfig, Dataset
 from jaxgen.data.augment import augmented
-from jaxgen.drawing import (  # noqa: F401  (some are here for those who import them from this file)
-    COMPLETIONS_EACH,
-    KEEP,
-    complete_images,
-    completes,
-    draw,
-    draw_for,
-    first_examples,
-    has,
-    known_mask,
-    modelled,
-    small_shape,
-    upscale_images,
-    write_grid,
-)
+from jaxgen.drawing import complete_images, completes, draw_for, has, modelled, small_shape, write_grid
+from jaxgen.drawing import draw as draw  # for scripts, which import it from this file
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models import MODELS, build, count_parameters
 from jaxgen.runs import checkpoint, report

@@ -344,12 +344,12 @@ def test_complete_keeps_what_is_given(there, capsys, monkeypatch):
     monkeypatch.setattr(drawing, "write_grid", lambda path, images, model, mask=None: drawn.append((images, mask)))
     monkeypatch.setattr(drawing, "draw", lambda *args, **options: labels.append(options["label"]) or draw(*args, **options))
     test = data.load("my.npz", "test")
-    for keep in experiment.KEEP:
+    for keep in drawing.KEEP:
         code, out, err = run(capsys, ["complete", "gated", "--n=8", f"--keep={keep}"])
         assert (code, err) == (0, "") and f"{keep} given" in out
         images, mask = drawn[-1]
-        given = np.repeat(test.images[:2], experiment.COMPLETIONS_EACH, axis=0)
-        np.testing.assert_array_equal(labels[-1], np.repeat(test.labels[:2], experiment.COMPLETIONS_EACH))
+        given = np.repeat(test.images[:2], drawing.COMPLETIONS_EACH, axis=0)
+        np.testing.assert_array_equal(labels[-1], np.repeat(test.labels[:2], drawing.COMPLETIONS_EACH))
         assert (images[:, mask] == given[:, mask]).all()
         assert (images[:, ~mask] != given[:, ~mask]).any()
 
@@ -382,7 +382,7 @@ def test_pictures_and_show(there, capsys):
 @pytest.mark.parametrize("shape", [(8, 8, 1), (5, 4, 3), (7, 9, 1)])
 def test_known_halves(shape):
     height, width, _ = shape
-    masks = {keep: experiment.known_mask(shape, keep) for keep in experiment.KEEP}
+    masks = {keep: drawing.known_mask(shape, keep) for keep in drawing.KEEP}
     assert masks["top"][: height // 2].all() and not masks["top"][height // 2 :].any()
     assert masks["left"][:, : width // 2].all() and not masks["left"][:, width // 2 :].any()
     assert (masks["bottom"] == ~masks["top"]).all() and (masks["right"] == ~masks["left"]).all()

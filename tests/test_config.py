@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from jaxgen import benchmark, commands, experiment
+from jaxgen import benchmark, commands, drawing
 from jaxgen.config import check_types, from_json, parse, to_json
 from jaxgen.data.images import SPLITS
 from jaxgen.errors import ConfigError
@@ -267,7 +267,7 @@ def test_a_bare_flag_takes_no_word():
 def test_the_choices_of_commands_are_those_of_the_library():
     """commands.py imports no jax, so it writes them out once more."""
     hints = typing.get_type_hints(commands.Sample) | typing.get_type_hints(commands.Complete)
-    assert typing.get_args(hints["split"]) == SPLITS and typing.get_args(hints["keep"]) == experiment.KEEP
+    assert typing.get_args(hints["split"]) == SPLITS and typing.get_args(hints["keep"]) == drawing.KEEP
     assert typing.get_args(typing.get_args(hints["method"])[0]) == tuple(METHODS)
     assert commands.Sample("x").n == ReportConfig().samples and commands.Bench().batches == benchmark.BATCHES
     assert commands.Bench().repetitions == benchmark.REPETITIONS

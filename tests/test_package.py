@@ -44,7 +44,8 @@ MAY_IMPORT = {
     "benchmark": {"commands", "autoregressive", "errors", "config", "data", "layers", "models", "runs", "sampling", "sharding", "training"},
     "experiment": {"benchmark", "config", "data", "drawing", "errors", "evaluation", "models", "runs", "sharding", "trained", "training"},
     "notebook": {"data", "errors", "experiment", "runs", "trained", "training"},
-    "cli": {"benchmark", "commands", "checks", "config", "data", "errors", "experiment", "models", "runs", "sharding", "trained"},
+    "cli": {"benchmark", "commands", "checks", "config", "data", "drawing"}
+    | {"errors", "experiment", "models", "runs", "sharding", "trained"},
     "__main__": {"errors", "cli", "commands"},
 }
 # Inside a room: a file and the files of its room that it may import.
