@@ -60,7 +60,8 @@ from jaxgen.layers.masked import (
 class DiagonalBiLSTMConfig(OfImages):
     """Sizes of a Diagonal BiLSTM. width: h, the features of a state; there are 2h between the layers.
 
-    Raises ConfigError for sizes out of range, an even kernel, and unless width and head_width are multiples of C.
+    head_width: features between the last two 1 x 1 convolutions. Raises ConfigError for sizes out of range, an even kernel, and unless
+    width and head_width are multiples of the channels.
     """
 
     image_shape: tuple[int, int, int] = (8, 8, 1)

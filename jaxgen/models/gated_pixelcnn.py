@@ -58,10 +58,11 @@ from jaxgen.layers.convolutions import (
 
 @dataclass(frozen=True)
 class GatedPixelCNNConfig(OfImages):
-    """Sizes of a Gated PixelCNN. layers: gated layers after the input layer. width: features of v and h. head_width: rows of W0.
+    """Sizes of a Gated PixelCNN. layers: gated layers after the input layer. width: features of each of the two stacks.
 
-    num_classes, vector_size: of the label and of the vector that the image is drawn given; 0 for none. Raises ConfigError for sizes out of
-    range, even kernels, and unless width and head_width are multiples of C.
+    head_width: features between the last two 1 x 1 convolutions. num_classes, vector_size: of the label and of the vector that the image is
+    drawn given; 0 for none. factorized: cheaper vertical convolutions, see the module's docstring. Raises ConfigError for sizes out of
+    range, even kernels, and unless width and head_width are multiples of the channels.
     """
 
     image_shape: tuple[int, int, int] = (8, 8, 1)

@@ -54,7 +54,7 @@ from jaxgen.sampling import in_order
 
 @dataclass(frozen=True)
 class ImageTransformerConfig(OfImages):
-    """Sizes of an Image Transformer. hidden: outputs of W2. mixtures: number of logistics, for the mixture head only.
+    """Sizes of an Image Transformer. hidden: inner width of the feed-forward layers. mixtures: logistics, for the mixture head only.
 
     block, memory: () and () for full causal attention; (l_q,) and (l_m,) for 1-D local attention, in places; (h_q, w_q) and (h_m, w_m) for
     2-D local attention, in pixels. low_resolution: (h, w, C) of the small image for super-resolution, h and w divisors of H and W; None

@@ -53,9 +53,10 @@ from jaxgen.layers.pixelcnn_fronts import FrontCache, PixelCNNFronts
 
 @dataclass(frozen=True)
 class PixelCNNConfig(OfImages):
-    """Sizes of a PixelCNN. width: h; there are 2h features between the blocks. layers: number of blocks.
+    """Sizes of a PixelCNN. layers: residual blocks. width: h, features inside a block; there are 2h between the blocks.
 
-    Raises ConfigError for sizes out of range, an even kernel, and unless width and head_width are multiples of C.
+    head_width: features between the last two 1 x 1 convolutions. Raises ConfigError for sizes out of range, an even kernel, and unless
+    width and head_width are multiples of the channels.
     """
 
     image_shape: tuple[int, int, int] = (8, 8, 1)

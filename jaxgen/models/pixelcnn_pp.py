@@ -41,7 +41,7 @@ from jaxgen.layers.weight_norm import Conv, Down, Up, WeightNorm, packed
 
 @dataclass(frozen=True)
 class PixelCNNPPConfig(OfImages):
-    """Sizes of a PixelCNN++. resnets: n, blocks of a level on the way down. resolutions: levels. mixtures: K logistics.
+    """Sizes of a PixelCNN++. resnets: blocks of a resolution on the way down. mixtures: number of logistics of the output.
 
     Raises ConfigError for sizes out of range.
     """

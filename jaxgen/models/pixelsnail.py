@@ -18,7 +18,8 @@ Sampling: `begin_row` computes the terms of the row above in the 2 x 2 convoluti
 K and V of pixel p - 1 need its value, so the step of pixel p computes them first, then attends to the pixels before p.
 
 Chen, Mishra, Rohaninejad, Abbeel 2017, "PixelSNAIL: An Improved Autoregressive Generative Model", and the authors' code. Departure: with
-`light=True` elu takes the place of cat_elu and one product gives K, V and Q (about half the products; the size of the speed comparison).
+`light=True` f is elu instead of cat_elu, and K, V = nin([x, r, pos]), Q = nin([r, pos]) without resnets: about half the products, for the
+speed comparison.
 """
 
 from dataclasses import dataclass
@@ -48,8 +49,8 @@ SOFTMAX_LEVELS = 32
 class PixelSNAILConfig(OfImages):
     """Sizes of a PixelSNAIL. resnets: 2 x 2 resnets of a block. key, value: sizes of the single attention head.
 
-    mixtures: number of logistics of the mixture (C = 3, or more than 32 levels). light: see the module's docstring. Raises ConfigError for
-    sizes out of range.
+    mixtures: number of logistics of the output (three channels, or more than 32 levels). light: about half the products, by elu for cat_elu
+    and keys, values and queries without residual blocks. Raises ConfigError for sizes out of range.
     """
 
     image_shape: tuple[int, int, int] = (8, 8, 1)

@@ -53,9 +53,10 @@ from jaxgen.layers.masked import (
 
 @dataclass(frozen=True)
 class RowLSTMConfig(OfImages):
-    """Sizes of a Row LSTM. width: h, the features of a state; there are 2h between the layers. kernel: k.
+    """Sizes of a Row LSTM. width: h, the features of a state; there are 2h between the layers.
 
-    Raises ConfigError for sizes out of range, even kernels, and unless width and head_width are multiples of C.
+    kernel: of the two convolutions of an LSTM. head_width: features between the last two 1 x 1 convolutions. Raises ConfigError for sizes
+    out of range, even kernels, and unless width and head_width are multiples of the channels.
     """
 
     image_shape: tuple[int, int, int] = (8, 8, 1)
