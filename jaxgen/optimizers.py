@@ -47,7 +47,7 @@ class OptimizerConfig:
     players: (submodule, learning rate) for each player; () for the model's own players, if any, with `learning_rate` for all. On the
     command line: --optimizer.players generator 1e-3 discriminator 2e-3.
     betas: (player, b1, b2) for players with others than b1, b2. every: (player, n) for a player that is updated at every n-th step only,
-    at which the gradients of the other steps are dropped: --optimizer.every generator 5. Its t counts its own updates.
+    --optimizer.every generator 5; its gradients of the other steps are dropped, and its t counts its own updates.
     frozen: names of submodules that are not trained; they have no moments.
     Raises ConfigError for a value out of range, and for a field that was set although the optimizer does not take it.
     """

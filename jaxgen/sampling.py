@@ -174,7 +174,7 @@ class SequenceSteps:
         self._cache = _init_cache(model, self._n, given)
 
     def step(self, previous=None) -> tuple[Array, Array]:
-        """Parameters [n, ...] and a draw [n] of the next place; previous: values [n] of the one before, None at place 0. Or ConfigError."""
+        """Parameters [n, ...] and a draw [n] of the next place; previous: values [n] of the one before, None at place 0, or ConfigError."""
         if (previous is None) != (self.place == 0):
             raise ConfigError("previous", "None at place 0, and values at every other", f"{_kind(previous)} at place {self.place}")
         previous = jnp.zeros((self._n,), self._model.head.dtype) if previous is None else jnp.asarray(previous, self._model.head.dtype)
@@ -347,7 +347,7 @@ def in_groups(group, init_cache, draw: Draw, condition, rows, least: int = 1) ->
 
 
 def group_size(images: int, init_cache, condition) -> int:
-    """How many images are drawn at once: on a CPU two, or as many as have caches of CACHE_BYTES together; on other devices all."""
+    """How many images are drawn at once: on a CPU as many as have caches of CACHE_BYTES together, at least two; else all."""
     if jax.default_backend() != "cpu":
         return images
 
@@ -381,7 +381,8 @@ def naive(model, draw: Draw, condition, image: UInt[Array, "n H W C"], mask: Boo
 
 
 def fixed_point(model, draw: Draw, condition, image, mask) -> tuple[UInt[Array, "n H W C"], Int[Array, ""]]:
-    """Jacobi iteration, and its number of passes: after t passes at least the first t places are final, so it ends at the naive sample."""
+    """Jacobi iteration, and its number of passes: after t passes at least the first t places are final, so it ends at the naive sample
+    (Song, Meng, Liao, Ermon 2021, "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving")."""
     height = draw.shape[1]
     noise = jax.vmap(draw.row)(jnp.arange(height))  # [H, W, n, C, ...]
     noise = jnp.moveaxis(noise, 2, 0)

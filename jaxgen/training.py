@@ -35,7 +35,8 @@ class TrainConfig:
 
     steps, batch_size: steps in all, and rows of the global batch over all devices. ema_decay: of the average of the parameters.
     accumulate: number of parts of a batch whose gradients are computed one after the other and averaged. It takes less memory, and on a CPU
-    less time where the activations of a whole batch do not fit the processor's caches (28 x 28 images: as many parts as images).
+    less time where the activations of a whole batch do not fit the processor's caches (28 x 28 images: as many parts as images). With
+    convolutions parts of more than 8 images are slow on a CPU.
     fsdp: number of devices over which parameters, moments and averages are split; it must divide the number of all devices.
     log_every, eval_every: steps between two lines of the log, and between two rounds of validation, samples and checkpoint.
     max_minutes: stop after this many minutes of steps of this call, validation and saving not counted; None for no limit.

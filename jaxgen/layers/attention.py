@@ -134,7 +134,7 @@ def attend_in_parts(query: Float[Array, "B b h Q d"], keys: Float[Array, "B b h 
 def attend_to_visible(
     query: Float[Array, "B M d"], key: Float[Array, "B d N"], value: Float[Array, "B N E"], visible: Bool[Array, "M N"]
 ) -> Float[Array, "B M E"]:
-    """sum_n softmax_n(Q_m . K_n / sqrt d) V_n over the visible n; 0, with gradient 0, for a query that sees nothing.
+    """sum_n softmax_n(Q_m . K_n / sqrt d) V_n over the visible n; 0, with gradient 0, for a query without visible keys.
 
     Unlike in `attend`, keys are columns, and the softmax's denominator divides the finished sum instead of every weight.
     """

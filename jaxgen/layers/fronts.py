@@ -1,7 +1,8 @@
 """Fronts: sampling several pixels of an image at once, one in each of several rows, where they do not depend on each other.
 
-If pixel (r, c) depends on no column of row r - i beyond c + (s - 1) i, i >= 0, it can be drawn at time t = s r + c: all pixels that it
-depends on have smaller times. The pixels of one time are a front. An image takes s (H - 1) + W steps instead of H W.
+If pixel (r, c) depends on columns before c of its row and on columns up to c + (s - 1) i of row r - i, i > 0, it can be drawn at time
+t = s r + c: all pixels that it depends on have smaller times. The pixels of one time are a front. An image takes s (H - 1) + W steps
+instead of H W.
 
 A front has K = ceil((W + s - 1) / s) places, called lanes; row r is in lane r mod K. So a lane holds one row after the other, with at
 least s - 1 steps between two rows. At these steps it is outside the image, and its features are set to 0, the padding of convolutions.

@@ -12,7 +12,7 @@ an input of both networks and every distribution is conditional on it: p(z) p(x 
 
 Axes: B batch, H W C image, V levels, P parameters of p(x | z) for each pixel and channel, Z latent, K importance samples. Departures from
 the paper: silu for tanh, any number of hidden layers, the "conv" networks, and a categorical likelihood where the paper has a Gaussian
-density for its Frey faces.
+density for its Frey faces. L_k is from Burda, Grosse, Salakhutdinov 2015, "Importance Weighted Autoencoders".
 """
 
 from collections.abc import Callable
