@@ -1,13 +1,12 @@
 """The `jaxgen` command: looks at the first word and only then imports jax, so that `--help` and a mistyped command answer at once."""
 
-import difflib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, did_you_mean
 
 COMMANDS = {
     "train": "train a model, or resume: jaxgen train MODEL [--field value ...]",
@@ -30,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _help()
         return 0
     if words[0] not in COMMANDS:
-        close = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        error = ConfigError("command", "one of " + ", ".join(COMMANDS), repr(words[0]), f"did you mean {close[0]}?" if close else "")
+        error = ConfigError("command", "one of " + ", ".join(COMMANDS), repr(words[0]), did_you_mean(words[0], COMMANDS))
         print(f"jaxgen: {error}", file=sys.stderr)
         return error.exit_code
     from jaxgen import commands

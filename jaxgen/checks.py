@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxgen.config import check_types
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, shown
 
 MOST_LEVELS = 2**16
 """The most levels of an image, whose values are unsigned integers of 8 or 16 bits."""
@@ -162,7 +162,7 @@ def check_count(n, argument: str = "n") -> int:
     except TypeError:
         count = 0
     if count < 1 or isinstance(n, bool):
-        raise ConfigError(argument, "a positive integer", _shown(n))
+        raise ConfigError(argument, "a positive integer", shown(n))
     return count
 
 
@@ -171,14 +171,14 @@ def check_key(key) -> None:
     dtype, ndim = getattr(key, "dtype", None), getattr(key, "ndim", None)
     new = ndim == 0 and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not (new or ndim == 1 and dtype == jnp.uint32):
-        raise ConfigError("key", "one key, such as jax.random.key(0)", _shown(key))
+        raise ConfigError("key", "one key, such as jax.random.key(0)", shown(key))
 
 
 def check_temperature(temperature) -> Float[Array, ""]:
     """`temperature` as one positive float32."""
     value = _numbers(temperature, "temperature", "a positive number")
     if value.ndim or not (isinstance(value, jax.core.Tracer) or value > 0):
-        raise ConfigError("temperature", "a positive number", _shown(temperature))
+        raise ConfigError("temperature", "a positive number", shown(temperature))
     return jnp.asarray(value, jnp.float32)
 
 
@@ -215,13 +215,7 @@ def _numbers(value, argument: str, wanted: str):
     try:
         array = value if hasattr(value, "dtype") else np.asarray(value)
     except (TypeError, ValueError):  # a ragged list
-        raise ConfigError(argument, wanted, _shown(value)) from None
+        raise ConfigError(argument, wanted, shown(value)) from None
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-        raise ConfigError(argument, wanted, _shown(value))
+        raise ConfigError(argument, wanted, shown(value))
     return array
-
-
-def _shown(value) -> str:
-    """repr of any value on one line, at most 80 characters, for an error."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -7,7 +7,6 @@ jaxgen evaluate | sample | complete | upscale | bench | show  RUN
 A script takes these commands too, for runs of its own model: python my_model.py sample RUN
 """
 
-import difflib
 import json
 import os
 import sys
@@ -25,7 +24,7 @@ from jaxgen.checks import interpolate
 from jaxgen.commands import Bench, Complete, Evaluate, Sample, Show, Upscale, guarded
 from jaxgen.data import DataConfig
 from jaxgen.drawing import complete_images, completes, draw, draw_for, has, modelled, small_shape, upscale_images, write_grid
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, did_you_mean
 from jaxgen.experiment import Experiment, dry_run, finish, load_data, print_evaluation, split_mesh, train
 from jaxgen.models import MODELS, count_parameters
 from jaxgen.runs import checkpoint, figures, report
@@ -64,9 +63,8 @@ def main(experiment: Experiment, laptop: Experiment | None = None, argv: Sequenc
 def _no_command(words: list[str]) -> list[str]:
     """The words of a script's training, which begin with an option; any other first word is a mistyped command."""
     if words and not words[0].startswith("-"):
-        close = difflib.get_close_matches(words[0], commands.COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else ""
-        raise ConfigError("command", f"one of {', '.join(commands.COMMANDS)}, or --field value to train", repr(words[0]), hint)
+        wanted = f"one of {', '.join(commands.COMMANDS)}, or --field value to train"
+        raise ConfigError("command", wanted, repr(words[0]), did_you_mean(words[0], commands.COMMANDS))
     return words
 
 
@@ -124,8 +122,7 @@ def train_command(words: list[str]) -> int:
         print(f"MODEL is one of {', '.join(names)}; jaxgen train MODEL --help lists its fields.")
         return 0
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        raise ConfigError("MODEL", "one of " + ", ".join(names), name, f"did you mean {close[0]}?" if close else "")
+        raise ConfigError("MODEL", "one of " + ", ".join(names), name, did_you_mean(name, names))
     experiment = Experiment(names[name](), workdir=f"runs/{name}")
     given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
     missing = {f"model.{size}" for size in names[name].sizes_from(experiment.model.features)} - given

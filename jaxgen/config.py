@@ -16,7 +16,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, shown
 
 Config = TypeVar("Config")
 Classes = dict[str, type]
@@ -83,7 +83,7 @@ def parse_command(command: type[Config], words: Sequence[str], description: str 
         word = rest.pop(0)
         if not word.startswith("--"):
             if not places:
-                raise ConfigError(prog or "command line", "one run directory and options", _shown(word))
+                raise ConfigError(prog or "command line", "one run directory and options", shown(word))
             values[places.pop(0)] = word
             continue
         flag, equals, value = word.partition("=")
@@ -131,12 +131,12 @@ def _closed_set(classes: Iterable[type]) -> Classes:
 def _from_dict(data: Any, allowed: tuple[type, ...], name: str, known: Classes) -> Any:
     """One of the dataclasses `allowed` (any known one if empty) from `{"class": ..., fields}`."""
     if not isinstance(data, dict):
-        raise ConfigError(name, "a JSON object", _shown(data))
+        raise ConfigError(name, "a JSON object", shown(data))
     label = data.get("class")
     cls = known.get(label) if isinstance(label, str) else None
     names = [c.__name__ for c in allowed] or sorted(known)
     if cls is None or cls.__name__ not in names:
-        raise ConfigError(f"{name}.class", "one of " + ", ".join(names), _shown(label), _nearest(label, names))
+        raise ConfigError(f"{name}.class", "one of " + ", ".join(names), shown(label), _nearest(label, names))
     hints = _hints(cls)
     for key in data:
         if key != "class" and key not in hints:
@@ -156,7 +156,7 @@ def _convert(value: Any, hint: Any, name: str, known: Classes) -> Any:
     for arm in _arms(hint):
         if _matches(value, arm):
             return _floated(value, arm)
-    raise ConfigError(name, type_name(hint), _shown(value))
+    raise ConfigError(name, type_name(hint), shown(value))
 
 
 def _tupled(value: Any) -> Any:
@@ -216,7 +216,7 @@ def _check_fields(config: Any, prefix: str) -> None:
     for name, hint in _hints(type(config)).items():
         value = getattr(config, name)
         if not _matches(value, hint):
-            raise ConfigError(prefix + name, type_name(hint), _shown(value))
+            raise ConfigError(prefix + name, type_name(hint), shown(value))
         if dataclasses.is_dataclass(value):
             _check_fields(value, f"{prefix}{name}.")
 
@@ -234,12 +234,6 @@ def type_name(hint: Any) -> str:
         return f"a tuple of {len(args)}: " + ", ".join(map(type_name, args))
     special = {type(None): "None", float: "a finite float", bool: "True or False", Any: "a dataclass", object: "a dataclass"}
     return special.get(hint) or getattr(hint, "__name__", str(hint))
-
-
-def _shown(value: Any) -> str:
-    """On one line and not too long, whatever the file or the command line holds."""
-    text = "nothing" if value == "" else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _nearest(name: Any, names: Iterable[str], prefix: str = "") -> str:
@@ -272,7 +266,7 @@ def _split(argv: Sequence[str]) -> Iterable[tuple[str, list[str]]]:
             flag, equals, value = word.partition("=")
             groups.append((flag, [value] if equals else []))
         elif not groups:
-            raise ConfigError("command line", "--field value", _shown(word))
+            raise ConfigError("command line", "--field value", shown(word))
         else:
             groups[-1][1].append(word)
     return groups
@@ -290,7 +284,7 @@ def _from_words(flag: str, hint: Any, words: list[str]) -> Any:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             return tyro.cli(holder, args=args, config=(tyro.conf.FlagConversionOff,), console_outputs=False).value
     except SystemExit:
-        raise ConfigError(flag, type_name(hint), _shown(" ".join(words)), "see --help") from None
+        raise ConfigError(flag, type_name(hint), shown(" ".join(words)), "see --help") from None
 
 
 def _replace(config: Config, changes: dict[str, Any], prefix: str) -> Config:

@@ -46,3 +46,9 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The hint `did you mean X?` with the name most like `name`; "" where none is like it."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"did you mean {close[0]}?" if close else ""
+
+
+def shown(value: object) -> str:
+    """What came, as an error shows it: on one line and not too long."""
+    text = "nothing" if isinstance(value, str) and not value else " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -35,6 +35,7 @@ from jaxgen.data.features import given_to
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError, DataError, NonFiniteError, did_you_mean
 from jaxgen.metrics import METRICS, OF_SAMPLES, headline
+from jaxgen.rulers import GaussianModel, UniformModel
 
 __all__ = ["GaussianModel", "UniformModel", "bits_per_dim", "evaluate", "frechet_distance", "headline", "mode_coverage", "rulers"]
 
@@ -220,8 +221,7 @@ def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples
     config, name = model.config, model.config.modelled
     x, given = batch[name], given_to(config, batch)
     if kind == "predictions":
-        (inputs,) = given.values()
-        log_p = jax.nn.log_softmax(model.predict(inputs).astype(jnp.float32))
+        log_p = jax.nn.log_softmax(model.predict(*given.values()).astype(jnp.float32))
         right = jnp.take_along_axis(log_p, x[:, None], axis=-1)[:, 0]
         return jnp.stack([right, -(log_p.argmax(-1) != x).astype(jnp.float32)], axis=-1)
     if kind == "exact":
@@ -274,49 +274,6 @@ def _check(value: np.ndarray, start: int, kind: str) -> None:
 def _standard_error(values: np.ndarray) -> float:
     """Of the mean; nan (unknown) for a single value."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-
-
-class UniformModel:
-    """Every image is equally likely: exactly log2(levels) bits/dim."""
-
-    def __init__(self, levels: int):
-        self.levels = levels
-
-    def log_prob(self, image: UInt[np.ndarray, "B ..."]) -> Float[np.ndarray, " B"]:
-        """-D log(levels) for each image, in nats."""
-        return np.full(len(image), -np.prod(image.shape[1:]) * np.log(self.levels))
-
-
-class GaussianModel:
-    """Full-covariance Gaussian on v = x + u, u ~ U[0, 1), by maximum likelihood: mu = mean(x) + 1/2, S = Cov(x) + I/12. Float64 throughout.
-
-    The two constants are the mean and the variance of u; no eigenvalue of S is below 1/12, however few the images.
-    """
-
-    def __init__(self, mean: Float[np.ndarray, " D"], covariance: Float[np.ndarray, "D D"]):
-        from scipy.linalg import solve_triangular
-
-        self.mean, self.covariance = mean, covariance
-        factor = np.linalg.cholesky(covariance)
-        self.whiten = solve_triangular(factor, np.eye(len(mean)), lower=True)
-        self.constant = -0.5 * len(mean) * np.log(2 * np.pi) - np.log(np.diag(factor)).sum()
-
-    @classmethod
-    def fit(cls, images: UInt[np.ndarray, "N ..."], levels: int) -> "GaussianModel":
-        """The maximum-likelihood Gaussian of images in {0 .. levels-1}."""
-        x = images.reshape(len(images), -1).astype(np.float64)
-        if len(x) < 2:
-            raise DataError("images", "at least 2 to fit a covariance", len(x))
-        if x.max() >= levels:
-            raise DataError("images", f"values in 0..{levels - 1}", int(x.max()))
-        centred = x - x.mean(axis=0)
-        covariance = centred.T @ centred / len(x) + np.eye(x.shape[1]) / 12
-        return cls(x.mean(axis=0) + 0.5, covariance)
-
-    def log_density(self, v: Float[np.ndarray, "B ..."]) -> Float[np.ndarray, " B"]:
-        """log N(v; mu, S) in nats."""
-        z = (v.reshape(len(v), -1) - self.mean) @ self.whiten.T
-        return self.constant - 0.5 * (z**2).sum(axis=1)
 
 
 def rulers(fit, test, *, batch_size: int = 64, key: PRNGKeyArray | None = None, samples: int | None = None) -> dict[str, dict]:

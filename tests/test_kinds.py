@@ -80,6 +80,21 @@ def test_classifiers_are_told_by_accuracy_and_log_loss():
     assert result["log_loss_standard_error"] == pytest.approx(loss.std(ddof=1) / np.sqrt(50), rel=1e-4)
 
 
+class Sums(Slopes):
+    """A classifier of an image and a vector: their logits add up."""
+
+    def predict(self, image, vector):
+        return super().predict(image) + vector
+
+
+def test_a_classifier_may_be_given_several_columns():
+    generator = np.random.default_rng(5)
+    columns = {"image": generator.integers(0, 4, (20, 2, 2, 1)), "vector": generator.standard_normal((20, 3)), "label": np.arange(20) % 3}
+    dataset = Dataset.from_columns(columns, {"image": Image((2, 2, 1), 4), "vector": Vector(3), "label": ClassLabel(3)})
+    result = evaluation.evaluate(Sums(dataset.features, np.zeros((4, 3), np.float32)), dataset)
+    assert result["accuracy"] == pytest.approx((columns["vector"].argmax(1) == columns["label"]).mean())
+
+
 class Normal(nnx.Module):
     """N(mean of the label, I) on points of the plane; the label may be absent."""
 

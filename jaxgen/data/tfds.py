@@ -10,7 +10,6 @@ Splits: as TFDS has them; without a validation split, the last 10 % of train (at
 """
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import importlib.util
@@ -25,7 +24,7 @@ from jaxtyping import Int
 
 from jaxgen.data.features import ClassLabel, Feature, Image
 from jaxgen.data.images import check_labels, check_range, held_out, infer_levels
-from jaxgen.errors import DataError
+from jaxgen.errors import DataError, did_you_mean
 
 EXTRA = 'pip install ".[tfds]" in a clone of jaxgen'
 LEVELS_FROM = 1000  # training images that decide between 2 and 256 levels
@@ -189,8 +188,8 @@ def _builder(name: str, data_dir: str | None) -> Any:
     try:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-        close = difflib.get_close_matches(name, ["digits", *tfds.list_builders(with_community_datasets=False)], 1)
-        hint = f"did you mean {close[0]}?" if close else f"a folder of your own is written with its path, ./{name}"
+        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+        hint = did_you_mean(name, known) or f"a folder of your own is written with its path, ./{name}"
         raise DataError(name, wanted="digits, a TFDS set or an existing path", got="a name that TFDS does not know", hint=hint) from error
     except Exception as error:
         hint = "prepare it in another data_dir" if "File format" in str(error) else ""
