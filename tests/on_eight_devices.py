@@ -1,0 +1,59 @@
+"""All models on eight devices: a step, its checkpoint, and the step after it, once straight and once resumed. test_all_models.py starts it.
+
+`python on_eight_devices.py FOLDER NAME ...` leaves a run directory for every model in FOLDER and prints the numbers of the first step.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import optax
+from all_models import CONFIGS, batch_of, data_of, model_of, players, with_a
+
+from jaxgen import config, evaluation, sharding, training
+from jaxgen.data import DataConfig
+from jaxgen.experiment import Experiment
+from jaxgen.runs.checkpoint import Checkpointer
+
+KEY = jax.random.key(7)
+
+
+def checkpoints(name: str, folder: Path) -> Checkpointer:
+    """Those of a run of this model."""
+    return Checkpointer(folder / name, config.to_json(Experiment(CONFIGS[name], DataConfig("arrays"))))
+
+
+def two_steps(name: str, folder: Path) -> dict[str, float]:
+    """The metrics of the first step. The second has the same bits from the state and from its checkpoint; all are traced once."""
+    optimizer, mesh = players(CONFIGS[name]), sharding.make_mesh()
+    train_step = training.make_train_step(optimizer, mesh)
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(lambda state, batch, key: train_step(state, batch, key), n=1))
+    one, two = (sharding.place_batch(mesh, batch_of(CONFIGS[name], 8, seed)) for seed in (0, 1))
+    state, metrics = step(training.born(mesh, lambda: training.new_state(model_of(name), optimizer)), one, KEY)
+    with checkpoints(name, folder) as saving:  # from one device: to cut each array into eight parts takes the checkpoint's library seconds
+        saving.save(1, jax.device_put(state, jax.devices()[0]))
+    with checkpoints(name, folder) as reading:
+        number, resumed = reading.restore(sharding.placed_shapes(mesh, jax.eval_shape(lambda: state)))
+    chex.assert_trees_all_equal(resumed, state)
+    (straight, last), (again, _) = step(state, two, KEY), step(resumed, two, KEY)
+    chex.assert_tree_all_finite((straight, last))
+    chex.assert_trees_all_equal(straight, again)
+    assert number == 1 and last["finite"] == 1 and int(again.step) == 2
+    return {key: float(value) for key, value in metrics.items()}
+
+
+def one_evaluation(name: str, folder: Path) -> dict[str, float]:
+    """What a model without a step has: a checkpoint, and the numbers of an evaluation over all devices."""
+    with checkpoints(name, folder) as saving:
+        saving.save(1, training.new_state(model_of(name), optax.identity()))
+    return evaluation.evaluate(model_of(name), data_of(CONFIGS[name]), batch_size=8, mesh=sharding.make_mesh())
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    found = {name: (two_steps if name in with_a("loss") else one_evaluation)(name, Path(sys.argv[1])) for name in sys.argv[2:]}
+    print(json.dumps(found, default=np.ndarray.tolist))
