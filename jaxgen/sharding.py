@@ -176,14 +176,13 @@ def first_process_says(answer: int) -> int:
 def on_first_process(work: Callable[[], None]) -> None:
     """Run `work` on process 0 while the others wait; every process must call it.
 
-    An OSError or ValueError of `work` is raised on process 0, and an OSError on all others, which would else wait for ever at the next
-    barrier. Errors of other types are raised on process 0 only.
+    An error of `work` is raised on process 0, and an OSError on all others, which would else wait for ever at the next barrier.
     """
     errors: list[Exception] = []
     if jax.process_index() == 0:
         try:
             work()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, the others must hear of it before it is raised)
             errors.append(error)
     if first_process_says(len(errors)):
         raise errors[0] if errors else OSError("process 0 failed; its message says why")

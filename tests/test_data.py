@@ -211,3 +211,9 @@ def test_fingerprint_is_json_and_sees_every_change() -> None:
     assert mark(label=one_label)["sha256"] != base["sha256"]
     swapped = mark(image=image.reshape(20, 4, 3, 1))
     assert swapped["sha256"] != base["sha256"]
+
+
+def test_too_few_rows_are_called_what_they_are():
+    strings = data.Dataset.from_arrays(tokens=np.ones((3, 5), np.uint8))
+    with pytest.raises(DataError, match="at least one batch of 4 strings, got 3"):
+        strings.check_batch(4)

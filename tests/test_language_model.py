@@ -152,5 +152,8 @@ def test_features_and_errors():
     for wrong in ({"vocabulary": 1}, {"length": 0}, {"width": 0}, {"vocabulary": 3, "symbols": ("a",)}):
         with pytest.raises(ConfigError, match=list(wrong)[-1]):
             LanguageModelConfig(**wrong)
+    for token in (-1, 300):  # a cast to uint8 would make other tokens of these
+        with pytest.raises(ConfigError, match=rf"tokens: wanted integers \[B, 4\] in 0\.\..*, got {token}"):
+            tiny().loss({"tokens": np.full((2, 4), token)}, jax.random.key(0))
     with pytest.raises(ConfigError, match=r"tokens: wanted integers \[B, 4\]"):
         tiny().log_prob(jnp.zeros((2, 5), jnp.uint8))

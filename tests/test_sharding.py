@@ -193,3 +193,20 @@ if __name__ == "__main__":
         arrays = train(size)
         if jax.process_index() == 0:
             np.savez(Path(sys.argv[1]) / f"{size}.npz", **arrays)
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, KeyError])
+def test_the_other_processes_hear_of_every_error_before_it_is_raised(error, monkeypatch):
+    told = []
+    monkeypatch.setattr(sharding, "first_process_says", lambda count: told.append(count) or count)
+
+    def work():
+        raise error("broken")
+
+    with pytest.raises(error):
+        sharding.on_first_process(work)
+    assert told == [1]
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(sharding, "first_process_says", lambda count: 1)
+    with pytest.raises(OSError, match="process 0 failed"):
+        sharding.on_first_process(work)

@@ -163,9 +163,9 @@ class Dataset:
         """Raise ConfigError for a wrong batch size or seed, DataError for a set with fewer rows than a batch."""
         _positive(batch_size)
         if not 0 <= seed < 2**63:
-            raise ConfigError("seed", wanted="0 or more", got=seed)
+            raise ConfigError("seed", wanted="0..2**63 - 1", got=seed)
         if batch_size > len(self):
-            wanted = f"at least one batch of {batch_size} images"
+            wanted = f"at least one batch of {batch_size} {next(iter(self.features.values())).noun}s"
             raise DataError(f"{self.name}/{self.split}", wanted=wanted, got=len(self), hint=f"batch_size={len(self)} or less")
 
     def expect(self, features: dict[str, Feature]) -> None:

@@ -24,6 +24,7 @@ from typing import ClassVar, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, UInt
 
@@ -163,6 +164,10 @@ class LanguageModel(nnx.Module):
         if getattr(tokens, "ndim", None) != 2 or tokens.shape[1] != length or not jnp.issubdtype(tokens.dtype, jnp.integer):
             got = f"{getattr(tokens, 'dtype', type(tokens).__name__)} {list(getattr(tokens, 'shape', ()))}"
             raise ConfigError("tokens", f"integers [B, {length}] in 0..{self.config.vocabulary - 1}", got)
+        if not isinstance(tokens, jax.core.Tracer) and tokens.size:
+            for extreme in (int(np.asarray(tokens).min()), int(np.asarray(tokens).max())):
+                if not 0 <= extreme < self.config.vocabulary:
+                    raise ConfigError("tokens", f"integers [B, {length}] in 0..{self.config.vocabulary - 1}", extreme)
         return jnp.asarray(tokens, self.head.dtype)
 
 
