@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
 
 from jaxgen.checks import check_count, check_images, check_key, check_known, check_label, check_temperature, image_of
+from jaxgen.data.features import given_to
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError
 from jaxgen.sampling import METHODS, _sample, by_rows, in_order
@@ -31,14 +32,12 @@ class AutoregressiveImages(nnx.Module):
       [B, C], or [B, 1] channel by channel. A model with a faster loop overrides `_draw_cached`.
 
     Images are [B, H, W, C] with values 0 .. levels-1, of the smallest unsigned type for the levels. All methods take what the image is
-    given by name: `label`, int [B] or one int (or weights of the classes, float [B, num_classes]), and the names in `conditions`. They
-    raise ConfigError for arguments that do not fit the config.
+    given by name: `label`, int [B] or one int (or weights of the classes, float [B, num_classes]), and the other names in
+    `config.features`. They raise ConfigError for arguments that do not fit the config.
     """
 
     order = None
     """(r, c) or (r, c, k) of every place in the order of drawing; None for raster order."""
-    conditions: tuple[str, ...] = ()
-    """Names of what the image is given besides the label: arguments of the methods below, and columns of a batch."""
 
     def condition(self, batch: int, label=None, image=None, **given):
         """What the image is given, checked, as one pytree of arrays [B, ...]; here the label, int32 [B] or float [B, num_classes], or None.
@@ -67,8 +66,7 @@ class AutoregressiveImages(nnx.Module):
         """-mean log2 p(image) / (H W C), with dropout where the model has it; metrics: it as bits_per_dim, and nats per image."""
         config = self.config
         image = check_images(image_of(batch), config.image_shape, config.levels)
-        given = {name: batch[name] for name in self.conditions if name in batch}
-        condition = self.condition(image.shape[0], batch.get("label") if config.num_classes else None, image, **given)
+        condition = self.condition(image.shape[0], image=image, **given_to(config, batch))
         nats = -self._sum(self._logits(image, condition, key), image).mean()
         bits = bits_per_dim(nats, prod(config.image_shape))
         return bits, {"bits_per_dim": bits, "nats": nats}

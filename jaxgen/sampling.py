@@ -23,18 +23,8 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
-from jaxgen.checks import (  # noqa: F401  (some are imported from this file by others)
-    check_count,
-    check_images,
-    check_key,
-    check_known,
-    check_known_places,
-    check_label,
-    check_temperature,
-    check_vector,
-    image_of,
-    interpolate,
-)
+from jaxgen.checks import check_count, check_key, check_known_places, check_temperature
+from jaxgen.checks import interpolate as interpolate  # for notebooks, which import it from this file
 from jaxgen.distributions import Categorical
 from jaxgen.errors import ConfigError
 

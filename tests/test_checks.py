@@ -11,11 +11,12 @@ from PIL import Image
 
 import jaxgen
 from jaxgen import cli, data, evaluation, experiment
+from jaxgen.checks import check_label, check_vector, interpolate
 from jaxgen.data import DataConfig, features
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS, GatedPixelCNNConfig, build
-from jaxgen.sampling import METHODS, check_label, check_vector, interpolate
+from jaxgen.sampling import METHODS
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 SIZES = {"layers": 2, "width": 6, "input_kernel": 3, "head_width": 48}

@@ -10,7 +10,7 @@ from flax import nnx
 from model_table import TABLE
 from test_models import CASES, full_pass, images_of, labels_of, make
 
-from jaxgen import autoregressive, benchmark, sampling
+from jaxgen import autoregressive, benchmark, checks, sampling
 from jaxgen.layers.fronts import Fronts, in_fronts
 from jaxgen.models import PixelCNNConfig, build, pixelcnn
 
@@ -116,7 +116,7 @@ def test_rows_and_fronts_draw_the_same_bits(entry, case):
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, entry, n):
     model = make(entry, (3, 4, 1), num_classes=2)
-    label, known = labels_of(n, model.config), sampling.check_known(None, n, (3, 4, 1), 4)
+    label, known = labels_of(n, model.config), checks.check_known(None, n, (3, 4, 1), 4)
     together = drawn_by(in_fronts, model, jax.random.key(1), label, known, jnp.float32(1))
     monkeypatch.setattr(sampling, "CACHE_BYTES", 1)
     drawn_by.clear_cache()
@@ -128,7 +128,7 @@ def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, entry, n):
 def test_the_number_of_flops_is_that_of_the_form_by_rows():
     """In fronts some pixels outside the image are computed too, which do not count."""
     model = build(PixelCNNConfig(image_shape=(5, 4, 1), levels=2, layers=2, width=16, head_width=8))
-    known = sampling.check_known(None, 1, (5, 4, 1), 2)
+    known = checks.check_known(None, 1, (5, 4, 1), 2)
     rows = benchmark.product_flops(lambda model: drawn_by(sampling.by_rows, model, jax.random.key(0), None, known, jnp.float32(1)), model)
     assert benchmark.flops_per_image(model) == rows
 

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "statistics": {"errors"},
     "runs": {"errors", "metrics", "sharding"},
     "sampling": {"errors", "checks", "distributions"},
-    "autoregressive": {"errors", "checks", "distributions", "sampling"},
+    "autoregressive": {"data", "errors", "checks", "distributions", "sampling"},
     "layers": {"autoregressive", "errors", "config", "checks", "distributions", "sampling"},
     "models": {"autoregressive", "errors", "config", "checks", "data", "distributions", "layers", "sampling", "statistics"},
     "optimizers": {"errors"},

@@ -12,6 +12,7 @@ from scipy.stats import chisquare
 
 from jaxgen import sampling
 from jaxgen.autoregressive import AutoregressiveImages
+from jaxgen.data.features import OfImages
 from jaxgen.distributions import Categorical, pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.models import (
@@ -27,7 +28,7 @@ from jaxgen.sampling import METHODS, _sample
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(OfImages):
     """What the sampler asks of a configuration."""
 
     image_shape: tuple[int, int, int] = (2, 3, 1)

@@ -334,11 +334,16 @@ def modelled(config) -> Feature:
 def given_to(config, batch: dict) -> dict:
     """What a model of this configuration is given from a batch: all that it needs beside what it models.
 
-    Small images are made from the large ones where the batch does not hold them.
+    Small images are made from the large ones where the batch does not hold them. A column that is missing is left out: the model, which is
+    then called without it, says what it wants.
     """
-    given = {name: feature for name, feature in config.features.items() if name != config.modelled}
-    made = {name: feature for name, feature in given.items() if name not in batch and getattr(feature, "of", "")}
-    return {name: box_filter(batch[made[name].of], made[name].shape) if name in made else batch[name] for name in given}
+    given = {}
+    for name, feature in config.features.items():
+        if name != config.modelled and name in batch:
+            given[name] = batch[name]
+        elif name != config.modelled and getattr(feature, "of", ""):
+            given[name] = box_filter(batch[feature.of], feature.shape)
+    return given
 
 
 def random_batch(config, n: int) -> dict:

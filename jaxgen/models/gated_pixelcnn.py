@@ -178,11 +178,6 @@ class GatedPixelCNN(AutoregressiveImages):
         self.outputs = normal(rngs, (config.head_width, channels * self.head.size), config.head_width)
         self.outputs_bias = zeros((channels * self.head.size,))
 
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """Names of what is given besides the label."""
-        return ("vector",) if self.config.vector_size else ()
-
     def _masked_head(self):
         groups = self.config.image_shape[2]
         hidden = self.hidden[...] * group_mask(*self.hidden.shape, groups, "B")

@@ -192,8 +192,6 @@ class ImageTransformer(AutoregressiveImages):
     For super-resolution each takes `low_resolution=`, the small images [B, h, w, C], or one [h, w, C] for all; `sample` needs it.
     """
 
-    conditions = ("low_resolution",)
-
     def __init__(self, config: ImageTransformerConfig, *, rngs: nnx.Rngs):
         self.config, channels = config, config.image_shape[2]
         mixture = DiscretizedLogisticMixture(config.levels, channels, config.mixtures)

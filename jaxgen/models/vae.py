@@ -27,7 +27,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, UInt
 
 from jaxgen.checks import check_count, check_image_config, check_images, check_key, check_label, image_of
-from jaxgen.data.features import OfImages
+from jaxgen.data.features import OfImages, given_to
 from jaxgen.distributions import bits_per_dim, gaussian_kl, gaussian_log_prob, gaussian_sample, pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import EXACT, embed, scale_pixels
@@ -171,7 +171,7 @@ class VAE(nnx.Module):
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
         """-mean of L_A or L_B in bits/dim; metrics: it as bits_per_dim_bound, and nats_bound, nats per image."""
-        nats = -self.elbo(image_of(batch), key, batch.get("label") if self.config.num_classes else None).mean()
+        nats = -self.elbo(image_of(batch), key, **given_to(self.config, batch)).mean()
         bound = bits_per_dim(nats, prod(self.config.image_shape))
         return bound, {"bits_per_dim_bound": bound, "nats_bound": nats}
 
