@@ -23,7 +23,7 @@ from jaxgen import benchmark, commands, config, sharding, trained
 from jaxgen.checks import interpolate
 from jaxgen.commands import Bench, Complete, Evaluate, Sample, Show, Upscale, guarded
 from jaxgen.data import DataConfig
-from jaxgen.drawing import complete_images, completes, draw, draw_for, has, modelled, small_shape, upscale_images, write_grid
+from jaxgen.drawing import complete_images, completes, draw, draw_for, given, has, modelled, small_shape, upscale_images, write_grid
 from jaxgen.errors import ConfigError, did_you_mean
 from jaxgen.experiment import Experiment, dry_run, finish, load_data, print_evaluation, split_mesh, train
 from jaxgen.models import MODELS, count_parameters
@@ -183,8 +183,8 @@ def sample(options: Sample, models: Sequence[type] = ()) -> int:
     feature = modelled(model)
     out = _out(options, f"samples{feature.ending}", feature.ending)
     label = options.label if options.to is None else _between(model, options)
-    given = set(model.config.features) - {model.config.modelled, "label"}  # by the examples of the test set
-    drawn = partial(draw_for, model, load_data(experiment, "test")) if given else partial(draw, model)
+    by_examples = given(model) - {"label"}
+    drawn = partial(draw_for, model, load_data(experiment, "test")) if by_examples else partial(draw, model)
     seconds = []
     for _ in range(2):  # the first call compiles
         start = time.perf_counter()
