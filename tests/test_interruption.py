@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+import family_runs
 import numpy as np
 import pytest
 from tiny_runs import EVERY, complete, rows, same_model, saved, words, write_images
@@ -220,3 +221,26 @@ def test_sigterm_during_start_up_leaves_at_once(undisturbed, start, tmp_path, wh
     assert time.monotonic() - before < 60
     assert code == (-signal.SIGTERM if when == "import" else 75)
     assert not (tmp_path / "run" / "checkpoints").exists() or saved(tmp_path / "run") in ([], [0], [1])
+
+
+@pytest.mark.parametrize("repeat", range(max(1, KILLS // 5)))
+def test_kill_in_every_family(repeat, tmp_path):
+    """One model of each, killed at a random moment between its first and its last checkpoint; that in closed form inside its only save."""
+    calm, killed, random = tmp_path / "calm", tmp_path / "killed", np.random.default_rng(repeat)
+    undisturbed = family_runs.start(calm)
+    for name in family_runs.STEPPED:
+        process, step = family_runs.start(killed), int(random.integers(family_runs.EVERY + 2, family_runs.STEPS - 1))
+        family_runs.kill_after(process, killed / name / "metrics.jsonl", step, random.uniform(0, 0.02))
+        assert process.exitcode == -signal.SIGKILL, name
+    in_a_save = family_runs.start(killed, killed_in_its_save=True)
+    in_a_save.join()
+    assert in_a_save.exitcode == -signal.SIGKILL
+    assert [path.suffix for path in (killed / family_runs.CLOSED_FORM / "checkpoints").iterdir()] == [".tmp"]
+    for process in (family_runs.start(killed), undisturbed):
+        process.join()
+        assert process.exitcode == 0
+    for name in [*family_runs.STEPPED, family_runs.CLOSED_FORM]:
+        assert rows(killed / name) == rows(calm / name), name
+        assert same_model(killed / name, calm / name) and saved(killed / name) == saved(calm / name), name
+        losses = [row["step"] for row in rows(calm / name) if "loss" in row]
+        assert losses == (list(range(1, family_runs.STEPS + 1)) if name in family_runs.STEPPED else [])

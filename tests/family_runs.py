@@ -1,0 +1,56 @@
+"""Runs of one model of each family that is no image model of pixels one after another, in a process of its own, to be killed.
+
+Every process is forked from a server that has imported the package once and computed nothing: it begins within half a second.
+"""
+
+import multiprocessing
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+from all_models import CONFIGS, data_of
+
+from jaxgen import experiment, training
+from jaxgen.data import DataConfig
+from jaxgen.experiment import Experiment
+from jaxgen.runs import manifest
+from jaxgen.runs.report import ReportConfig
+from jaxgen.training import OptimizerConfig, TrainConfig
+
+STEPS, EVERY = 24, 8
+STEPPED = ["vae of a label", "gan of points", "classifier", "language_model"]
+CLOSED_FORM = "pca of points"
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["jaxgen.cli", "jaxgen.models"])
+
+
+def train_all(folder: Path, killed_in_its_save: bool = False) -> None:
+    """Trains what is not finished, with steps of 20 ms, so that a kill falls between them. The model in closed form has a single save."""
+    go_on = training.Interruption.__call__
+    training.Interruption.__call__ = lambda self, step: time.sleep(0.02) or go_on(self, step)
+    options = TrainConfig(steps=STEPS, batch_size=8, eval_every=EVERY, log_every=1)
+    for name in [*STEPPED, CLOSED_FORM]:
+        if name == CLOSED_FORM and killed_in_its_save:
+            manifest.write = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        data = data_of(CONFIGS[name])
+        parts = {"optimizer": OptimizerConfig(learning_rate=1e-2), "train": options, "report": ReportConfig(samples=0)}
+        run = Experiment(CONFIGS[name], DataConfig("arrays"), workdir=str(folder / name), **parts)
+        assert experiment.train(run, sets=(data, data)) == 0
+
+
+def start(folder: Path, killed_in_its_save: bool = False):
+    """A process that does `train_all`."""
+    process = SERVER.Process(target=train_all, args=(folder, killed_in_its_save))
+    process.start()
+    return process
+
+
+def kill_after(process, log: Path, step: int, seconds: float) -> None:
+    """SIGKILL so many seconds after this step stands in the log."""
+    while process.is_alive() and not (log.exists() and re.search(rf'"step": {step}\b', log.read_text())):
+        time.sleep(0.002)
+    time.sleep(seconds)
+    process.kill()
+    process.join()
