@@ -226,19 +226,22 @@ def test_sigterm_during_start_up_leaves_at_once(undisturbed, start, tmp_path, wh
 @pytest.mark.parametrize("repeat", range(max(1, KILLS // 5)))
 def test_kill_in_every_family(repeat, tmp_path):
     """One model of each, killed at a random moment between its first and its last checkpoint; that in closed form inside its only save."""
-    calm, killed, random = tmp_path / "calm", tmp_path / "killed", np.random.default_rng(repeat)
-    undisturbed = family_runs.start(calm)
+    calm, killed, random, before = tmp_path / "calm", tmp_path / "killed", np.random.default_rng(repeat), []
+    undisturbed = family_runs.start(calm, [*family_runs.STEPPED, family_runs.CLOSED_FORM])
+    undisturbed.join()  # with its programs compiled, those that follow begin at once
+    assert undisturbed.exitcode == 0
     for name in family_runs.STEPPED:
-        process, step = family_runs.start(killed), int(random.integers(family_runs.EVERY + 2, family_runs.STEPS - 1))
+        process, step = family_runs.start(killed, [*before, name]), int(random.integers(family_runs.EVERY + 2, family_runs.STEPS - 1))
         family_runs.kill_after(process, killed / name / "metrics.jsonl", step, random.uniform(0, 0.02))
         assert process.exitcode == -signal.SIGKILL, name
-    in_a_save = family_runs.start(killed, killed_in_its_save=True)
-    in_a_save.join()
-    assert in_a_save.exitcode == -signal.SIGKILL
-    assert [path.suffix for path in (killed / family_runs.CLOSED_FORM / "checkpoints").iterdir()] == [".tmp"]
-    for process in (family_runs.start(killed), undisturbed):
+        before = [name]  # the next process goes on with it first
+    for in_its_save, code in ((True, -signal.SIGKILL), (False, 0)):
+        process = family_runs.start(killed, [*before, family_runs.CLOSED_FORM], in_its_save)
         process.join()
-        assert process.exitcode == 0
+        assert process.exitcode == code
+        left = [path.name for path in (killed / family_runs.CLOSED_FORM / "checkpoints").iterdir()]
+        assert all(name.endswith(".tmp") == in_its_save for name in left) and len(left) == 1
+        before = []
     for name in [*family_runs.STEPPED, family_runs.CLOSED_FORM]:
         assert rows(killed / name) == rows(calm / name), name
         assert same_model(killed / name, calm / name) and saved(killed / name) == saved(calm / name), name
