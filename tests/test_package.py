@@ -54,7 +54,9 @@ ROOMS = {
     "data": {
         "features": set(),
         "arrays": {"features"},
-        "images": {"arrays", "features"},
+        "archives": set(),
+        "pictures": {"archives"},
+        "images": {"archives", "arrays", "features", "pictures"},
         "tfds": {"features", "images"},
         "dataset": {"arrays", "features", "images", "tfds"},
         "points": {"arrays", "dataset", "features"},

@@ -1,8 +1,7 @@
-"""Images from files, read into memory and checked: `.npz` archives, folders of them, folders of pictures, scikit-learn's digits.
+"""Images in memory, checked and split: `.npz` archives (archives.py), folders of pictures (pictures.py), scikit-learn's digits.
 
-An archive has `image` and may have `label` [N] and `vector` [N, D]. Images that leave this file are uint8 [N, H, W, C] in
-{0 .. levels-1}. What is wrong is one line with the file, the index, what was wanted and what came. Nothing is rounded, clipped, resized
-or unpickled.
+Images that leave this file are uint8 [N, H, W, C] in {0 .. levels-1}. What is wrong is one line with the file, the index, what was
+wanted and what came. Nothing is rounded or clipped.
 
 Splits
   digits                a fixed permutation of the 1797 images: 1293 train, 144 validation, 360 test.
@@ -10,40 +9,21 @@ Splits
   train / test parts    as given; without a validation part, the last 10 % of train (at most 10,000) are held out for it.
 """
 
-import zipfile
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt
 
+from jaxgen.data.archives import Raw, listed, read_npz
 from jaxgen.data.arrays import ArraySource
 from jaxgen.data.features import ClassLabel, Image, Vector, smallest_unsigned
+from jaxgen.data.pictures import read_pictures
 from jaxgen.errors import ConfigError, DataError
 
 SPLITS = ("train", "validation", "test")
 PART_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 MAX_CHANNELS = 4  # more is a channel-first array, [N, C, H, W], far more often than a picture
 SPLIT_SEED = 1
-MAGIC = (b"PK", b"\x93NUMPY")  # an archive, one array
-
-
-@dataclass(frozen=True)
-class _Raw:
-    """What a file holds before any check; `classes` are the names of class folders."""
-
-    images: np.ndarray
-    labels: np.ndarray | None
-    origin: str
-    classes: tuple[str, ...] = ()
-    vectors: np.ndarray | None = None
-
-    def source(self, levels: int | None) -> ArraySource:
-        """The checked set."""
-        return array_source(self.images, self.labels, self.origin, levels, self.vectors)
 
 
 def permutation(n: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
@@ -173,7 +153,7 @@ def read_path(path: Path, split: str, levels: int | None) -> ArraySource:
     parts = _parts(path) if path.is_dir() else {}
     if not parts:
         raw = _read(path)
-        source = raw.source(levels)
+        source = array_source(raw.images, raw.labels, raw.origin, levels, raw.vectors)
         return source.select(fraction(len(source), split, path))
     if "train" not in parts:
         raise DataError(str(path), wanted="a train part (train.npz or train/)", got=", ".join(part.name for part in parts.values()))
@@ -195,7 +175,7 @@ def _parts(path: Path) -> dict[str, Path]:
 def _part(parts: dict[str, Path], split: str, levels: int | None, path: Path) -> ArraySource:
     """`split` of a set given in parts; train decides levels, classes and the shape for the others."""
     raw = _read(parts["train"])
-    train = raw.source(levels)
+    train = array_source(raw.images, raw.labels, raw.origin, levels, raw.vectors)
     if "validation" not in parts and split != "test":
         cut = len(train) - held_out(len(train))
         return _not_empty(train.select(slice(cut) if split == "train" else slice(cut, None)), split, path)
@@ -206,7 +186,7 @@ def _part(parts: dict[str, Path], split: str, levels: int | None, path: Path) ->
     return _like_train(_read(parts[split]), train, raw)
 
 
-def _like_train(raw: _Raw, train: ArraySource, train_raw: _Raw) -> ArraySource:
+def _like_train(raw: Raw, train: ArraySource, train_raw: Raw) -> ArraySource:
     """The checked set of another part, which must agree with train in shape, levels and classes."""
     image, label, vector = (train.features.get(name) for name in ("image", "label", "vector"))
     columns = {"image": check_images(raw.images, raw.origin, image.levels)}
@@ -219,7 +199,7 @@ def _like_train(raw: _Raw, train: ArraySource, train_raw: _Raw) -> ArraySource:
             raise DataError(raw.origin.replace(":image", f":{what}"), wanted=f"{wanted}, as in {train_raw.origin}", got=got)
     origin = raw.origin.replace(":image", ":label")
     if raw.classes != train_raw.classes:
-        raise DataError(origin, wanted=f"the class folders of {train_raw.origin}: {_list(train_raw.classes)}", got=_list(raw.classes))
+        raise DataError(origin, wanted=f"the class folders of {train_raw.origin}: {listed(train_raw.classes)}", got=listed(raw.classes))
     n = len(columns["image"])
     if label is not None:
         columns["label"] = check_labels(raw.labels, n, origin, label.classes)
@@ -243,93 +223,12 @@ def _not_empty(source: ArraySource, split: str, path: Path) -> ArraySource:
     return source
 
 
-def _read(path: Path) -> _Raw:
+def _read(path: Path) -> Raw:
     if path.is_dir():
-        return _read_pictures(path)
+        return read_pictures(path)
     if path.suffix != ".npz":
         raise DataError(str(path), wanted="an .npz file or a folder", got=f"a file that ends with {path.suffix or 'nothing'}")
-    return _read_npz(path)
-
-
-def _damaged(path: Path, error: BaseException) -> DataError:
-    return DataError(str(path), wanted="a readable file", got=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
-
-
-def _read_npz(path: Path) -> _Raw:
-    """The arrays of an archive. Arrays of Python objects are refused: reading them would run code from the file."""
-    try:
-        with path.open("rb") as file:
-            if not (start := file.read(6)).startswith(MAGIC):  # numpy would take it for a pickle, and recommend to load it unsafely
-                raise DataError(str(path), wanted="a readable file, written by numpy.savez", got=f"one that begins with {start}")
-        with path.open("rb") as file, _archive(np.load(file, allow_pickle=False), path) as archive:
-            if "image" not in archive:
-                raise DataError(str(path), wanted="an array named 'image'", got=_list(archive.files) or "an empty archive")
-            arrays = {name: archive[name] for name in ("image", "label", "vector") if name in archive}
-    except DataError:
-        raise
-    except (OSError, EOFError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise _damaged(path, error) from error
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):  # a member that is not an .npy file comes back as its bytes
-            raise DataError(f"{path}:{name}", wanted="a numpy array", got=f"{len(array)} bytes of something else")
-    return _Raw(arrays["image"], arrays.get("label"), f"{path}:image", vectors=arrays.get("vector"))
-
-
-def _archive(loaded: Any, path: Path) -> np.lib.npyio.NpzFile:
-    if isinstance(loaded, np.lib.npyio.NpzFile):
-        return loaded
-    raise DataError(str(path), wanted="an .npz archive (numpy.savez)", got=f"one array of shape {list(loaded.shape)}")
-
-
-def _read_pictures(path: Path) -> _Raw:
-    """All pictures of a folder in the order of their names; pictures in sub-folders get the sub-folder's place in the alphabet as label."""
-    folders = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
-    files = [(name, None) for name in _pictures(path)]
-    classed = [(name, place) for place, folder in enumerate(folders) for name in _pictures(folder)]
-    if files and classed:
-        got = f"{len(files)} beside and {len(classed)} inside"
-        raise DataError(str(path), wanted="pictures either all beside or all inside class folders", got=got)
-    if not files and not classed:
-        raise DataError(str(path), wanted=f"train.npz or pictures ({' '.join(PICTURES)})", got="none (the set is empty)")
-    for place, folder in enumerate(folders):
-        if classed and not any(label == place for _, label in classed):
-            raise DataError(str(folder), wanted="at least one picture of this class", got="none")
-    images = _stack([name for name, _ in files or classed])
-    labels = np.array([label for _, label in classed], np.int32) if classed else None
-    return _Raw(images, labels, f"{path}:image", tuple(folder.name for folder in folders) if classed else ())
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(item for item in folder.iterdir() if item.suffix.lower() in PICTURES and not item.name.startswith("."))
-
-
-def _stack(paths: list[Path]) -> np.ndarray:
-    """[N, H, W, C] of picture files that all have the shape of the first."""
-    first = _read_picture(paths[0])
-    images = np.empty((len(paths), *first.shape), first.dtype)
-    for index, path in enumerate(paths):
-        picture = _read_picture(path)
-        if picture.shape != first.shape or picture.dtype != first.dtype:
-            wanted = f"shape {list(first.shape)} {first.dtype} as {paths[0].name}"
-            raise DataError(f"{path} (picture {index})", wanted=wanted, got=f"{list(picture.shape)} {picture.dtype}")
-        images[index] = picture
-    return images
-
-
-def _read_picture(path: Path) -> np.ndarray:
-    """One picture as it is stored: bits 0/1, grey or RGB (a palette is looked up); never scaled, and no alpha dropped."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            if picture.mode == "P" and "transparency" not in picture.info:
-                picture = picture.convert("RGB")
-            mode, pixels = picture.mode, np.asarray(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _damaged(path, error) from error
-    if mode not in ("1", "L", "RGB"):
-        raise DataError(str(path), wanted="a grey or RGB picture of 8 bits", got=f"mode {mode}", hint="convert it first")
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+    return read_npz(path)
 
 
 def _first(bad: np.ndarray) -> tuple[int, ...]:
@@ -338,7 +237,3 @@ def _first(bad: np.ndarray) -> tuple[int, ...]:
 
 def _text(index: tuple[int, ...]) -> str:
     return ", ".join(map(str, index))
-
-
-def _list(names: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(map(str, names)) if len(names) <= 8 else f"{', '.join(map(str, names[:8]))} ... ({len(names)})"
