@@ -29,11 +29,12 @@ sys.exit(max(__main__.main(words.split("|")) for words in sys.argv[1:]))
 """
 
 
-def start(folder: Path, *commands: list[str]) -> list[subprocess.Popen]:
-    """Both processes of a run, each writing into files of its own."""
+def start(folder: Path, *commands: list[str], devices: int = 1) -> list[subprocess.Popen]:
+    """Both processes of a run, each with so many devices and writing into files of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         group = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}", "JAX_NUM_PROCESSES": "2"}
+    group["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     processes = []
     for number in range(2):
         with open(folder / f"out{number}", "w") as out, open(folder / f"err{number}", "w") as err:
@@ -105,3 +106,24 @@ def test_two_processes_are_one_run(one_process, tmp_path, capsys):
     assert "test frechet_points" in out
     assert (tmp_path / "two" / "completions.png").exists()
     assert (tmp_path / "ring" / "samples.png").exists()
+
+
+def test_two_processes_split_a_model_from_the_first_step_to_the_report(tmp_path):
+    """fsdp = 8 over two processes of four devices and over one of eight: the same numbers, one report, and both leave with 0."""
+    np.savez(tmp_path / "digits.npz", image=np.asarray(data.load("digits", "train").images)[:100])
+    words = ["train", "vae", f"--data.name={tmp_path / 'digits.npz'}", "--data.levels=17", "--train.steps=2", "--train.batch_size=16"]
+    words += ["--train.fsdp=8", "--train.log_every=1", "--train.eval_every=2", "--report.samples=4", "--report.rulers=False"]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-c", PROGRAM, "|".join([*words, f"--workdir={tmp_path / 'one'}"])]
+    alone = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    assert end(tmp_path, start(tmp_path, [*words, f"--workdir={tmp_path / 'two'}"], devices=4)) == [0, 0]
+    two, one = numbers(tmp_path / "two"), numbers(tmp_path / "one")
+    assert two.keys() == one.keys() and (2, "validation_bits_per_dim_bound") in one
+    np.testing.assert_allclose([two[name] for name in one], list(one.values()), rtol=1e-5)
+    report = [(tmp_path / f"out{number}").read_text() for number in range(2)]
+    assert report[0].count("report of") == 1 and report[0].count("test bits_per_dim_bound") == 1
+    assert "report of" not in report[1] and "test bits_per_dim_bound" not in report[1]
+    score = [re.search(r"test bits_per_dim_bound +([\d.]+) ", out)[1] for out in (report[0], alone.stdout)]
+    assert float(score[0]) == pytest.approx(float(score[1]), abs=1e-4)
+    assert (tmp_path / "two" / "samples.png").exists() and (tmp_path / "two" / "curve.png").exists()
