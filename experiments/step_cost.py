@@ -27,8 +27,7 @@ from flax import nnx
 
 from jaxgen import experiment, models, training
 from jaxgen.data import DataConfig, Dataset
-from jaxgen.experiment import Experiment
-from jaxgen.runs.report import ReportConfig
+from jaxgen.experiment import Experiment, ReportConfig
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "step_cost.md"
