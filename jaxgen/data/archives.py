@@ -1,5 +1,10 @@
-"""Arrays from `.npz` archives: `image`, and if there are any `label` [N] and `vector` [N, D]. Nothing is unpickled."""
+"""Arrays from files: `.npz` with `image`, and if there are any `label` [N] and `vector` [N, D], or `.npy` with the images alone.
 
+Nothing is unpickled.
+"""
+
+import functools
+import sys
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -8,14 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.errors import DataError
+from jaxgen.errors import ConfigError, DataError, did_you_mean
 
 MAGIC = (b"PK", b"\x93NUMPY")  # an archive, one array
+COLUMNS = ("image", "label", "vector")
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+UNPACK = {".zip": "unzip", ".7z": "7z x", ".rar": "unrar x"}
 
 
 @dataclass(frozen=True)
 class Raw:
-    """What a file holds before any check; `classes` are the names of class folders, `files` those of pictures, in order."""
+    """What a file holds before any check.
+
+    classes, files: the names of class folders, and of pictures in order. levels: V where the files say it, as grey of 4 bits says 16.
+    """
 
     images: np.ndarray
     labels: np.ndarray | None
@@ -23,18 +34,25 @@ class Raw:
     classes: tuple[str, ...] = ()
     vectors: np.ndarray | None = None
     files: tuple[str, ...] = ()
+    levels: int | None = None
 
 
-def read_npz(path: Path) -> Raw:
-    """The arrays of an archive. Arrays of Python objects are refused: reading them would run code from the file."""
+def read_arrays(path: Path, converts: bool = False) -> Raw:
+    """The arrays of an `.npz` or `.npy` file; converts: whether a conversion of pictures was asked for, which arrays do not have."""
+    suffix = path.suffix.lower()
+    if suffix in PACKED:
+        hint = f"unpack it into a folder and give --data.name the folder's path: {UNPACK.get(suffix, 'tar xf')} {path.name}"
+        raise DataError(str(path), "an .npz file, an .npy file or a folder of pictures", f"a packed folder ({suffix})", hint)
+    if suffix not in (".npz", ".npy"):
+        raise DataError(str(path), "an .npz file or a folder", f"a file that ends with {path.suffix or 'nothing'}")
+    if converts:
+        raise ConfigError("data.size, data.mode", "a folder of pictures, which they convert", f"arrays, {path}", "leave them out")
     try:
         with path.open("rb") as file:
             if not (start := file.read(6)).startswith(MAGIC):  # numpy would take it for a pickle, and recommend to load it unsafely
                 raise DataError(str(path), wanted="a readable file, written by numpy.savez", got=f"one that begins with {start}")
-        with path.open("rb") as file, _archive(np.load(file, allow_pickle=False), path) as archive:
-            if "image" not in archive:
-                raise DataError(str(path), wanted="an array named 'image'", got=listed(archive.files) or "an empty archive")
-            arrays = {name: archive[name] for name in ("image", "label", "vector") if name in archive}
+        with path.open("rb") as file:
+            arrays = _named(np.load(file, allow_pickle=False), path, suffix)
     except DataError:
         raise
     except (OSError, EOFError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
@@ -45,10 +63,30 @@ def read_npz(path: Path) -> Raw:
     return Raw(arrays["image"], arrays.get("label"), f"{path}:image", vectors=arrays.get("vector"))
 
 
-def _archive(loaded: Any, path: Path) -> np.lib.npyio.NpzFile:
-    if isinstance(loaded, np.lib.npyio.NpzFile):
-        return loaded
-    raise DataError(str(path), wanted="an .npz archive (numpy.savez)", got=f"one array of shape {list(loaded.shape)}")
+def _named(loaded: Any, path: Path, suffix: str) -> dict[str, Any]:
+    """The arrays that are used, by name; those that are not are named on stderr. Arrays of Python objects are refused: see `np.load`."""
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        if suffix == ".npy":
+            return {"image": loaded}
+        raise DataError(str(path), wanted="an .npz archive (numpy.savez)", got=f"one array of shape {list(loaded.shape)}")
+    with loaded as archive:
+        if "image" not in archive:
+            near = next((name for name in archive.files if did_you_mean(name.lower(), ["image"])), "")
+            hint = f"rename {near} to image" if near else "numpy.savez(file, image=images, label=labels) writes it"
+            raise DataError(str(path), wanted="an array named 'image'", got=listed(archive.files) or "an empty archive", hint=hint)
+        used = [name for name in COLUMNS if name in archive]
+        if unused := [name for name in archive.files if name not in used]:
+            missing = [name for name in COLUMNS if name not in archive]
+            hints = {name: did_you_mean(name.lower(), missing) for name in unused}
+            said = [name + (f" ({hints[name]})" if hints[name] else "") for name in unused]
+            say_once(f"{path}: {len(used)} arrays used ({', '.join(used)}), not used: {listed(said)}")
+        return {name: archive[name] for name in used}
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """One line on stderr, once for each text: a set is read again for every split."""
+    print(f"jaxgen: {text}", file=sys.stderr)
 
 
 def damaged(path: Path, error: BaseException) -> DataError:

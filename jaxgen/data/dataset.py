@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
+from numpy.typing import ArrayLike
 
 from jaxgen.data.arrays import ArraySource, checked
 from jaxgen.data.features import Feature, Points, Tokens
@@ -46,16 +47,16 @@ class Dataset:
 
     @staticmethod
     def from_arrays(
-        image: np.ndarray | None = None,
-        label: np.ndarray | None = None,
+        image: ArrayLike | None = None,
+        label: ArrayLike | None = None,
         *,
-        vector: np.ndarray | None = None,
-        point: np.ndarray | None = None,
-        tokens: np.ndarray | None = None,
+        vector: ArrayLike | None = None,
+        point: ArrayLike | None = None,
+        tokens: ArrayLike | None = None,
         levels: int | None = None,
         name: str = "arrays",
     ) -> "Dataset":
-        """A data set of arrays: exactly one of image, point and tokens.
+        """A data set of arrays, or of lists of numbers: exactly one of image, point and tokens.
 
         image: integers [N, H, W] or [N, H, W, C] in {0 .. levels-1}; levels None: 2 if no value is above 1, else 256. label: integers [N],
         vector: floats [N, D], both for images only. point: floats [N, d]. tokens: integers [N, L], each row a string, the stop token 0 and
@@ -66,8 +67,9 @@ class Dataset:
         if len(about) != 1:
             raise ConfigError("image, point, tokens", "one of them", " and ".join(about) or "none")
         if image is not None:
-            return Dataset(array_source(np.asarray(image), label, f"{name}:image", levels, vector), name, "train")
-        column, array = about[0], np.asarray(given[about[0]])
+            image, label, vector = (_array(image, name, "image"), _array(label, name, "label"), _array(vector, name, "vector"))
+            return Dataset(array_source(image, label, f"{name}:image", levels, vector), name, "train")
+        column, array = about[0], _array(given[about[0]], name, about[0])
         if array.ndim != 2:
             raise DataError(f"{name}:{column}", "shape [N, d]" if column == "point" else "shape [N, L]", list(array.shape))
         feature = Points(array.shape[1]) if column == "point" else Tokens(array.shape[1], int(array.max(initial=0)) + 1)
@@ -216,6 +218,14 @@ class Dataset:
             raise ConfigError("batch_size", wanted=f"a multiple of {count} (processes)", got=batch_size, hint=near)
         rows = batch_size // count
         return slice(index * rows, (index + 1) * rows)
+
+
+def _array(values: ArrayLike | None, name: str, column: str) -> np.ndarray | None:
+    """The array of lists; None stays None."""
+    try:
+        return None if values is None else np.asarray(values)
+    except ValueError as error:
+        raise DataError(f"{name}:{column}", "an array, or lists of equal lengths", "lists of different lengths") from error
 
 
 def _positive(batch_size: int) -> None:

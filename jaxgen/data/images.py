@@ -9,13 +9,16 @@ Splits
   train / test parts    as given; without a validation part, the last 10 % of train (at most 10,000) are held out for it.
 """
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt
 
-from jaxgen.data.archives import Raw, listed, read_npz
+from jaxgen.data.archives import Raw, listed, read_arrays
 from jaxgen.data.arrays import ArraySource
+from jaxgen.data.decoding import Reading
 from jaxgen.data.features import ClassLabel, Image, Vector, smallest_unsigned
 from jaxgen.data.pictures import read_pictures
 from jaxgen.errors import ConfigError, DataError
@@ -148,16 +151,20 @@ def digits(split: str, levels: int | None) -> ArraySource:
     return source.select(rows[split])
 
 
-def read_path(path: Path, split: str, levels: int | None) -> ArraySource:
-    """One split of an `.npz` file, of a folder with train/validation/test parts, or of a folder of pictures."""
+def read_path(path: Path, split: str, levels: int | None, **conversion: Any) -> ArraySource:
+    """One split of an `.npz` file, of a folder with train/validation/test parts, or of a folder of pictures.
+
+    conversion: the other fields of `Reading`, for pictures.
+    """
+    how = Reading(levels, **conversion)
     parts = _parts(path) if path.is_dir() else {}
     if not parts:
-        raw = _read(path)
-        source = array_source(raw.images, raw.labels, raw.origin, levels, raw.vectors)
+        raw = _read(path, how)
+        source = array_source(raw.images, raw.labels, raw.origin, how.levels or raw.levels, raw.vectors)
         return source.select(fraction(len(source), split, path))
     if "train" not in parts:
         raise DataError(str(path), wanted="a train part (train.npz or train/)", got=", ".join(part.name for part in parts.values()))
-    return _part(parts, split, levels, path)
+    return _part(parts, split, how, path)
 
 
 def _parts(path: Path) -> dict[str, Path]:
@@ -172,10 +179,10 @@ def _parts(path: Path) -> dict[str, Path]:
     return found
 
 
-def _part(parts: dict[str, Path], split: str, levels: int | None, path: Path) -> ArraySource:
+def _part(parts: dict[str, Path], split: str, how: Reading, path: Path) -> ArraySource:
     """`split` of a set given in parts; train decides levels, classes and the shape for the others."""
-    raw = _read(parts["train"])
-    train = array_source(raw.images, raw.labels, raw.origin, levels, raw.vectors)
+    raw = _read(parts["train"], how)
+    train = array_source(raw.images, raw.labels, raw.origin, how.levels or raw.levels, raw.vectors)
     if "validation" not in parts and split != "test":
         cut = len(train) - held_out(len(train))
         return _not_empty(train.select(slice(cut) if split == "train" else slice(cut, None)), split, path)
@@ -183,7 +190,7 @@ def _part(parts: dict[str, Path], split: str, levels: int | None, path: Path) ->
         return train
     if split not in parts:
         raise DataError(str(path), wanted=f"a {split} part ({split}.npz or {split}/)", got=", ".join(part.name for part in parts.values()))
-    return _like_train(_read(parts[split]), train, raw)
+    return _like_train(_read(parts[split], replace(how, levels=train.features["image"].levels)), train, raw)
 
 
 def _like_train(raw: Raw, train: ArraySource, train_raw: Raw) -> ArraySource:
@@ -223,12 +230,8 @@ def _not_empty(source: ArraySource, split: str, path: Path) -> ArraySource:
     return source
 
 
-def _read(path: Path) -> Raw:
-    if path.is_dir():
-        return read_pictures(path)
-    if path.suffix != ".npz":
-        raise DataError(str(path), wanted="an .npz file or a folder", got=f"a file that ends with {path.suffix or 'nothing'}")
-    return read_npz(path)
+def _read(path: Path, how: Reading) -> Raw:
+    return read_pictures(path, how) if path.is_dir() else read_arrays(path, how.converts)
 
 
 def _first(bad: np.ndarray) -> tuple[int, ...]:

@@ -1,62 +1,180 @@
-"""Pictures from files: which files of a folder are pictures and of which class, and what one of them holds."""
+"""A folder of pictures: which of its files are read and of which class, and the arrays that were made of them before.
 
+Read are the files of `SUFFIXES` in the folder itself, or those in its sub-folders, which are the classes. Files and folders whose names
+begin with a dot and __MACOSX are left out; whatever else is not read is counted in one line on stderr. What one file holds: decoding.py.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from jaxgen.data.archives import Raw, damaged
+from jaxgen.data.archives import Raw, damaged, listed, say_once
+from jaxgen.data.decoding import AS_IT_IS, BROKEN, SUFFIXES, Picture, Reading, read_picture
 from jaxgen.errors import DataError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+NOT_DATA = ("thumbs.db", "desktop.ini", "__macosx")
+AT_ONCE = 256  # pictures
+CACHED = 1
+"""Part of what a cached array is recognised by: a new number where decoding.py gives other values."""
 
 
-def read_pictures(path: Path) -> Raw:
+@dataclass(frozen=True)
+class _Found:
+    """The pictures of a folder in order, their classes (None without class folders), and which other files were seen."""
+
+    paths: list[Path]
+    labels: list[int] | None
+    classes: tuple[str, ...]
+    skipped: str
+
+
+def read_pictures(path: Path, how: Reading = AS_IT_IS) -> Raw:
     """All pictures of a folder in the order of their names; pictures in sub-folders get the sub-folder's place in the alphabet as label."""
-    folders = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
+    try:
+        found = _find(path)
+        names = tuple(item.relative_to(path).as_posix() for item in found.paths)
+        kept = _Cache(path, found.paths, how) if how.cache and how.converts else None
+    except OSError as error:
+        raise damaged(path, error) from error
+    if found.skipped:
+        say_once(f"{path}: {found.skipped}")
+    images, top = (kept and kept.read()) or (None, 0)
+    if images is None:
+        images, top = _stack(path, found.paths, how)
+        if kept:
+            kept.write(images, top)
+    labels = None if found.labels is None else np.array(found.labels, np.int32)
+    own_levels = top + 1 if top != 255 or how.mode else None
+    return Raw(images, labels, f"{path}:image", found.classes, files=names, levels=own_levels)
+
+
+def _find(path: Path) -> _Found:
+    """The pictures of a folder; DataError where there are none or where it is not clear which are meant."""
+    folders = sorted(item for item in path.iterdir() if item.is_dir() and not _hidden(item.name))
     files = [(name, None) for name in _pictures(path)]
     classed = [(name, place) for place, folder in enumerate(folders) for name in _pictures(folder)]
     if files and classed:
         got = f"{len(files)} beside and {len(classed)} inside"
         raise DataError(str(path), wanted="pictures either all beside or all inside class folders", got=got)
+    others = _others(path, {name for name, _ in files or classed})
     if not files and not classed:
-        raise DataError(str(path), wanted=f"train.npz or pictures ({' '.join(PICTURES)})", got="none (the set is empty)")
+        deep = [name for name in others if name.suffix.lower() in SUFFIXES]
+        if deep:
+            got = f"{len(deep)} pictures in deeper folders, such as {deep[0].relative_to(path)}"
+            raise DataError(str(path), "pictures in the folder or in class folders", got, hint="move them up")
+        wanted = f"train.npz or pictures ({' '.join(SUFFIXES)})"
+        raise DataError(str(path), wanted, "none (the set is empty)", hint=_counted(path, others, 0))
     for place, folder in enumerate(folders):
         if classed and not any(label == place for _, label in classed):
-            raise DataError(str(folder), wanted="at least one picture of this class", got="none")
-    names = [name for name, _ in files or classed]
-    labels = np.array([label for _, label in classed], np.int32) if classed else None
+            deep = sum(name.is_relative_to(folder) and name.suffix.lower() in SUFFIXES for name in others)
+            got = f"{deep} in folders inside it" if deep else "none"
+            raise DataError(str(folder), "at least one picture of this class", got, hint="move them up" if deep else "")
     classes = tuple(folder.name for folder in folders) if classed else ()
-    return Raw(_stack(names), labels, f"{path}:image", classes, files=tuple(name.relative_to(path).as_posix() for name in names))
+    labels = [label for _, label in classed] if classed else None
+    return _Found([name for name, _ in files or classed], labels, classes, _counted(path, others, len(files or classed)))
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(item for item in folder.iterdir() if item.suffix.lower() in PICTURES and not item.name.startswith("."))
+    return sorted(item for item in folder.iterdir() if item.suffix.lower() in SUFFIXES and not _hidden(item.name))
 
 
-def _stack(paths: list[Path]) -> np.ndarray:
-    """[N, H, W, C] of picture files that all have the shape of the first."""
-    first = _read_picture(paths[0])
-    images = np.empty((len(paths), *first.shape), first.dtype)
-    for index, path in enumerate(paths):
-        picture = _read_picture(path)
-        if picture.shape != first.shape or picture.dtype != first.dtype:
-            wanted = f"shape {list(first.shape)} {first.dtype} as {paths[0].name}"
-            raise DataError(f"{path} (picture {index})", wanted=wanted, got=f"{list(picture.shape)} {picture.dtype}")
-        images[index] = picture
-    return images
+def _hidden(name: str) -> bool:
+    """Whether a file or folder is one that systems leave behind."""
+    return name.startswith(".") or name.lower() in NOT_DATA
 
 
-def _read_picture(path: Path) -> np.ndarray:
-    """One picture as it is stored: bits 0/1, grey or RGB (a palette is looked up); never scaled, and no alpha dropped."""
-    from PIL import Image
+def _others(path: Path, read: set[Path]) -> list[Path]:
+    """The files below a folder that are not read, however deep, without hidden ones."""
+    found = []
+    for where, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        found += [Path(where, name) for name in sorted(names) if not _hidden(name) and Path(where, name) not in read]
+    return found
 
-    try:
-        with Image.open(path) as picture:
-            if picture.mode == "P" and "transparency" not in picture.info:
-                picture = picture.convert("RGB")
-            mode, pixels = picture.mode, np.asarray(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise damaged(path, error) from error
-    if mode not in ("1", "L", "RGB"):
-        raise DataError(str(path), wanted="a grey or RGB picture of 8 bits", got=f"mode {mode}", hint="convert it first")
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+def _counted(path: Path, others: list[Path], read: int) -> str:
+    """`24 files, 12 skipped: 12 x .txt`, with the folders of those that are pictures; "" for none."""
+    deep = Counter(name.parent for name in others if name.suffix.lower() in SUFFIXES)
+    kinds = Counter(name.suffix.lower() or "without a suffix" for name in others if name.suffix.lower() not in SUFFIXES)
+    parts = [f"{n} x {kind}" for kind, n in kinds.most_common()]
+    if deep:
+        parts.insert(0, f"{sum(deep.values())} pictures in deeper folders ({listed([str(where.relative_to(path)) for where in deep])})")
+    return f"{read + len(others)} files, {len(others)} skipped: {listed(parts)}" if others else ""
+
+
+def _stack(path: Path, paths: list[Path], how: Reading) -> tuple[np.ndarray, int]:
+    """[N, H, W, C] of picture files that all have the shape and the number of levels of the first, and their largest possible value."""
+    first = read_picture(paths[0], how)
+    images = np.empty((len(paths), *first.pixels.shape), first.pixels.dtype)
+    enlarged = 0
+    for index, picture in enumerate(_read_all(paths, how)):
+        _like(picture, first, f"{paths[index]} (picture {index})", paths[0].name, how.levels)
+        images[index] = picture.pixels
+        enlarged += picture.enlarged
+    if enlarged:
+        say_once(f"{path}: {enlarged} of {len(paths)} pictures are smaller than --data.size and were enlarged")
+    return images, first.top
+
+
+def _like(picture: Picture, first: Picture, origin: str, name: str, levels: int | None) -> None:
+    """Raises DataError unless two pictures can stand in one array."""
+    shape, wanted = list(picture.pixels.shape), list(first.pixels.shape)
+    if shape != wanted or picture.pixels.dtype != first.pixels.dtype:
+        options = ["--data.mode RGB or L"] if shape[2] != wanted[2] or picture.pixels.dtype != first.pixels.dtype else []
+        options += [f"--data.size {min(wanted[:2])}"] if shape[:2] != wanted[:2] else []
+        got = f"{shape} {picture.pixels.dtype}"
+        raise DataError(origin, f"shape {wanted} {first.pixels.dtype} as {name}", got, f"{' and '.join(options)} makes them alike")
+    if picture.top != first.top and levels is None:
+        hint = "--data.mode L or RGB scales all to 0..255"
+        raise DataError(origin, f"{first.top + 1} levels as {name}", f"{picture.top + 1} levels", hint)
+
+
+def _read_all(paths: list[Path], how: Reading) -> Iterator[Picture]:
+    """The pictures in order; large ones, which are converted, by several threads, a few at a time."""
+    if not how.converts:
+        yield from (read_picture(path, how) for path in paths)
+        return
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(paths), AT_ONCE):
+            yield from pool.map(lambda path: read_picture(path, how), paths[start : start + AT_ONCE])
+
+
+class _Cache:
+    """The converted pictures of a folder in a file, as long as the names, sizes and times of the files and the conversion are the same."""
+
+    def __init__(self, path: Path, paths: list[Path], how: Reading):
+        import PIL
+
+        stats = [(str(item.relative_to(path)), (stat := item.stat()).st_size, stat.st_mtime_ns) for item in paths]
+        about = json.dumps([CACHED, PIL.__version__, how.levels, how.size, how.mode, how.background, stats])
+        self._key = hashlib.sha256(about.encode("utf-8", "surrogateescape")).hexdigest()
+        self._file = how.cache / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}.npz"
+
+    def read(self) -> tuple[np.ndarray, int] | None:
+        """The images and their largest possible value, None where they are not there, of other files or damaged."""
+        try:
+            with self._file.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                return (archive["image"], int(archive["top"])) if str(archive["key"]) == self._key else None
+        except (*BROKEN, zipfile.BadZipFile, zlib.error):  # it is made again
+            return None
+
+    def write(self, images: np.ndarray, top: int) -> None:
+        """In one step, so that a killed run leaves nothing half written; a folder that cannot be written keeps nothing."""
+        part = self._file.with_suffix(f".{os.getpid()}.part")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                np.savez(file, image=images, top=np.array(top), key=np.array(self._key))
+            part.replace(self._file)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            say_once(f"{self._file}: the converted pictures are not kept ({error.strerror})")
