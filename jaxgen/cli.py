@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from jaxgen import benchmark, commands, config, sharding, trained
+from jaxgen import stages as staging
 from jaxgen.checks import interpolate
 from jaxgen.commands import Bench, Complete, Evaluate, Sample, Show, Upscale, guarded
 from jaxgen.data import DataConfig
@@ -28,6 +29,7 @@ from jaxgen.errors import ConfigError, did_you_mean
 from jaxgen.experiment import Experiment, dry_run, finish, load_data, print_evaluation, split_mesh, train
 from jaxgen.models import MODELS, count_parameters
 from jaxgen.runs import checkpoint, figures, report
+from jaxgen.training import OptimizerConfig
 
 __all__ = ["Experiment", "command", "main"]
 
@@ -52,7 +54,7 @@ def main(experiment: Experiment, laptop: Experiment | None = None, argv: Sequenc
     script = sys.modules["__main__"]
     prog = f"python -m {script.__spec__.name}" if script.__spec__ else f"python {os.path.basename(sys.argv[0])}"
     if argv and argv[0] in commands.COMMANDS:
-        sys.exit(command(argv[0], argv[1:], prog, [type(experiment.model)]))
+        sys.exit(command(argv[0], argv[1:], prog, staging.classes(experiment.model)))
     if "--laptop" in argv and laptop is not None:
         experiment = laptop
     flags = [flag for flag in FLAGS if laptop is not None or flag != "--laptop"]
@@ -94,8 +96,37 @@ def parse_train(
 ) -> Train:
     """The training that a command line asks for: overrides of the experiment's fields, and the flags; `found` as in `config.parse`."""
     about = "\n".join([about, "", "Flags:", *(f"  {flag:<10} {FLAGS[flag]}" for flag in flags)])
-    experiment = config.parse(experiment, [word for word in argv if word not in flags], about, prog, found or {})
+    words = [word for word in argv if word not in flags]
+    found = (found or {}) | ({} if {"-h", "--help"} & set(words) else _of_other_runs(experiment, words))
+    experiment = config.parse(experiment, words, about, prog, found)
     return Train(experiment, "--dry-run" in argv, "--restart" in argv)
+
+
+def _of_other_runs(experiment: Experiment, words: list[str]) -> dict[str, object]:
+    """{"model.codes.width": 64, ...}: the configurations of the parts that start from other runs.
+
+    A run that has checkpoints of its own holds these parts: then its configuration says what they are, and the other runs may be gone.
+    """
+    experiment = config.parse(experiment, _only("--stages.", words) + _only("--workdir", words))
+    own = {}
+    if experiment.stages and "--restart" not in words and checkpoint.newest(experiment.workdir) is not None:
+        own = checkpoint.read_config(experiment.workdir).get("model", {})
+    found: dict[str, object] = {}
+
+    def add(model, stages: dict, own: dict, place: str) -> None:
+        for name, stage in stages.items():
+            part, saved = getattr(model, name), own.get(name) or {}
+            if not stage.start_from:
+                add(part, stage.stages, saved, f"{place}.{name}")
+                continue
+            if saved:
+                begun = config.from_json(trained.classes(saved, staging.classes(part)), saved)
+            else:
+                begun = staging.saved_model(stage.start_from, part, "start_from")
+            found.update({f"{place}.{name}.{path}": value for path, value in config.field_values(begun).items()})
+
+    add(experiment.model, experiment.stages, own, "model")
+    return found
 
 
 # --- Commands -----------------------------------------------------------------------------------------------------------------------
@@ -123,7 +154,9 @@ def train_command(words: list[str]) -> int:
         return 0
     if name not in names:
         raise ConfigError("MODEL", "one of " + ", ".join(names), name, did_you_mean(name, names))
-    experiment = Experiment(names[name](), workdir=f"runs/{name}")
+    model = names[name]()
+    stages = staging.declared(model)
+    experiment = Experiment(model, optimizer=OptimizerConfig(frozen=tuple(stages)), workdir=f"runs/{name}", stages=stages)
     given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
     missing = {f"model.{size}" for size in names[name].sizes_from(experiment.model.features)} - given
     found: dict[str, object] = {}
@@ -144,7 +177,12 @@ def module_name(model: type) -> str:
 
 def _data(experiment: Experiment, words: list[str]) -> DataConfig:
     """The data set that the command line names."""
-    return config.parse(experiment, [word for option in _options(words) if option[0].startswith("--data.") for word in option]).data
+    return config.parse(experiment, _only("--data.", words)).data
+
+
+def _only(prefix: str, words: list[str]) -> list[str]:
+    """The words of the options whose names begin with the prefix."""
+    return [word for option in _options(words) if option[0].startswith(prefix) for word in option]
 
 
 def _options(words: list[str]) -> list[list[str]]:

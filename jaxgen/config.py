@@ -103,12 +103,19 @@ def parse_command(command: type[Config], words: Sequence[str], description: str 
     return made
 
 
+def field_values(config: Any) -> dict[str, Any]:
+    """{dotted path: value} of every field of the dataclass and of those in its fields: {"model.width": 64, ...}."""
+    return {path: functools.reduce(getattr, path.split("."), config) for path, _ in _leaves(config, "")}
+
+
 # --- JSON ---------------------------------------------------------------------------------------------------------------------------
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {"class": type(value).__name__, **{f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -149,6 +156,8 @@ def _from_dict(data: Any, allowed: tuple[type, ...], name: str, known: Classes) 
 
 def _convert(value: Any, hint: Any, name: str, known: Classes) -> Any:
     """The JSON value as the declared type: lists become tuples, objects dataclasses, whole numbers floats where a float is declared."""
+    if typing.get_origin(hint) is dict and isinstance(value, dict):
+        return {key: _convert(item, typing.get_args(hint)[1], f"{name}.{key}", known) for key, item in value.items()}
     allowed = tuple(arm for arm in _arms(hint) if dataclasses.is_dataclass(arm))
     if isinstance(value, dict) and (allowed or _is_open(hint)):
         return _from_dict(value, allowed, name, known)
@@ -203,6 +212,9 @@ def _matches(value: Any, hint: Any) -> bool:
     if origin is tuple:
         inner = _items(hint, len(value)) if isinstance(value, tuple) else ()
         return isinstance(value, tuple) and len(inner) == len(value) and all(map(_matches, value, inner))
+    if origin is dict:
+        of_key, of_item = typing.get_args(hint)
+        return isinstance(value, dict) and all(_matches(key, of_key) and _matches(item, of_item) for key, item in value.items())
     if hint is float:
         return type(value) is float and math.isfinite(value) or type(value) is int and abs(value) < 2**1023
     if dataclasses.is_dataclass(hint):
@@ -217,8 +229,15 @@ def _check_fields(config: Any, prefix: str) -> None:
         value = getattr(config, name)
         if not _matches(value, hint):
             raise ConfigError(prefix + name, type_name(hint), shown(value))
-        if dataclasses.is_dataclass(value):
-            _check_fields(value, f"{prefix}{name}.")
+        for path, inner in _nested(value, prefix + name):
+            _check_fields(inner, f"{path}.")
+
+
+def _nested(value: Any, path: str) -> list[tuple[str, Any]]:
+    """The dataclasses that a field holds, each with its path: itself, or those of a dict by their names; [] for any other value."""
+    if dataclasses.is_dataclass(value):
+        return [(path, value)]
+    return [(f"{path}.{key}", item) for key, item in value.items()] if isinstance(value, dict) else []
 
 
 def type_name(hint: Any) -> str:
@@ -228,6 +247,8 @@ def type_name(hint: Any) -> str:
         return " or ".join(map(type_name, args))
     if origin is Literal:
         return " or ".join(map(repr, args))
+    if origin is dict:
+        return f"names, each with its {type_name(args[1])}"
     if origin is tuple and args[-1] is Ellipsis:
         return f"a tuple of any number of {type_name(args[0])}"
     if origin is tuple:
@@ -237,11 +258,12 @@ def type_name(hint: Any) -> str:
 
 
 def _nearest(name: Any, names: Iterable[str], prefix: str = "") -> str:
-    """`did you mean X?`: the name with the most similar last part, else the most similar as a whole."""
-    last = {other.split(".")[-1]: other for other in names}
-    close = difflib.get_close_matches(str(name).split(".")[-1], last, n=1) or difflib.get_close_matches(str(name), last.values(), n=1)
-    if close:
-        return f"did you mean {prefix}{last.get(close[0], close[0])}?"
+    """`did you mean X?`: of the names with the most similar last part the most similar one, else the most similar name as a whole."""
+    names, name = list(names), str(name)
+    last = difflib.get_close_matches(name.split(".")[-1], {other.split(".")[-1] for other in names}, n=1)
+    alike = [other for other in names if other.split(".")[-1] in last] or difflib.get_close_matches(name, names, n=1)
+    if alike:
+        return f"did you mean {prefix}{max(alike, key=lambda other: difflib.SequenceMatcher(None, name, other).ratio())}?"
     return "see --help" if prefix else ""
 
 
@@ -252,9 +274,9 @@ def _leaves(config: Any, prefix: str) -> Iterable[tuple[str, Any]]:
     """Every field that is not itself a dataclass, as `model.width` with its type."""
     for name, hint in _hints(type(config)).items():
         value = getattr(config, name)
-        if dataclasses.is_dataclass(value):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
+        for path, inner in _nested(value, prefix + name):
+            yield from _leaves(inner, f"{path}.")
+        if not dataclasses.is_dataclass(value) and not isinstance(value, dict):
             yield prefix + name, hint
 
 
@@ -294,13 +316,16 @@ def _replace(config: Config, changes: dict[str, Any], prefix: str) -> Config:
         value, path = getattr(config, name), prefix + name
         if dataclasses.is_dataclass(value):
             new[name] = _replace(value, changes, path + ".")
+        elif isinstance(value, dict):
+            new[name] = {key: _replace(item, changes, f"{path}.{key}.") for key, item in value.items()}
         elif path in changes:
             new[name] = changes[path]
     try:
         return dataclasses.replace(config, **new) if new else config
     except ConfigError as error:  # with the field's path on the command line; some dataclasses give it themselves
         name = error.argument.removeprefix(f"{type(config).__name__}.")
-        name = name if name.startswith(prefix) else prefix + name
+        head, _, rest = name.partition(".")
+        name = name if name.startswith(prefix) else prefix + (rest if f".{prefix}".endswith(f".{head}.") else name)
         raise ConfigError(name, error.wanted, error.got, error.hint) from None
 
 

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
+from flax import nnx
 
 from jaxgen import benchmark, config, evaluation, sharding, trained, training
+from jaxgen import stages as staging
 from jaxgen.data import DataConfig, Dataset
 from jaxgen.data.augment import augmented
 from jaxgen.drawing import complete_images, completes, draw_for, has, modelled, small_shape, write_grid
@@ -25,6 +27,7 @@ from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models import MODELS, build, count_parameters
 from jaxgen.runs import checkpoint, report
 from jaxgen.runs.report import ReportConfig
+from jaxgen.stages import Stage
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 RULER_DIMENSIONS = 4096
@@ -35,7 +38,11 @@ PREEMPTED, INTERRUPTED = 75, 130
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One run: what is trained, on what, how, where it is kept, and what its reports hold."""
+    """One run: what is trained, on what, how, where it is kept, and what its reports hold.
+
+    stages: parts of the model that are trained before it, or that start from other runs, see stages.py; on the command line
+    --stages.NAME.train.steps 1000, or --stages.NAME.start_from RUN.
+    """
 
     model: Any
     data: DataConfig = DataConfig()
@@ -43,18 +50,29 @@ class Experiment:
     train: TrainConfig = TrainConfig()
     workdir: str = "runs/experiment"
     report: ReportConfig = ReportConfig()
+    stages: dict[str, Stage] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not self.workdir:
             raise ConfigError("workdir", "a folder", "nothing")
+        staging.check_stages(self.model, self.stages)
+
+    def of_stage(self, name: str) -> "Experiment":
+        """The experiment that trains one part: on the same data, in a folder of its own in this run's."""
+        stage, workdir = self.stages[name], f"{self.workdir.rstrip('/')}/{name}"
+        wanted = dataclasses.replace(self.report, metrics=())  # those chosen for the whole need not exist for a part
+        return Experiment(getattr(self.model, name), self.data, stage.optimizer, stage.train, workdir, wanted, stage.stages)
 
 
 def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Dataset] | None = None) -> int:
     """Train, or go on from the newest intact checkpoint; returns 0 at the end, 75 or 130 when a signal stopped the run after saving.
 
-    sets: (train, validation) that are in memory already; None loads those that `experiment.data` names.
+    sets: (train, validation) that are in memory already; None loads those that `experiment.data` names. A run with stages trains them
+    first, in their order; once it has a checkpoint of its own, which holds their weights too, it does not read their folders again.
     """
     options = experiment.train
+    if experiment.stages and closed_form(jax.eval_shape(lambda: build(experiment.model))):
+        raise ConfigError("stages", "none: the model is fitted in closed form, from the data alone", ", ".join(experiment.stages))
     training_set, validation_set = (load_data(experiment, split, sets) for split in ("train", "validation"))
     if experiment.data.augment and "image" not in training_set.features:
         raise ConfigError("data.augment", "none, since only images are augmented", ", ".join(experiment.data.augment))
@@ -63,18 +81,27 @@ def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Da
     optimizer = make_optimizer(experiment)
     if restart:  # an experiment whose state cannot be built fails here, before the old run is deleted
         _shapes(experiment, optimizer)
-    complete = partial(_completed, type(experiment.model))
-    begun = checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart, complete=complete)
-    with begun as checkpoints:
+    if experiment.stages and (restart or checkpoint.newest(experiment.workdir) is None):
+        staging.check_parts(experiment.model, experiment.stages)
+    complete = partial(_completed, staging.classes(experiment.model))
+    opened = checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart, complete=complete)
+    with opened as checkpoints:
+        if restart:  # all at once: if this run is killed now, it must not go on with the old weights of a later stage
+            _clear_stages(experiment)
         shapes = jax.eval_shape(lambda: build(experiment.model, options.seed))
         evaluation.check_metrics(shapes, validation_set, experiment.report.metrics)
-        if hasattr(shapes, "fit") and not hasattr(shapes, "loss"):
+        if closed_form(shapes):
             return _fit(experiment, build(experiment.model, options.seed), checkpoints, (training_set, validation_set), mesh)
+        begun = sharding.first_process_says(len(checkpoints.steps()))
+        if not begun and (code := _train_stages(experiment, (training_set, validation_set))):
+            return code
         state = _first_state(experiment, optimizer, mesh)
         resumed, state = checkpoints.restore(state) or (0, state)
-        if not resumed and hasattr(shapes, "initialise"):  # data-dependent, on the first global batch, never again
+        if not resumed and (experiment.stages or hasattr(shapes, "initialise")):
             state = None  # its memory is free before the next one is made
-            state = _first_state(experiment, optimizer, mesh, training_set.batch(0, options.batch_size, options.seed, process=(0, 1)))
+            # Data-dependent values are set on the first global batch, never again.
+            batch = training_set.batch(0, options.batch_size, options.seed, process=(0, 1)) if hasattr(shapes, "initialise") else None
+            state = _first_state(experiment, optimizer, mesh, batch, _trained_parts(experiment))
         with report.Reporter(experiment.workdir, resumed, writer=jax.process_index() == 0) as reporter, training.Interruption() as stop:
             say(_beginning(experiment, resumed))
             run = _Run(experiment, checkpoints, reporter, validation_set, mesh)
@@ -101,14 +128,50 @@ def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Da
             return INTERRUPTED if stop.signal == signal.SIGINT else PREEMPTED
 
 
-def _first_state(experiment: Experiment, optimizer, mesh, batch: dict | None = None) -> training.TrainState:
-    """The state before the first step on the mesh; `batch` is for a model that initialises itself on data."""
+def _first_state(experiment: Experiment, optimizer, mesh, batch: dict | None = None, parts: dict | None = None) -> training.TrainState:
+    """The state before the first step on the mesh; `batch` is for a model that initialises itself on data, `parts` are trained ones."""
 
-    def make():
+    def make(parts):
         model = build(experiment.model, experiment.train.seed)
+        for name, part in parts.items():
+            nnx.update(getattr(model, name), nnx.state(part))
         return training.new_state(model if batch is None else model.initialise(batch), optimizer)
 
-    return training.born(mesh, make) if experiment.train.fsdp > 1 else sharding.place_state(mesh, make())
+    parts = parts or {}
+    return training.born(mesh, make, parts) if experiment.train.fsdp > 1 else sharding.place_state(mesh, make(parts))
+
+
+def _clear_stages(experiment: Experiment) -> None:
+    """Delete the checkpoints of the stages that are trained inside a run, and of theirs."""
+    for name, stage in experiment.stages.items():
+        if not stage.start_from:
+            part = experiment.of_stage(name)
+            if checkpoint.newest(part.workdir) is not None:
+                checkpoint.Checkpointer(part.workdir, config.to_json(part), restart=True).close()
+            _clear_stages(part)
+
+
+def _train_stages(experiment: Experiment, sets: tuple[Dataset, Dataset]) -> int:
+    """Train the parts that do not start from another run, each with its report at its end; the exit code of the first that stopped."""
+    for name, stage in experiment.stages.items():
+        if stage.start_from:
+            continue
+        part = experiment.of_stage(name)
+        last = 1 if closed_form(jax.eval_shape(lambda: build(part.model))) else part.train.steps  # noqa: B023 (called at once)
+        done = (checkpoint.newest(part.workdir) or 0) >= last
+        say(f"stage {name} of {experiment.workdir}")
+        if code := train(part, sets=sets):
+            return code
+        if not done:
+            finish(part)
+    return 0
+
+
+def _trained_parts(experiment: Experiment) -> dict[str, Any]:
+    """{name: model} of the stages, with the averaged weights of their runs; over the devices where the whole will be split over them."""
+    runs = {name: stage.start_from or experiment.of_stage(name).workdir for name, stage in experiment.stages.items()}
+    mesh = split_mesh(experiment.train)
+    return {name: trained.load(run, models=staging.classes(getattr(experiment.model, name)), mesh=mesh) for name, run in runs.items()}
 
 
 def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, sets: tuple[Dataset, Dataset], mesh) -> int:
@@ -128,6 +191,11 @@ def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, se
     return 0
 
 
+def closed_form(model) -> bool:
+    """Whether a model is fitted by `Model.fit`, not trained by steps."""
+    return hasattr(model, "fit") and not hasattr(model, "loss")
+
+
 def make_optimizer(experiment: Experiment):
     """The optimizer of a run; a model with several players names them in its configuration."""
     return training.make_optimizer(experiment.optimizer, experiment.train.steps, getattr(experiment.model, "players", ()))
@@ -138,9 +206,9 @@ def _shapes(experiment: Experiment, optimizer) -> training.TrainState:
     return jax.eval_shape(lambda: training.new_state(build(experiment.model, experiment.train.seed), optimizer))
 
 
-def _completed(model: type, old: dict) -> dict:
-    """The configuration of an older version with the defaults of the fields that it did not have; `model` is the class of today's."""
-    return config.to_json(config.from_json([Experiment, *MODELS, model], old))
+def _completed(models: list[type], old: dict) -> dict:
+    """The configuration of an older version with the defaults of the fields that it did not have; `models` are the classes of today's."""
+    return config.to_json(config.from_json([Experiment, *MODELS, *models], old))
 
 
 def _beginning(experiment: Experiment, resumed: int) -> str:
@@ -175,9 +243,7 @@ class _Run:
         options, model = self.experiment.train, training.ema_model(state)
         key = jax.random.key(options.seed)
         wanted = self.experiment.report.metrics
-        metrics = evaluation.evaluate(
-            model, self.validation_set, batch_size=options.batch_size, key=key, mesh=self.mesh, metrics=wanted
-        )
+        metrics = evaluation.evaluate(model, self.validation_set, batch_size=options.batch_size, key=key, mesh=self.mesh, metrics=wanted)
         name, value = evaluation.headline(metrics)
         say(f"step {step}  validation {name} {value:.4f}")
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and np.isfinite(value)}
@@ -240,6 +306,10 @@ def dry_run(experiment: Experiment) -> int:
     print(f"parameters            {count_parameters(state.model):,}")
     print(f"state per device      {per_device / 2**20:,.1f} MiB (parameters, optimizer, average), before activations")
     print(f"mesh                  {dict(mesh.shape)} of {jax.device_count()} {jax.devices()[0].platform} device(s)")
+    for name, stage in experiment.stages.items():
+        part = jax.eval_shape(lambda: build(getattr(experiment.model, name)))  # noqa: B023 (called at once)
+        how = f"from {stage.start_from}" if stage.start_from else f"trained first, {stage.train.steps} steps"
+        print(f"{f'stage {name}':<21} {count_parameters(part):,} parameters, {how}")
     size = experiment.train.batch_size
     print(f"batch                 {size} {noun(experiment.model)}s, {size // jax.device_count()} per device")
     return 0
@@ -252,7 +322,7 @@ def finish(experiment: Experiment) -> None:
     """
     folder, test = epath.Path(experiment.workdir), load_data(experiment, "test")
     split = experiment.train.fsdp > 1  # then the model stays split over the devices, and all processes draw together
-    model = trained.load(experiment.workdir, models=[type(experiment.model)], mesh=split_mesh(experiment.train))
+    model = trained.load(experiment.workdir, models=staging.classes(experiment.model), mesh=split_mesh(experiment.train))
     say(f"\nreport of {experiment.workdir}")
     print_evaluation(experiment, model, test, experiment.train.batch_size)
     if jax.process_index() > 0 and not split:

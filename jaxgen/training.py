@@ -89,13 +89,13 @@ def init_state(model, optimizer: optax.GradientTransformation, mesh: Mesh) -> Tr
     return sharding.place_state(mesh, new_state(model, optimizer))
 
 
-def born(mesh: Mesh, make: Callable[[], TrainState]) -> TrainState:
-    """The state that `make()` builds, computed in one compiled program whose outputs are split by the rules of sharding.py.
+def born(mesh: Mesh, make: Callable[..., TrainState], *args) -> TrainState:
+    """The state that `make(*args)` builds, computed in one compiled program whose outputs are split by the rules of sharding.py.
 
     Each device ends with its own part, and the whole state is never placed on one device first. Weights drawn inside one program may
     differ in the last bit from those drawn one after the other.
     """
-    return jax.jit(make, out_shardings=sharding.state_sharding(mesh, jax.eval_shape(make)))()
+    return jax.jit(make, out_shardings=sharding.state_sharding(mesh, jax.eval_shape(make, *args)))(*args)
 
 
 def ema_model(state: TrainState):

@@ -38,15 +38,17 @@ MAY_IMPORT = {
     "models": {"autoregressive", "errors", "config", "checks", "data", "distributions", "layers", "sampling", "statistics"},
     "optimizers": {"errors"},
     "training": {"errors", "optimizers", "sharding", "statistics"},
+    "trained": {"config", "errors", "models", "runs", "sharding"},
+    "stages": {"config", "errors", "models", "runs", "trained", "training"},
     "rulers": {"errors"},
     "evaluation": {"data", "errors", "metrics", "rulers", "sharding", "distributions"},
     "drawing": {"errors", "data", "runs", "sharding"},
-    "trained": {"config", "errors", "models", "runs", "sharding"},
     "benchmark": {"commands", "autoregressive", "errors", "config", "data", "layers", "models", "runs", "sampling", "sharding", "training"},
-    "experiment": {"benchmark", "config", "data", "drawing", "errors", "evaluation", "models", "runs", "sharding", "trained", "training"},
+    "experiment": {"benchmark", "config", "data", "drawing", "errors", "evaluation", "models", "runs", "sharding", "stages"}
+    | {"trained", "training"},
     "notebook": {"data", "errors", "experiment", "runs", "trained", "training"},
     "cli": {"benchmark", "commands", "checks", "config", "data", "drawing"}
-    | {"errors", "experiment", "models", "runs", "sharding", "trained"},
+    | {"errors", "experiment", "models", "runs", "sharding", "stages", "trained", "training"},
     "__main__": {"errors", "cli", "commands"},
 }
 # Inside a room: a file and the files of its room that it may import.

@@ -258,6 +258,11 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     return readable[max(readable)]["config"]
 
 
+def newest(path: str | os.PathLike) -> int | None:
+    """The newest step of a run's checkpoints, damaged ones too; None where there is none."""
+    return max(directory.steps(directory.folder(path) / STEPS), default=None)
+
+
 def list_metrics(path: str | os.PathLike) -> dict[int, dict[str, float | None]]:
     """{step: the metrics it was saved with} of a run's checkpoints; raises CheckpointError where there is none."""
     folder, steps = _existing(path)

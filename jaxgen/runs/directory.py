@@ -24,6 +24,8 @@ HARMLESS = (
     "report.samples", "report.samples_every", "report.completions", "report.rulers", "report.time_samplers",
     "report.metrics",
 )  # fmt: skip
+# Fields of a stage that may change when the whole resumes: where its weights came from, and what changes no number.
+HARMLESS_OF_STAGES = (".start_from", ".train.log_every", ".train.max_minutes", ".train.fsdp")
 
 
 def folder(path: str | os.PathLike) -> epath.Path:
@@ -108,17 +110,18 @@ def check_same_run(where: epath.Path, old: Mapping[str, Any], config: Mapping[st
     """
     check_model(where, old, config)
     changes = differences(old["config"], config)
-    harmless = {name: changes.pop(name) for name in HARMLESS if name in changes}
+    of_stages = [name for name in changes if name.startswith("stages.") and name.endswith(HARMLESS_OF_STAGES)]
+    allowed = {name: changes.pop(name) for name in (*HARMLESS, *of_stages) if name in changes}
     data = differences(old["fingerprint"], fingerprint)
     if "sha256" not in data:
         data.pop("name", None)  # the same data in another folder
     if hosts := data.pop("process_count", None):  # the global batches do not depend on it
-        harmless["the number of processes"] = hosts
+        allowed["the number of processes"] = hosts
     changes |= {f"data fingerprint {name}": change for name, change in data.items()}
     if changes:
         got = ", ".join(f"{name} changed from {change}" for name, change in sorted(changes.items()))
         raise ConfigError("config", f"as in {where}", got, "undo it, choose another workdir, or start over with --restart")
-    for name, change in harmless.items():
+    for name, change in allowed.items():
         print(f"jaxgen: {name} changed from {change}", file=sys.stderr)
 
 
