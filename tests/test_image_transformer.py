@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import chisquare
-from test_models import all_images, full_pass, images_of, log_prob, seen_inputs, step_by_step, with_noise
+from test_models import all_images, drawn, full_pass, images_of, log_prob, seen_inputs, step_by_step, with_noise
 
 from jaxgen import cli, data, drawing, sampling
 from jaxgen.data.features import box_filter
 from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment
 from jaxgen.layers.attention import attend, make_blocks
-from jaxgen.models import ImageTransformerConfig, build
+from jaxgen.models import ImageTransformerConfig
 from jaxgen.sampling import METHODS
 from jaxgen.sharding import make_mesh
 from jaxgen.training import OptimizerConfig, init_state, make_optimizer, make_train_step
@@ -205,7 +205,7 @@ def test_the_small_image_says_something_about_the_large_one():
     config = ImageTransformerConfig((4, 4, 1), 4, low_resolution=(1, 1, 1), **{**SMALL, "layers": 1})
     batch = {"image": jnp.broadcast_to(jnp.arange(4, dtype=jnp.uint8).repeat(4).reshape(16, 1, 1, 1), (16, 4, 4, 1))}
     optimizer, mesh = make_optimizer(OptimizerConfig(learning_rate=1e-2), steps=60), make_mesh()
-    state, step = init_state(build(config), optimizer, mesh), make_train_step(optimizer, mesh)
+    state, step = init_state(drawn(config), optimizer, mesh), make_train_step(optimizer, mesh)
     for _ in range(60):
         state, _ = step(state, batch, jax.random.key(0))
     image = batch["image"]
@@ -257,11 +257,11 @@ BAD_SMALL = {
 @pytest.mark.parametrize(("small", "message"), BAD_SMALL.values(), ids=BAD_SMALL.keys())
 def test_a_bad_small_image_is_one_line_that_names_it(small, message):
     with pytest.raises(ConfigError, match=message):
-        build(ImageTransformerConfig(levels=4, **{**SMALL, **UPSCALE})).sample(jax.random.key(0), 2, label=0, low_resolution=small)
+        make(**UPSCALE).sample(jax.random.key(0), 2, label=0, low_resolution=small)
 
 
 def test_a_model_without_the_task_refuses_its_condition():
-    model = build(ImageTransformerConfig((4, 4, 1), **SMALL))
+    model = make((4, 4, 1))
     with pytest.raises(ConfigError, match=r"^low_resolution: wanted None"):
         model.log_prob(jnp.zeros((1, 4, 4, 1), jnp.uint8), low_resolution=jnp.zeros((1, 2, 2, 1), jnp.uint8))
     with pytest.raises(ConfigError, match=r"^caption: wanted nothing"):

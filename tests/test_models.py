@@ -96,7 +96,6 @@ def log_prob(model, image, label=None):
 
 @jax.jit
 def loss(model, batch, key):
-    """The loss without its metrics, compiled."""
     return model.loss(batch, key)[0]
 
 
@@ -162,8 +161,7 @@ def test_enough_depth_leaves_no_blind_spot(entry):
 @every_model
 def test_the_label_reaches_every_output_and_leaves_the_order_alone(entry):
     check_dependencies(entry, label=1, **CASES["colour, labels"])
-    model = make(entry, **CASES["colour, labels"])
-    image = images_of(5, 4, model.config)
+    model, image = make(entry, **CASES["colour, labels"]), images_of(5, 4, entry.make(**CASES["colour, labels"]))
     one, two = (full_pass(model, image, jnp.full((4,), label, jnp.int32)) for label in (0, 2))
     assert (one != two).reshape(4, -1, one.shape[-1]).any(-1).all(), "a position that ignores the label"
 
@@ -337,8 +335,7 @@ def test_completion_depends_on_given_and_generated_predecessors_only(entry, case
 @every_case
 def test_low_temperature_is_greedy(entry, case):
     skip_unless_thorough(entry, dear="num_classes" not in case)
-    model = make(entry, **case)
-    label = labels_of(4, model.config)
+    model, label = make(entry, **case), labels_of(4, entry.make(**case))
     one, two = (np.asarray(model.sample(jax.random.key(key), 4, label, temperature=1e-5)) for key in (0, 1))
     np.testing.assert_array_equal(one, two)
     parameters, no_noise = full_pass(model, jnp.asarray(one), label), 0 * model.head.noise(jax.random.key(0), one.shape)
@@ -370,8 +367,7 @@ def test_dropout_is_for_training_only(entry):
     plain, config = make(entry, **CASES["colour, labels"]), entry.make(**CASES["colour, labels"], dropout=0.5)
     dropped = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: MODELS[type(config)](config, rngs=nnx.Rngs(0)))), nnx.state(plain))
     batch = {"image": images_of(18, 4, config), "label": labels_of(4, config)}
-    one, two = (log_prob(model, *batch.values()) for model in (dropped, plain))
-    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(*(log_prob(model, *batch.values()) for model in (dropped, plain)))
     first, again, other = (float(loss(dropped, batch, jax.random.key(key))) for key in (0, 0, 1))
     assert first == again != other and first != float(loss(plain, batch, jax.random.key(0)))
 

@@ -4,27 +4,30 @@ One case for every model; `make thorough` repeats all cases of all three sampler
 """
 
 import os
+from contextlib import contextmanager
 
 import jax
 import numpy as np
-import pytest
 from test_models import every_model, labels_of, make
 
 SHAPE = (3, 5, 1)  # no other test has it, so that no program compiled without the optimizer is used here
 
 
-@pytest.fixture
+@contextmanager
 def optimizer():
     """XLA as users have it; the setting is read when a program is compiled."""
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
 
 
 @every_model
-def test_cached_and_naive_give_the_same_bits_with_the_optimizer(entry, optimizer):
+def test_cached_and_naive_give_the_same_bits_with_the_optimizer(entry):
     model, n = make(entry, SHAPE, levels=2, num_classes=2), 3
-    label = labels_of(n, model.config)
-    cached, naive = (np.asarray(model.sample(jax.random.key(0), n, label, method=method)) for method in ("cached", "naive"))
+    label, key = labels_of(n, model.config), jax.random.key(0)
+    with optimizer():
+        cached, naive = (np.asarray(model.sample(key, n, label, method=method)) for method in ("cached", "naive"))
     np.testing.assert_array_equal(cached, naive)
     assert 0 < naive.mean() < 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from all_models import CONFIGS, batch_of, fresh, given_of, score, with_a
 from flax import nnx
-from test_models import THOROUGH, every_model, full_pass, images_of, log_prob, make, step_by_step
+from test_models import CASES, THOROUGH, every_model, full_pass, images_of, labels_of, log_prob, make, step_by_step
 
 from jaxgen.layers.convolutions import EXACT
 
@@ -16,18 +16,19 @@ AXES = ("NHWC", "HWIO", "NHWC")
 
 @every_model
 def test_bfloat16_keeps_float32_parameters_and_likelihoods(entry):
-    exact, model = (make(entry, (4, 4, 3), dtype=dtype) for dtype in ("float32", "bfloat16"))
+    exact, model = (make(entry, **CASES["colour, labels"], dtype=dtype) for dtype in ("float32", "bfloat16"))
     model = nnx.merge(nnx.split(model)[0], nnx.state(exact))
-    image = images_of(19, 4, model.config)
+    image, label = images_of(19, 4, model.config), labels_of(4, model.config)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {np.dtype("float32")}
-    full, rough, spread = full_pass(exact, image), full_pass(model, image), float(full_pass(exact, image).std())
-    assert rough.dtype == jnp.float32 and log_prob(model, image).dtype == jnp.float32
+    full, rough = full_pass(exact, image, label), full_pass(model, image, label)
+    spread = float(full.std())
+    assert rough.dtype == jnp.float32 and jax.eval_shape(log_prob, model, image, label).dtype == jnp.float32
     assert (full != rough).any(), "the compute dtype is not used"
     np.testing.assert_allclose(rough, full, atol=0.25 * spread, rtol=0)
     assert float(jnp.abs(rough - full).mean()) < 0.02 * spread
     if entry in THOROUGH:
-        assert float(jnp.abs(step_by_step(model, image) - full).mean()) < 0.02 * spread
-    (*_, last) = (e for e in jax.make_jaxpr(model.logits)(image).jaxpr.eqns if e.primitive.name == "dot_general")
+        assert float(jnp.abs(step_by_step(model, image, label) - full).mean()) < 0.02 * spread
+    (*_, last) = (e for e in jax.make_jaxpr(model.logits)(image, label).jaxpr.eqns if e.primitive.name == "dot_general")
     assert last.outvars[0].aval.dtype == jnp.float32, "a parameter of p(x) is rounded to bfloat16"
 
 

@@ -9,6 +9,7 @@ import pytest
 from saved_runs import child, finish
 from scipy.special import expit
 from scipy.stats import chisquare
+from test_models import drawn
 
 from jaxgen import sampling
 from jaxgen.autoregressive import AutoregressiveImages
@@ -22,7 +23,6 @@ from jaxgen.models import (
     PixelCNNPPConfig,
     PixelSNAILConfig,
     VAEConfig,
-    build,
 )
 from jaxgen.sampling import METHODS, _sample
 
@@ -130,16 +130,17 @@ def test_categorical_pixels_take_all_levels():
 
 WIDE = {"image_shape": (2, 3, 1), "levels": 300}
 WIDE_MODELS = [
-    Neighbours(bias=0.01, across=0.0, down=0.0, **WIDE),
-    build(GatedPixelCNNConfig(**WIDE, layers=1, width=8, head_width=4)),
-    build(ImageTransformerConfig(**WIDE, layers=1, width=8, heads=1, hidden=8, block=(2,), memory=(2,))),
-    build(PixelSNAILConfig(**WIDE, blocks=1, width=8, resnets=1, key=2, value=2, mixtures=2)),
+    Config(**WIDE),
+    GatedPixelCNNConfig(**WIDE, layers=1, width=8, head_width=4),
+    ImageTransformerConfig(**WIDE, layers=1, width=8, heads=1, hidden=8, block=(2,), memory=(2,)),
+    PixelSNAILConfig(**WIDE, blocks=1, width=8, resnets=1, key=2, value=2, mixtures=2),
 ]
 
 
-@pytest.mark.parametrize("model", WIDE_MODELS, ids=lambda model: type(model).__name__)
-def test_more_than_256_levels_are_16_bits_in_every_method(model):
+@pytest.mark.parametrize("config", WIDE_MODELS, ids=lambda config: type(config).__name__)
+def test_more_than_256_levels_are_16_bits_in_every_method(config):
     """The draws, given pixels and the likelihood."""
+    model = Neighbours(bias=0.01, across=0.0, down=0.0, **WIDE) if isinstance(config, Config) else drawn(config)
     known = np.full((2, 3, 1), 299, np.uint16), np.array([[True, False, False], [False, False, True]])
     images = [np.asarray(model.sample(jax.random.key(0), 30, known=known, method=method)) for method in METHODS]
     assert images[0].dtype == np.uint16 and (images[0][:, known[1]] == 299).all() and (images[0][:, ~known[1]] > 255).any()
@@ -155,7 +156,7 @@ def test_more_than_256_levels_are_16_bits_in_every_method(model):
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, n):
     config = GatedPixelCNNConfig(image_shape=(3, 4, 1), levels=3, num_classes=2, layers=1, width=8, head_width=4)
-    model, label, mask = build(config), np.arange(n) % 2, np.random.default_rng(0).random((n, 3, 4)) < 0.3
+    model, label, mask = drawn(config), np.arange(n) % 2, np.random.default_rng(0).random((n, 3, 4)) < 0.3
     known = (np.random.default_rng(1).integers(0, 3, (n, 3, 4, 1)).astype(np.uint8), mask)
     together = np.asarray(model.sample(jax.random.key(1), n, label, known))
     monkeypatch.setattr(sampling, "CACHE_BYTES", 1)
@@ -167,7 +168,7 @@ def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, n):
 
 def test_the_weights_in_a_cache_do_not_make_the_groups_smaller(monkeypatch):
     """A group is as many images as fit: the packed weights of a PixelCNN++ are larger than the caches of many images."""
-    model, sizes = build(PixelCNNPPConfig(image_shape=(4, 4, 1), levels=2, width=24, resnets=1, resolutions=1)), {}
+    model, sizes = drawn(PixelCNNPPConfig(image_shape=(4, 4, 1), levels=2, width=24, resnets=1, resolutions=1)), {}
     for n in (1, 2):
         cache = jax.eval_shape(lambda n=n: model.init_cache(n, model.condition(n)))
         sizes[n] = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
@@ -242,15 +243,15 @@ def test_a_bad_argument_of_sample_is_one_line_that_names_it(arguments, name, unc
 
 
 OTHERS = {
-    "autoregressive": Neighbours(),
-    "VAE": build(VAEConfig(image_shape=(4, 4, 1), levels=2, latent=2, hidden=(4,))),
-    "GAN": build(GANConfig(image_shape=(2,), levels=0, latent=2, hidden=4)),
+    "autoregressive": Config(),
+    "VAE": VAEConfig(image_shape=(4, 4, 1), levels=2, latent=2, hidden=(4,)),
+    "GAN": GANConfig(image_shape=(2,), levels=0, latent=2, hidden=4),
 }
 
 
-@pytest.mark.parametrize("model", OTHERS.values(), ids=OTHERS.keys())
-def test_every_sampler_takes_any_positive_integer_and_refuses_the_rest(model, unchecked):
-    key = jax.random.key(0)
+@pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS.keys())
+def test_every_sampler_takes_any_positive_integer_and_refuses_the_rest(config, unchecked):
+    model, key = Neighbours() if isinstance(config, Config) else drawn(config), jax.random.key(0)
     for n in (np.int64(2), np.uint8(2), np.array(2), jnp.int32(2)):
         np.testing.assert_array_equal(model.sample(key, n), model.sample(key, 2))
     for n in (0, -1, True, 1.5, "2", None):
