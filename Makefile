@@ -44,13 +44,13 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope
 
 # All shapes, sizes and kinds of calls for all models, and every experiment's laptop mode; then the equal bits of the three samplers and the
 # equal numbers of several devices once more with XLA's optimizer, which the suite does without: half an hour of one core.
 thorough: setup
-	JAXGEN_THOROUGH=1 JAXGEN_EXPERIMENTS=all $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
-	JAXGEN_THOROUGH=1 JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup \
+	JAXGEN_THOROUGH=1 JAXGEN_EXPERIMENTS=all $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope
+	JAXGEN_THOROUGH=1 JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope \
 	  tests/test_models.py tests/test_sharding.py -k "same_bits or own_row or parameters_of_one"
 
 # Runs every notebook from its first cell to its last; the files stay as they are.

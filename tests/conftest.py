@@ -37,17 +37,30 @@ install_import_hook("jaxgen", "beartype.beartype(conf=beartype.BeartypeConf(is_p
 
 def pytest_configure(config: pytest.Config) -> None:
     """Strict mode must be on even if a plugin imported jax before this file ran."""
-    config.addinivalue_line("markers", "xdist_group: the worker that a test goes to")  # known without xdist, too
     jax.config.update("jax_numpy_rank_promotion", STRICT["JAX_NUMPY_RANK_PROMOTION"])
     jax.config.update("jax_numpy_dtype_promotion", STRICT["JAX_NUMPY_DTYPE_PROMOTION"])
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file stays with one worker, which compiles its programs once; the table of models, half of the suite, is split by model."""
-    for item in items:
-        entry = getattr(item, "callspec", None) and item.callspec.params.get("entry")
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {entry.name}" if entry else item.path.name))
+MODELS = {path.stem for path in (ROOT / "jaxgen" / "models").glob("*.py")}
+
+
+def group(nodeid: str) -> str:
+    """The tests that share a worker: those of a file, which compile the same programs; in the table of models those of one model."""
+    file, _, name = nodeid.partition("::")
+    words = name.partition("[")[2].rstrip("]").split("-")
+    return " ".join([file, *(word for word in words if word in MODELS and file.endswith("test_models.py"))])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Deals whole groups to the workers. (`--dist loadgroup` would need marks that this version of pytest does not pass on to xdist.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    return ByGroup(config, log)
 
 
 MOST_MAPS = 30_000
@@ -56,14 +69,10 @@ MOST_MAPS = 30_000
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Forgets compiled programs before there are too many: each is several memory maps, and with 65,530 of them Linux ends a process."""
     maps = Path("/proc/self/maps")
-    if nextitem is None or _group(item) == _group(nextitem) or not maps.exists():
+    if nextitem is None or group(item.nodeid) == group(nextitem.nodeid) or not maps.exists():
         return
     if maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
-
-
-def _group(item: pytest.Item) -> str:
-    return item.get_closest_marker("xdist_group").args[0]
 
 
 @pytest.fixture
