@@ -2,28 +2,59 @@
 `jaxgen.train(model_config, dataset)` trains one on arrays of your own.
 
 Importing this package imports nothing else: every name below is loaded at its first use (PEP 562), so that `jaxgen --help` answers at once
-and a notebook that only samples never pays for orbax, TFDS or matplotlib.
+and a notebook that only samples never pays for orbax, TFDS or matplotlib. Editors and type checkers read the imports under TYPE_CHECKING.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxgen import (
+        autoregressive,
+        benchmark,
+        checks,
+        cli,
+        commands,
+        config,
+        data,
+        distributions,
+        drawing,
+        errors,
+        evaluation,
+        experiment,
+        layers,
+        metrics,
+        models,
+        notebook,
+        optimizers,
+        rulers,
+        runs,
+        sampling,
+        sharding,
+        statistics,
+        trained,
+        training,
+    )
+    from jaxgen.notebook import train
+    from jaxgen.trained import load
 
 __version__ = "0.1.0"
 
-_SUBMODULES = (
-    "checks", "cli", "config", "data", "distributions", "errors", "evaluation", "experiment",
-    "layers", "models", "notebook", "runs", "sampling", "sharding", "trained", "training",
-)  # fmt: skip
+__all__ = [
+    "__version__", "load", "train",
+    "autoregressive", "benchmark", "checks", "cli", "commands", "config", "data", "distributions", "drawing", "errors", "evaluation",
+    "experiment", "layers", "metrics", "models", "notebook", "optimizers", "rulers", "runs", "sampling", "sharding", "statistics",
+    "trained", "training",
+]  # fmt: skip
 
 _FUNCTIONS = {"load": "jaxgen.trained", "train": "jaxgen.notebook"}
 
-__all__ = ["__version__", *_FUNCTIONS, *_SUBMODULES]
 
-
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """`jaxgen.load`, `jaxgen.train` and the submodules, on demand."""
     if name in _FUNCTIONS:
         return getattr(import_module(_FUNCTIONS[name]), name)
-    if name in _SUBMODULES:
+    if name in __all__:
         return import_module(f"jaxgen.{name}")
     raise AttributeError(f"module 'jaxgen' has no attribute {name!r}")
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+import jaxgen
 from jaxgen.errors import ConfigError, did_you_mean
 
 COMMANDS = {
@@ -17,7 +18,8 @@ COMMANDS = {
     "bench": "sampling throughput, naive, cached and fixed-point: jaxgen bench RUN",
     "show": "configuration, parameters and checkpoints: jaxgen show RUN",
 }
-EPILOG = """jaxgen COMMAND --help lists the options of a command. Errors are one line; --debug adds the traceback.
+EPILOG = """jaxgen COMMAND --help, or jaxgen help COMMAND, lists the options of a command; jaxgen --version prints the version.
+Errors are one line; --debug adds the traceback.
 exit codes: 0 done, 1 bug, 2 wrong argument, 3 data, 4 checkpoint, 5 loss not finite,
             75 stopped by SIGTERM and saved (run it again), 130 Ctrl-C, saved"""
 
@@ -25,11 +27,17 @@ exit codes: 0 done, 1 bug, 2 wrong argument, 3 data, 4 checkpoint, 5 loss not fi
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jaxgen COMMAND ...` and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
+    if words[:1] == ["help"] and words[1:2] and words[1] in COMMANDS:  # jaxgen help train: as jaxgen train --help
+        words = [words[1], "--help"]
+    if not words or words[0] in ("-h", "--help", "help"):
         _help()
         return 0
+    if words[0] == "--version":
+        print(f"jaxgen {jaxgen.__version__}")
+        return 0
     if words[0] not in COMMANDS:
-        error = ConfigError("command", "one of " + ", ".join(COMMANDS), repr(words[0]), did_you_mean(words[0], COMMANDS))
+        hint = did_you_mean(words[0], [*COMMANDS, "help", "--help", "--version"])
+        error = ConfigError("command", "one of " + ", ".join(COMMANDS), repr(words[0]), hint)
         print(f"jaxgen: {error}", file=sys.stderr)
         return error.exit_code
     from jaxgen import commands

@@ -243,7 +243,7 @@ def _between(model, options):
 
 
 def complete(options: Complete, models: Sequence[type] = ()) -> int:
-    """Images of a split completed from a given part, the given pixels marked."""
+    """Images of a split completed from a given part, the given pixels outlined."""
     experiment, model = _open(options, models)
     if not completes(model):
         raise ConfigError("RUN", "a model that can complete images", type(model).__name__)
@@ -251,12 +251,12 @@ def complete(options: Complete, models: Sequence[type] = ()) -> int:
     out = _out(options, "completions.png")
     dataset = load_data(experiment, options.split)
     complete_images(model, dataset, options.keep, options.n, out, jax.random.key(options.seed), options.label, **extra)
-    print(f"{options.n} completions, {options.keep} given (marked orange): {out}")
+    print(f"{options.n} completions, {options.keep} given (outlined in orange): {out}")
     return 0
 
 
 def upscale(options: Upscale, models: Sequence[type] = ()) -> int:
-    """Images of a split drawn from their small ones, which are shown enlarged and marked."""
+    """Images of a split drawn from their small ones, which are shown enlarged and outlined."""
     experiment, model = _open(options, models)
     if small_shape(model) is None:
         raise ConfigError("RUN", "a model that upscales images (low_resolution is set)", type(model).__name__)
@@ -264,7 +264,7 @@ def upscale(options: Upscale, models: Sequence[type] = ()) -> int:
     out = _out(options, "upscaled.png")
     dataset = load_data(experiment, options.split)
     upscale_images(model, dataset, options.n, out, jax.random.key(options.seed), options.label, **extra)
-    print(f"{options.n} pictures, every fourth a small image (marked orange) and then draws from it: {out}")
+    print(f"{options.n} pictures, every fourth a small image (outlined in orange) and then draws from it: {out}")
     return 0
 
 

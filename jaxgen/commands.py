@@ -87,7 +87,7 @@ class Sample(_Pictures):
 
 @dataclass(frozen=True)
 class Complete(_Pictures):
-    """Images of a split completed from a given part, the given pixels marked."""
+    """Images of a split completed from a given part, the given pixels outlined."""
 
     split: Split = "test"
     """which part of the data set"""
@@ -97,7 +97,7 @@ class Complete(_Pictures):
 
 @dataclass(frozen=True)
 class Upscale(_Pictures):
-    """Images of a split drawn from their small ones, which are shown enlarged and marked."""
+    """Images of a split drawn from their small ones, which are shown enlarged and outlined."""
 
     split: Split = "test"
     """which part of the data set"""

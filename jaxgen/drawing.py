@@ -64,7 +64,7 @@ def has(model, argument: str) -> bool:
 
 
 def complete_images(model, dataset: Dataset, keep: str, n: int, path, key, label: int | None = None, **options) -> None:
-    """Completions of the set's first images, four of each, as a grid with the given pixels marked."""
+    """Completions of the set's first images, four of each, as a grid with the given pixels outlined."""
     mask = known_mask(modelled(model).shape, keep)
     batch = first_examples(dataset, n)
     images = draw(model, key, n, **given_with(model, batch, label), known=(batch["image"], mask), **options)
@@ -72,7 +72,7 @@ def complete_images(model, dataset: Dataset, keep: str, n: int, path, key, label
 
 
 def upscale_images(model, dataset: Dataset, n: int, path, key, label: int | None = None, **options) -> None:
-    """The set's first images from their small ones, as a grid: the small image, enlarged and marked as given, and then three draws."""
+    """The set's first images from their small ones, as a grid: the small image, enlarged and outlined as given, and then three draws."""
     conditions = given_with(model, first_examples(dataset, n), label)
     images, small = np.array(draw(model, key, n, **conditions, **options)), conditions["low_resolution"]
     enlarged = small.repeat(images.shape[1] // small.shape[1], axis=1).repeat(images.shape[2] // small.shape[2], axis=2)

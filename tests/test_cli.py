@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
         Path("file").write_text("in the way")
         players = ["--optimizer.players", "generator", "1e-3", "discriminator", "2e-3"]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(benchmark, "print_methods", lambda model: None)
+            patch.setattr(benchmark, "print_methods", None)  # nothing is timed unless it is asked for
             assert main([*GATED, "--data.name=my.npz", "--model.num_classes=3", *SHORT, "--workdir=gated"]) == 0
             assert main(["train", "vae", "--model.hidden=16", "--model.latent=2", *SHORT, "--workdir=vae"]) == 0
             assert main(["train", "gan", "--data.name=ring", "--model.hidden=16", *players, *SHORT, "--workdir=gan"]) == 0

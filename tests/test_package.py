@@ -274,11 +274,23 @@ print("devices" if xla_bridge.backends_are_initialized() else "")
     assert python(code) == []
 
 
+def test_all_submodules_are_listed_and_known_to_editors():
+    """dir(jaxgen), __all__ and the imports that type checkers read name every file and folder of the package, and the two functions."""
+    here = {path.relative_to(ROOT / "jaxgen").parts[0].removesuffix(".py") for path in PACKAGE} - {"__init__", "__main__"}
+    assert set(dir(jaxgen)) == set(jaxgen.__all__) == here | {"__version__", "load", "train"}
+    for name in here:
+        assert getattr(jaxgen, name).__name__ == f"jaxgen.{name}"
+    (block,) = (node for node in tree(ROOT / "jaxgen" / "__init__.py").body if isinstance(node, ast.If))
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    known = {f"{node.module}.{alias.name}" for node in block.body for alias in node.names}
+    assert known == {f"jaxgen.{name}" for name in here} | {f"{module}.{name}" for name, module in jaxgen._FUNCTIONS.items()}
+
+
 def test_help_and_mistakes_need_no_jax():
     code = """
 import sys
 from jaxgen.__main__ import main
-assert main(["--help"]) == 0 and main([]) == 0 and main(["trian"]) == 2
+assert main(["--help"]) == 0 and main([]) == 0 and main(["help"]) == 0 and main(["--version"]) == 0 and main(["trian"]) == 2
 assert main(["evaluate", "runs/x", "--stp=3"]) == 2 and main(["sample"]) == 2
 try:
     main(["sample", "--help"])
@@ -306,6 +318,20 @@ def test_a_mistyped_command_is_one_line_with_a_suggestion(capsys):
     assert main(["evalaute"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "got 'evalaute'; did you mean evaluate?" in err
+    assert main(["--verson"]) == 2 and "did you mean --version?" in capsys.readouterr().err
+
+
+def test_help_and_version(capsys):
+    from jaxgen.__main__ import main
+
+    assert main(["--version"]) == 0 and capsys.readouterr().out == f"jaxgen {jaxgen.__version__}\n"
+    assert main(["--help"]) == 0
+    wanted = capsys.readouterr().out
+    assert main(["help"]) == 0 and capsys.readouterr().out == wanted and "jaxgen help COMMAND" in wanted
+    for words in (["sample", "--help"], ["help", "sample"]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 0 and capsys.readouterr().out.startswith("usage: jaxgen sample ")
 
 
 # --- What is installed --------------------------------------------------------------------------------------------------------------

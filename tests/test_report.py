@@ -20,7 +20,6 @@ import pytest
 from PIL import Image
 
 from jaxgen.data import features
-from jaxgen.errors import ConfigError
 from jaxgen.runs import figures, report
 
 
@@ -298,48 +297,11 @@ def test_progress_shows_a_bound_as_a_bound(start, tmp_path, capsys):
     assert "bits/dim (bound) 2.0000" in capsys.readouterr().out
 
 
-# --- pictures -----------------------------------------------------------------------------------------------------------------------
+# --- pictures ---------------------------------------------------------------------------------------------------------------------
 
 
 def pixels(path):
     return np.asarray(Image.open(path))
-
-
-@pytest.mark.parametrize(("levels", "channels"), [(2, 1), (17, 1), (256, 3), (17, 3), (256, 4), (256, 2)])
-def test_grid_shows_every_pixel_of_every_image_in_its_place(levels, channels):
-    images = np.random.default_rng(0).integers(0, levels, (5, 24, 36, channels)).astype(np.uint8)
-    grid = figures.image_grid(images, levels)
-    rgb = images[..., :3] if channels >= 3 else images[..., :1].repeat(3, -1)
-    height, width, gap = 2 * 24, 2 * 36, figures.GAP
-    assert grid.shape == (2 * (height + gap) + gap, 3 * (width + gap) + gap, 3)
-    for i in range(5):
-        top, left = gap + i // 3 * (height + gap), gap + i % 3 * (width + gap)
-        np.testing.assert_array_equal(grid[top : top + height : 2, left : left + width : 2], np.rint(rgb[i] * (255 / (levels - 1))))
-
-
-def test_the_darkest_and_the_lightest_level_are_black_and_white():
-    images = np.zeros((2, 80, 80, 1), np.uint8)
-    images[1] = 16
-    grid = figures.image_grid(images, 17, columns=2)
-    assert (grid[10:70, 10:70] == 0).all() and (grid[10:70, 100:150] == 255).all()
-
-
-@pytest.mark.parametrize("mask_shape", [(72, 72), (2, 72, 72)])
-def test_given_pixels_are_colored_and_the_others_are_not(mask_shape):
-    mask = np.zeros(mask_shape, bool)
-    mask[..., :36, :] = True
-    images = np.stack([np.zeros((72, 72, 1), np.uint8), np.ones((72, 72, 1), np.uint8)])
-    grid = figures.image_grid(images, 2, mask, columns=1).astype(int)
-    for i, value in enumerate((0, 255)):
-        tile = grid[4 + 76 * i : 76 + 76 * i, 4:76]
-        assert (tile[36:] == value).all()
-        assert (tile[:36, :, 0] - tile[:36, :, 2] > 60).all()
-
-
-@pytest.mark.parametrize(("images", "levels"), [(np.zeros((0, 2, 2, 1), np.uint8), 2), (np.full((1, 2, 2, 1), 2, np.uint8), 2)])
-def test_grid_refuses_nothing_and_values_out_of_range(images, levels):
-    with pytest.raises(ConfigError, match="images: wanted"):
-        figures.image_grid(images, levels)
 
 
 def test_samples_are_written_as_their_kind_is_shown(start, tmp_path):
@@ -362,26 +324,3 @@ def test_curve_shows_train_and_validation_bits(start, tmp_path):
         reporter.scalars(row["step"], row)
     reporter.curve()
     assert (pixels(tmp_path / "curve.png").std(axis=(0, 1)) > 0).any()
-
-
-CURVES = {
-    "bound": (["bits_per_dim_bound", "nats_bound", "validation_bits_per_dim_bound", "validation_nats"], "bits per dimension", [0, 2]),
-    "strings": (["loss", "bits_per_character", "validation_bits_per_character", "validation_nats"], "bits per character", [1, 2]),
-    "classes": (["loss", "accuracy", "validation_accuracy", "validation_log_loss"], "accuracy", [1, 2]),
-    "points": (["validation_nats", "validation_standard_error"], "nats", [0]),
-    "players": (["loss", "generator_loss", "discriminator_loss", "validation_frechet_points"], "loss", [0, 1, 2]),
-}
-
-
-@pytest.mark.parametrize("kind", CURVES)
-def test_the_curve_is_of_the_headline_of_the_table(kind):
-    names, label, shown = CURVES[kind]
-    rows = [{"step": step} | dict.fromkeys(names, 1.0) for step in (1, 2)]
-    assert figures._series(rows)[0] == label and list(figures._series(rows)[1]) == [names[i] for i in shown]
-
-
-@pytest.mark.parametrize("losses", [[], ["nan"], [1.0], [1.0, "inf"]])
-def test_curve_of_little_is_still_a_picture(losses):
-    rows = [{"step": step, "loss": loss} for step, loss in enumerate(losses)]
-    assert figures.curve(rows).startswith(b"\x89PNG")
-    assert all(np.isfinite(values).all() for _, values in figures._series(rows)[1].values())

@@ -72,7 +72,7 @@ class Image:
         return np.full(len(array), self.dimensions)
 
     def show(self, samples: np.ndarray, mask: np.ndarray | None = None) -> bytes:
-        """A grid of the images as a PNG file; the pixels of the mask, [H, W] or [n, H, W], are marked as given."""
+        """A grid of the images as a PNG file; the pixels of the mask, [H, W] or [n, H, W], are outlined as given."""
         from jaxgen.runs import figures
 
         return figures.png(figures.image_grid(samples, self.levels, mask))

@@ -14,8 +14,7 @@ from jaxtyping import Bool, Float, UInt, UInt8
 from jaxgen.errors import ConfigError
 from jaxgen.metrics import METRICS, OF_SAMPLES
 
-GIVEN_COLOR = (255, 140, 0)  # orange, laid over the pixels that a completion was given
-GIVEN_OPACITY = 0.35
+GIVEN_COLOR = (255, 140, 0)  # orange, drawn around the pixels that a completion was given
 GAP_COLOR = 128
 GAP = 4  # pixels between images
 TILE = 72  # aim of the longer side of an image, in pixels
@@ -26,20 +25,37 @@ def image_grid(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The images in rows, as one RGB picture; 0 is black and levels - 1 is white or full color.
 
-    mask [H, W] or [n, H, W]: True where a completion was given its pixels; these are laid over with orange, also where they are black.
+    mask [H, W] or [n, H, W]: True where a completion was given its pixels; an orange line runs around these, and they keep their colors. It
+    lies in the gap between the images and on the edge of the pixels beside the given ones, which are at least two picture pixels wide.
     columns: images in a row, by default about as many as there are rows.
     """
     images = np.asarray(images)
     if len(images) == 0 or levels < 2 or images.max() >= levels:
         got = f"{len(images)} images up to {images.max(initial=0)}, levels {levels}"
         raise ConfigError("images", "at least one image, with values in 0..levels-1 and levels of 2 or more", got)
-    tiles = _rgb(images).astype(np.float32) * (255 / (levels - 1))
+    scale = max(1 if mask is None else 2, round(TILE / max(images.shape[1:3])))
+    tiles = _enlarged(np.rint(_rgb(images).astype(np.float32) * (255 / (levels - 1))).astype(np.uint8), scale)
     if mask is not None:
-        given = GIVEN_OPACITY * np.broadcast_to(mask, images.shape[:3])[..., None]
-        tiles = (1 - given) * tiles + given * np.asarray(GIVEN_COLOR, np.float32)
-    scale = max(1, round(TILE / max(images.shape[1:3])))
-    tiles = np.rint(tiles).astype(np.uint8).repeat(scale, axis=1).repeat(scale, axis=2)
+        tiles = _outlined(tiles, _enlarged(np.broadcast_to(mask, images.shape[:3]), scale), 1 if scale < 6 else 2)
     return _arrange(tiles, columns or columns_of(len(tiles)))
+
+
+def _enlarged(images: np.ndarray, scale: int) -> np.ndarray:
+    return images.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def _outlined(tiles: np.ndarray, given: np.ndarray, width: int) -> np.ndarray:
+    """[n, h, w, 3] -> [n, h + 2 width, w + 2 width, 3]: the tiles with a line around the given pixels [n, h, w], outside of them."""
+    sides = ((0, 0), (width, width), (width, width))
+    tiles, given = np.pad(tiles, (*sides, (0, 0)), constant_values=GAP_COLOR), np.pad(given, sides)
+    near = given.copy()  # given, or at most `width` away from a given pixel in each direction
+    for axis in (1, 2):
+        reached = near.copy()
+        for shift in range(1, width + 1):
+            reached |= np.roll(near, shift, axis) | np.roll(near, -shift, axis)  # nothing wraps: the border is `width` wide and not given
+        near = reached
+    tiles[near & ~given] = GIVEN_COLOR
+    return tiles
 
 
 def columns_of(n: int) -> int:
@@ -93,10 +109,11 @@ def pixels(content: bytes) -> UInt8[np.ndarray, "height width 3"]:
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
-def curve(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def curve(rows: Sequence[Mapping[str, Any]], title: str = "") -> bytes:
     """The PNG of the headline of training and validation (else of every loss) against the step; linear axes.
 
-    The vertical axis shows the whole range except the first tenth of the steps, where an untrained model would flatten the rest.
+    title: what stands above, before the label of the vertical axis. That axis shows the whole range except the first tenth of the steps,
+    where an untrained model would flatten the rest.
     """
     from matplotlib.figure import Figure
 
@@ -108,6 +125,7 @@ def curve(rows: Sequence[Mapping[str, Any]]) -> bytes:
         axes.plot(steps, values, label=name, **style)
     _limit(axes, list(series.values()))
     axes.set(xlabel="step", ylabel=label)
+    axes.set_title(": ".join(filter(None, [title, label])), wrap=True, parse_math=False)
     axes.grid(alpha=0.3)
     if series:
         axes.legend()

@@ -41,7 +41,8 @@ class ReportConfig:
 
     samples: images in a grid of samples, 0 for no grid. samples_every: how many validations from one grid to the next; the last has one.
     completions: images in the grid of completions at the end, 0 for none. rulers: whether the test score stands beside those of the uniform
-    and Gaussian models. time_samplers: whether the cached and the naive sampler are timed at the end, which can take minutes.
+    and Gaussian models. time_samplers: whether the cached and the naive sampler are timed at the end, which can take minutes;
+    `jaxgen bench RUN` does it later.
     metrics: names of the metrics that stand beside the headline, in validation and in the report; empty for those that the kind of model
     gives of itself. A metric of samples (frechet_pixels) that is named is measured for a model with a likelihood too: as many samples as
     the split has examples.
@@ -51,7 +52,7 @@ class ReportConfig:
     samples_every: int = 1
     completions: int = 64
     rulers: bool = True
-    time_samplers: bool = True
+    time_samplers: bool = False
     metrics: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -121,7 +122,7 @@ class Reporter:
             self._guarded("draw the curve", self._draw_curve)
 
     def _draw_curve(self) -> None:
-        directory.write_bytes(self.workdir / "curve.png", figures.curve(_rows(self._record.text())))
+        directory.write_bytes(self.workdir / "curve.png", figures.curve(_rows(self._record.text()), self.workdir.name))
 
     def flush(self) -> None:
         """Everything reported so far is on the disk when this returns (fsync)."""
