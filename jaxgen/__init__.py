@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         runs,
         sampling,
         sharding,
+        stages,
         statistics,
         trained,
         training,
@@ -43,7 +44,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__", "load", "train",
     "autoregressive", "benchmark", "checks", "cli", "commands", "config", "data", "distributions", "drawing", "errors", "evaluation",
-    "experiment", "layers", "metrics", "models", "notebook", "optimizers", "rulers", "runs", "sampling", "sharding", "statistics",
+    "experiment", "layers", "metrics", "models", "notebook", "optimizers", "rulers", "runs", "sampling", "sharding", "stages", "statistics",
     "trained", "training",
 ]  # fmt: skip
 
