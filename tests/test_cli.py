@@ -96,7 +96,7 @@ TRAIN_ERRORS = [
     ("--data.name=text.npz", 3, "text.npz: wanted a readable file, written by numpy.savez, got one that begins with b'not an'"),
     ("--data.name=objects.npz", 3, "objects.npz: wanted a readable file, got ValueError: Object arrays cannot be loaded ..."),
     ("--data.name=absent.npz", 3, "absent.npz: wanted an existing file or folder, got nothing there"),
-    ("--data.name=mnsit", 3, "mnsit: wanted digits, a TFDS set or an existing path, got ...; did you mean mnist?"),
+    ("--data.name=mnsit", 3, "mnsit: wanted digits, ring, number_words, a TFDS set or an existing path, got ...; did you mean mnist?"),
     ("--data.name=my.npz --model.num_classes=4", 3, "my.npz/train: wanted 4 classes as the model, got 3"),
     ("--data.name=ok.npz --model.num_classes=4", 3, "ok.npz/train: wanted 4 classes as the model, got no labels"),
     ("--data.name=colour.npz --model.width=8", 2, "model.width: wanted a positive multiple of the 3 channels, got 8"),

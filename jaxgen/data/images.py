@@ -20,6 +20,7 @@ from jaxgen.data.archives import Raw, listed, read_arrays
 from jaxgen.data.arrays import ArraySource
 from jaxgen.data.decoding import Reading
 from jaxgen.data.features import ClassLabel, Image, Vector, smallest_unsigned
+from jaxgen.data.kind import Kind
 from jaxgen.data.pictures import read_pictures
 from jaxgen.errors import ConfigError, DataError
 
@@ -240,3 +241,16 @@ def _first(bad: np.ndarray) -> tuple[int, ...]:
 
 def _text(index: tuple[int, ...]) -> str:
     return ", ".join(map(str, index))
+
+
+def _load(place: str | Path, split: str, config: Any) -> ArraySource:
+    return digits(split, config.levels) if place == "digits" else read_path(place, split, config.levels)
+
+
+KIND = Kind(
+    _load,
+    names=("digits",),
+    files="an .npz file or a folder (one with train.npz and test.npz, or one of pictures)",
+    endings=(".npz",),
+    reads=lambda path: path.is_dir() or path.suffix == ".npz",
+)

@@ -12,6 +12,7 @@ from jaxtyping import Float32
 from jaxgen.data.arrays import checked
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.features import Points
+from jaxgen.data.kind import Kind
 
 MODES, RADIUS, SCALE = 8, 2.0, 0.02
 SIZES = {"train": 50_000, "validation": 10_000, "test": 10_000}
@@ -30,3 +31,6 @@ def ring(split: str) -> Dataset:
     points = (centres()[mode] + SCALE * noise).astype(np.float32)
     facts = {"centres": centres(), "scale": SCALE}
     return Dataset(checked({"point": points}, {"point": Points(2)}, "ring", version="1", facts=facts), "ring", split)
+
+
+KIND = Kind(lambda name, split, config: ring(split).source, names=("ring",))

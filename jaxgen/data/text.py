@@ -11,6 +11,7 @@ and the length of the whole file.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
@@ -18,6 +19,7 @@ from jaxtyping import Integer
 from jaxgen.data.arrays import ArraySource
 from jaxgen.data.features import Tokens, smallest_unsigned
 from jaxgen.data.images import fraction
+from jaxgen.data.kind import Kind
 from jaxgen.errors import DataError
 
 LONGEST = 1000
@@ -114,3 +116,16 @@ def text_source(strings: Sequence[str], origin: str, split: str) -> ArraySource:
     whole = tokenised(strings, origin)
     source = ArraySource({"tokens": whole.tokens}, {"tokens": whole.feature}, version="1")
     return source.select(fraction(len(source), split, Path(origin)))
+
+
+def _load(place: str | Path, split: str, config: Any) -> ArraySource:
+    return text_source(number_words() if place == "number_words" else read_lines(place), config.name, split)
+
+
+KIND = Kind(
+    _load,
+    names=("number_words",),
+    files=f"a text file ({', '.join(ENDINGS)}) with one string a line",
+    endings=ENDINGS,
+    reads=lambda path: path.suffix in ENDINGS,
+)

@@ -24,7 +24,8 @@ from jaxtyping import Int
 
 from jaxgen.data.features import ClassLabel, Feature, Image
 from jaxgen.data.images import check_labels, check_range, held_out, infer_levels
-from jaxgen.errors import DataError, did_you_mean
+from jaxgen.data.kind import Kind, UnknownName
+from jaxgen.errors import DataError
 
 EXTRA = 'pip install ".[tfds]" in a clone of jaxgen'
 LEVELS_FROM = 1000  # training images that decide between 2 and 256 levels
@@ -124,7 +125,7 @@ class Column:
 
 
 def open_split(name: str, split: str, data_dir: str | None, manual_dir: str | None, levels: int | None) -> DiskSource:
-    """`split` of the TFDS set `name`, prepared first where it is not yet; DataError if that cannot be done here.
+    """`split` of the TFDS set `name`, prepared first where it is not yet; DataError if that cannot be done, UnknownName if there is none.
 
     `data_dir` is TFDS's own folder (None: ~/tensorflow_datasets), `manual_dir` holds files fetched by hand.
     """
@@ -188,9 +189,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
     try:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
-        hint = did_you_mean(name, known) or f"a folder of your own is written with its path, ./{name}"
-        raise DataError(name, wanted="digits, a TFDS set or an existing path", got="a name that TFDS does not know", hint=hint) from error
+        raise UnknownName(tfds.list_builders(with_community_datasets=False)) from error
     except Exception as error:
         hint = "prepare it in another data_dir" if "File format" in str(error) else ""
         raise DataError(name, wanted="a TFDS set as array_record", got=_one_line(error), hint=hint) from error
@@ -232,3 +231,9 @@ def _features(builder: Any, name: str) -> tuple[tuple[int, int, int], int]:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()).rpartition('}": ')[2]  # TFDS puts the arguments of its builder in front, as a dictionary
     return f"{type(error).__name__}: {text[:200]}"
+
+
+KIND = Kind(
+    lambda name, split, config: open_split(name, split, config.data_dir, config.manual_dir, config.levels),
+    elsewhere="a TFDS set",
+)
