@@ -47,14 +47,15 @@ FLAGS = {
 def main(experiment: Experiment, laptop: Experiment | None = None, argv: Sequence[str] | None = None) -> None:
     """The body of an experiment script: train (or resume), evaluate, sample, plot; then exit with the documented code.
 
-    `experiment.model` is a configuration of `jaxgen.models`, or any frozen dataclass with a method `build(rngs)` that makes a model. If the
-    first word is a command, it works on a run of this script: `python my_model.py evaluate RUN`.
+    `experiment.model` is a configuration of `jaxgen.models`, or any frozen dataclass with a method `build(rngs)` that makes a model;
+    `experiment.data` a DataConfig, or a frozen dataclass that inherits from it and has its own `load(split)`. If the first word is a
+    command, it works on a run of this script: `python my_model.py evaluate RUN`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     script = sys.modules["__main__"]
     prog = f"python -m {script.__spec__.name}" if script.__spec__ else f"python {os.path.basename(sys.argv[0])}"
     if argv and argv[0] in commands.COMMANDS:
-        sys.exit(command(argv[0], argv[1:], prog, staging.classes(experiment.model)))
+        sys.exit(command(argv[0], argv[1:], prog, [*staging.classes(experiment.model), type(experiment.data)]))
     if "--laptop" in argv and laptop is not None:
         experiment = laptop
     flags = [flag for flag in FLAGS if laptop is not None or flag != "--laptop"]
@@ -133,7 +134,7 @@ def _of_other_runs(experiment: Experiment, words: list[str]) -> dict[str, object
 
 
 def command(name: str, words: Sequence[str], prog: str = "jaxgen", models: Sequence[type] = ()) -> int:
-    """`jaxgen NAME ...`: the exit code. `models` are configuration classes that a run may name beside those of `jaxgen.models`."""
+    """`jaxgen NAME ...`: the exit code. `models` are classes of models and data that a run may name beside those of the library."""
     if name == "train":
         return guarded(train_command, words)
     return guarded(lambda rest: execute(commands.parse(name, rest, prog), models), words)
@@ -198,7 +199,10 @@ def _options(words: list[str]) -> list[list[str]]:
 def _open(options, models: Sequence[type]):
     """The experiment and the model of a run."""
     saved = checkpoint.read_config(options.run)
-    experiment = config.from_json([Experiment, *trained.classes(saved.get("model", {}), models)], saved)
+    known = [Experiment, DataConfig, *trained.classes(saved.get("model", {}), models)]
+    if (name := saved.get("data", {}).get("class", "DataConfig")) not in [cls.__name__ for cls in known]:
+        raise ConfigError("data", "the class of the library", name, "the script that trained it: python my_model.py COMMAND RUN")
+    experiment = config.from_json(known, saved)
     return experiment, trained.load(options.run, step=options.step, models=models, mesh=split_mesh(experiment.train))
 
 

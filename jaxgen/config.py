@@ -136,12 +136,12 @@ def _closed_set(classes: Iterable[type]) -> Classes:
 
 
 def _from_dict(data: Any, allowed: tuple[type, ...], name: str, known: Classes) -> Any:
-    """One of the dataclasses `allowed` (any known one if empty) from `{"class": ..., fields}`."""
+    """One of the dataclasses `allowed` or a known subclass of one (any known one if empty) from `{"class": ..., fields}`."""
     if not isinstance(data, dict):
         raise ConfigError(name, "a JSON object", shown(data))
     label = data.get("class")
     cls = known.get(label) if isinstance(label, str) else None
-    names = [c.__name__ for c in allowed] or sorted(known)
+    names = [c.__name__ for c in allowed] + [n for n, c in sorted(known.items()) if c not in allowed and issubclass(c, allowed or object)]
     if cls is None or cls.__name__ not in names:
         raise ConfigError(f"{name}.class", "one of " + ", ".join(names), shown(label), _nearest(label, names))
     hints = _hints(cls)

@@ -94,8 +94,11 @@ def metrics_of(model, dataset, bound: str = "elbo") -> tuple[str, ...]:
 
 
 def check_metrics(model, dataset, metrics: tuple[str, ...], bound: str = "elbo") -> None:
-    """Raises ConfigError for the name of a metric that cannot be measured of this model on this set."""
+    """Raises ConfigError where nothing can be measured of this model on this set, and for a metric that cannot be."""
     known = metrics_of(model, dataset, bound)
+    if not known:
+        wanted = f"log_prob or elbo, since samples of {_modelled(model, dataset)[1].said} are not compared with a set"
+        raise ConfigError("model", wanted, f"{type(model).__name__} with neither")
     for name in metrics:
         if name not in known:
             raise ConfigError("report.metrics", f"some of {', '.join(known)}, which this model has", name, did_you_mean(name, known))

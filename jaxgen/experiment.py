@@ -83,7 +83,7 @@ def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Da
         _shapes(experiment, optimizer)
     if experiment.stages and (restart or checkpoint.newest(experiment.workdir) is None):
         staging.check_parts(experiment.model, experiment.stages)
-    complete = partial(_completed, staging.classes(experiment.model))
+    complete = partial(_completed, [*staging.classes(experiment.model), type(experiment.data)])
     opened = checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart, complete=complete)
     with opened as checkpoints:
         if restart:  # all at once: if this run is killed now, it must not go on with the old weights of a later stage
@@ -206,9 +206,9 @@ def _shapes(experiment: Experiment, optimizer) -> training.TrainState:
     return jax.eval_shape(lambda: training.new_state(build(experiment.model, experiment.train.seed), optimizer))
 
 
-def _completed(models: list[type], old: dict) -> dict:
-    """The configuration of an older version with the defaults of the fields that it did not have; `models` are the classes of today's."""
-    return config.to_json(config.from_json([Experiment, *MODELS, *models], old))
+def _completed(classes: list[type], old: dict) -> dict:
+    """The configuration of an older version with the defaults of the fields that it did not have; `classes` are those of today's parts."""
+    return config.to_json(config.from_json([Experiment, *MODELS, *classes], old))
 
 
 def _beginning(experiment: Experiment, resumed: int) -> str:

@@ -17,8 +17,10 @@ read ahead by grain, in `Dataset.batches`.
 How sets are split, read and checked: images.py (digits, files of your own) and tfds.py; which name means which set: loading.py.
 """
 
+import dataclasses
 import functools
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -195,6 +197,7 @@ class Dataset:
             "image_shape": list(self.image_shape),
             "levels": self.levels,
             "num_classes": self.num_classes,
+            "features": {name: _fields(feature) for name, feature in self.features.items()},
             "sha256": self.source.sha256(),
             "batch_size": batch_size,
             "seed": seed,
@@ -226,6 +229,12 @@ def _array(values: ArrayLike | None, name: str, column: str) -> np.ndarray | Non
         return None if values is None else np.asarray(values)
     except ValueError as error:
         raise DataError(f"{name}:{column}", "an array, or lists of equal lengths", "lists of different lengths") from error
+
+
+def _fields(feature: Feature) -> dict[str, Any]:
+    """The class and the sizes of a feature as JSON data."""
+    sizes = dataclasses.asdict(feature) if dataclasses.is_dataclass(feature) else {"said": feature.said}
+    return {"class": type(feature).__name__} | json.loads(json.dumps(sizes, default=str))
 
 
 def _positive(batch_size: int) -> None:

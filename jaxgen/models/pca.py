@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from jaxgen.checks import check_count, check_key, check_levels
 from jaxgen.config import check_types
-from jaxgen.data.features import OfImagesOrPoints, modelled, smallest_unsigned
+from jaxgen.data.features import Feature, OfImagesOrPoints, modelled, smallest_unsigned
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.layers.convolutions import dot
 
@@ -50,6 +50,13 @@ class PCAConfig(OfImagesOrPoints):
         if not 1 <= self.components <= prod(self.image_shape):
             wanted = f"1..{prod(self.image_shape)}, the dimensions of an example"
             raise ConfigError("components", wanted, self.components, "choose with --model.components")
+
+    @staticmethod
+    def sizes_from(features: dict[str, Feature]) -> dict[str, object]:
+        """The fields that a data set decides: as many components as dimensions, where it has fewer than the default."""
+        sizes = OfImagesOrPoints.sizes_from(features)
+        dimensions = prod(sizes["image_shape"])
+        return sizes | ({"components": dimensions} if dimensions < PCAConfig.components else {})
 
 
 class PCA(nnx.Module):

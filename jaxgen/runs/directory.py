@@ -112,7 +112,9 @@ def check_same_run(where: epath.Path, old: Mapping[str, Any], config: Mapping[st
     changes = differences(old["config"], config)
     of_stages = [name for name in changes if name.startswith("stages.") and name.endswith(HARMLESS_OF_STAGES)]
     allowed = {name: changes.pop(name) for name in (*HARMLESS, *of_stages) if name in changes}
+    both = _dotted(old["fingerprint"]).keys() & _dotted(fingerprint).keys()  # earlier versions wrote no sizes of features, or fewer
     data = differences(old["fingerprint"], fingerprint)
+    data = {name: change for name, change in data.items() if name in both or not name.startswith("features.")}
     if "sha256" not in data:
         data.pop("name", None)  # the same data in another folder
     if hosts := data.pop("process_count", None):  # the global batches do not depend on it
