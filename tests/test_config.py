@@ -119,6 +119,31 @@ def test_json_errors_name_the_field(change, expected):
     assert message(from_json, Net, {"class": "Net", **change}).startswith(expected)
 
 
+@dataclass(frozen=True)
+class Wide(Other):
+    """A class of somebody else, for a field that is declared to hold an `Other`."""
+
+    gain: float = 1.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    other: Other
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """No subclass of `Other`."""
+
+
+def test_a_subclass_may_stand_where_its_class_is_declared_only_if_it_is_named():
+    value = Holder(Wide(2, 3.0))
+    assert from_json([Holder, Wide], to_json(value)) == value
+    assert message(from_json, Holder, to_json(value)).startswith("config.other.class: wanted one of Other, got 'Wide'")
+    data = {"class": "Holder", "other": {"class": "Stranger"}}
+    assert message(from_json, [Holder, Wide, Stranger], data).startswith("config.other.class: wanted one of Other, Wide, got 'Stranger'")
+
+
 @pytest.mark.parametrize("data", [None, 3, [], "Net", {}, {"class": None}, {"width": 3}])
 def test_json_that_is_not_a_config_is_refused(data):
     assert message(from_json, Net, data).startswith("config")

@@ -103,3 +103,8 @@ def test_what_has_no_density_is_one_line():
         PCAConfig((2,), 17, 1)
     with pytest.raises(ConfigError, match="v: wanted shape"):
         PCA(PCAConfig(), rngs=nnx.Rngs(0)).log_density(jnp.zeros((2, 8, 8)))
+
+
+def test_a_set_of_few_dimensions_decides_the_number_of_components():
+    assert PCAConfig.sizes_from(load("ring", "test").features) == {"image_shape": (2,), "levels": 0, "components": 2}
+    assert PCAConfig.sizes_from(load("digits", "test").features) == {"image_shape": (8, 8, 1), "levels": 17}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt
 
-from jaxgen.data.archives import Raw, listed, read_arrays
+from jaxgen.data.archives import PACKED, Raw, listed, read_arrays
 from jaxgen.data.arrays import ArraySource
 from jaxgen.data.decoding import Reading
 from jaxgen.data.features import ClassLabel, Image, Vector, smallest_unsigned
@@ -252,5 +252,5 @@ KIND = Kind(
     names=("digits",),
     files="an .npz file or a folder (one with train.npz and test.npz, or one of pictures)",
     endings=(".npz",),
-    reads=lambda path: path.is_dir() or path.suffix == ".npz",
+    reads=lambda path: path.is_dir() or path.suffix.lower() in (".npz", ".npy", *PACKED),  # PACKED: the error says to unpack it
 )
