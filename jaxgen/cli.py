@@ -162,8 +162,10 @@ def train_command(words: list[str]) -> int:
     missing = {f"model.{size}" for size in names[name].sizes_from(experiment.model.features)} - given
     found: dict[str, object] = {}
     if not {"-h", "--help", "--dry-run"} & set(words):
-        sizes = names[name].sizes_from(_data(experiment, words).load("train").features)
-        found = {f"model.{size}": value for size, value in sizes.items()}
+        features = _data(experiment, words).load("train").features
+        sizes = names[name].sizes_from(features)
+        fitting = getattr(names[name], "defaults_for", lambda features: {})
+        found = {f"model.{size}": value for size, value in (fitting(features) | sizes).items()}
     elif "--dry-run" in words and missing and (other := _data(experiment, words)) != experiment.data:
         options = " and ".join(f"--{size}" for size in sorted(missing))
         print(f"a dry run reads no data: the real run takes {options} from {other.name}; give them to see its sizes")

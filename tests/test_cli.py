@@ -99,9 +99,9 @@ TRAIN_ERRORS = [
     ("--data.name=mnsit", 3, "mnsit: wanted digits, ring, number_words, a TFDS set or an existing path, got ...; did you mean mnist?"),
     ("--data.name=my.npz --model.num_classes=4", 3, "my.npz/train: wanted 4 classes as the model, got 3"),
     ("--data.name=ok.npz --model.num_classes=4", 3, "ok.npz/train: wanted 4 classes as the model, got no labels"),
-    ("--data.name=colour.npz --model.width=8", 2, "model.width: wanted a positive multiple of the 3 channels, got 8"),
+    ("--data.name=colour.npz --model.width=8", 2, "model.width: wanted a positive multiple of the 3 channels, got 8; try 9"),
     ("--data.name=ring", 3, "data: wanted a set of images, for this model, got points of size 2"),
-    ("--data.name=", 2, "data.name: wanted digits, a TFDS name or a path, got nothing"),
+    ("--data.name=", 2, "data.name: wanted digits, ring, number_words, a TFDS set or a path, got nothing"),
     # fields
     ("--model.widht=8", 2, f"--model.widht: {UNKNOWN}; did you mean --model.width?"),
     ("--optimizer.lerning_rate=1", 2, f"--optimizer.lerning_rate: {UNKNOWN}; did you mean --optimizer.learning_rate?"),

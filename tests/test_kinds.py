@@ -16,6 +16,7 @@ from jaxgen.data import Dataset
 from jaxgen.data.features import ClassLabel, Image, Points, Tokens, Vector, given_to
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.metrics import METRICS, headline, score
+from jaxgen.models import DiagonalBiLSTMConfig, GatedPixelCNNConfig, PixelCNNConfig, RowLSTMConfig
 
 
 def config_of(modelled: str, **features) -> SimpleNamespace:
@@ -278,3 +279,12 @@ def test_the_best_checkpoint_has_the_most_accuracy_and_the_fewest_bits():
     assert score({"accuracy": 0.9, "log_loss": 0.1}) == -0.9 < score({"accuracy": 0.8, "log_loss": 0.0})
     assert score({"bits_per_dim": 2.0, "nats": 100.0}) == 2.0 and score({"frechet_points": 1.0}) is None
     assert score({"frechet_points": 1.0}, ("frechet_points",)) == 1.0
+
+
+@pytest.mark.parametrize("config", [GatedPixelCNNConfig, PixelCNNConfig, RowLSTMConfig, DiagonalBiLSTMConfig])
+def test_defaults_fit_the_channels_of_a_set(config):
+    """128 and 32 features are no multiples of 3 channels."""
+    features = {"image": Image((8, 8, 3), 256)}
+    assert config.defaults_for(features) == {"width": 129, "head_width": 33}
+    assert config.defaults_for({"image": Image((8, 8, 1), 2)}) == {}
+    assert config(**config.sizes_from(features), **config.defaults_for(features)).width == 129

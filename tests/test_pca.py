@@ -105,6 +105,6 @@ def test_what_has_no_density_is_one_line():
         PCA(PCAConfig(), rngs=nnx.Rngs(0)).log_density(jnp.zeros((2, 8, 8)))
 
 
-def test_a_set_of_few_dimensions_decides_the_number_of_components():
-    assert PCAConfig.sizes_from(load("ring", "test").features) == {"image_shape": (2,), "levels": 0, "components": 2}
-    assert PCAConfig.sizes_from(load("digits", "test").features) == {"image_shape": (8, 8, 1), "levels": 17}
+def test_a_set_of_few_dimensions_has_as_many_components():
+    assert PCAConfig.defaults_for(load("ring", "test").features) == {"components": 2}
+    assert PCAConfig.defaults_for(load("digits", "test").features) == {}

@@ -280,6 +280,7 @@ class OfImages:
     """What configurations of image models have in common: features from image_shape, levels and what they are given."""
 
     modelled = "image"
+    grouped = ()  # fields that are multiples of the channels
 
     @property
     def features(self) -> dict[str, Feature]:
@@ -299,6 +300,13 @@ class OfImages:
         if "image" not in features:
             raise DataError("data", "a set of images, for this model", ", ".join(feature.said for feature in features.values()))
         return {"image_shape": tuple(features["image"].shape), "levels": features["image"].levels}
+
+    @classmethod
+    def defaults_for(cls, features: dict[str, Feature]) -> dict[str, object]:
+        """Other values of fields whose default does not fit a data set: the next multiple of the channels for those of `grouped`."""
+        channels = features["image"].shape[2] if "image" in features else 1
+        sizes = {name: getattr(cls, name) for name in cls.grouped}
+        return {name: -(-size // channels) * channels for name, size in sizes.items() if size % channels}
 
 
 class OfImagesOrPoints(OfImages):

@@ -37,7 +37,9 @@ def check_kernels_and_widths(config, kernels: tuple[str, ...], smallest: int) ->
             raise ConfigError(name, f"an odd number, {smallest} or more", getattr(config, name))
     for name in ("width", "head_width"):
         if getattr(config, name) < 1 or getattr(config, name) % channels:
-            raise ConfigError(name, f"a positive multiple of the {channels} channels", getattr(config, name))
+            size = getattr(config, name)
+            near = max(1, round(size / channels)) * channels
+            raise ConfigError(name, f"a positive multiple of the {channels} channels", size, f"try {near}")
 
 
 def group_mask(features_in: int, features_out: int, groups: int, kind: str) -> np.ndarray:

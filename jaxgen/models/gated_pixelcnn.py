@@ -77,6 +77,7 @@ class GatedPixelCNNConfig(OfImages):
     factorized: bool = False
     dropout: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    grouped = ("width", "head_width")
 
     def __post_init__(self):
         check_image_config(self, {"vector_size": 0, "layers": 0})

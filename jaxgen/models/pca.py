@@ -51,12 +51,11 @@ class PCAConfig(OfImagesOrPoints):
             wanted = f"1..{prod(self.image_shape)}, the dimensions of an example"
             raise ConfigError("components", wanted, self.components, "choose with --model.components")
 
-    @staticmethod
-    def sizes_from(features: dict[str, Feature]) -> dict[str, object]:
-        """The fields that a data set decides: as many components as dimensions, where it has fewer than the default."""
-        sizes = OfImagesOrPoints.sizes_from(features)
-        dimensions = prod(sizes["image_shape"])
-        return sizes | ({"components": dimensions} if dimensions < PCAConfig.components else {})
+    @classmethod
+    def defaults_for(cls, features: dict[str, Feature]) -> dict[str, object]:
+        """As many components as dimensions, for a set that has fewer of these than the default."""
+        dimensions = prod(cls.sizes_from(features)["image_shape"])
+        return {"components": dimensions} if dimensions < cls.components else {}
 
 
 class PCA(nnx.Module):

@@ -67,6 +67,7 @@ class PixelCNNConfig(OfImages):
     input_kernel: int = 7
     head_width: int = 32
     dtype: Literal["float32", "bfloat16"] = "float32"
+    grouped = ("width", "head_width")
 
     def __post_init__(self):
         check_sizes(self, kernels=("input_kernel",))

@@ -68,6 +68,7 @@ class RowLSTMConfig(OfImages):
     kernel: int = 3
     head_width: int = 32
     dtype: Literal["float32", "bfloat16"] = "float32"
+    grouped = ("width", "head_width")
 
     def __post_init__(self):
         check_sizes(self, kernels=("input_kernel", "kernel"))
