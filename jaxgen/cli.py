@@ -26,7 +26,7 @@ from jaxgen.commands import Bench, Complete, Evaluate, Sample, Show, Upscale, gu
 from jaxgen.data import DataConfig
 from jaxgen.drawing import complete_images, completes, draw, draw_for, given, has, modelled, small_shape, upscale_images, write_grid
 from jaxgen.errors import ConfigError, did_you_mean
-from jaxgen.experiment import Experiment, dry_run, finish, load_data, print_evaluation, split_mesh, train
+from jaxgen.experiment import Experiment, dry_run, finish, load_data, print_evaluation, read_data, split_mesh, train
 from jaxgen.models import MODELS, count_parameters
 from jaxgen.runs import checkpoint, figures, report
 from jaxgen.training import OptimizerConfig
@@ -162,11 +162,11 @@ def train_command(words: list[str]) -> int:
     missing = {f"model.{size}" for size in names[name].sizes_from(experiment.model.features)} - given
     found: dict[str, object] = {}
     if not {"-h", "--help", "--dry-run"} & set(words):
-        features = _data(experiment, words).load("train").features
+        features = read_data(_with_data(experiment, words), "train").features
         sizes = names[name].sizes_from(features)
         fitting = getattr(names[name], "defaults_for", lambda features: {})
         found = {f"model.{size}": value for size, value in (fitting(features) | sizes).items()}
-    elif "--dry-run" in words and missing and (other := _data(experiment, words)) != experiment.data:
+    elif "--dry-run" in words and missing and (other := _with_data(experiment, words).data) != experiment.data:
         options = " and ".join(f"--{size}" for size in sorted(missing))
         print(f"a dry run reads no data: the real run takes {options} from {other.name}; give them to see its sizes")
     about = f"Train {name}; sizes that the data decides, such as the image shape and the levels, come from the data unless given."
@@ -178,14 +178,14 @@ def module_name(model: type) -> str:
     return model.__module__.rpartition(".")[2]
 
 
-def _data(experiment: Experiment, words: list[str]) -> DataConfig:
-    """The data set that the command line names."""
-    return config.parse(experiment, _only("--data.", words)).data
+def _with_data(experiment: Experiment, words: list[str]) -> Experiment:
+    """The experiment with the data set and the folder that the command line names."""
+    return config.parse(experiment, _only(("--data.", "--workdir"), words))
 
 
-def _only(prefix: str, words: list[str]) -> list[str]:
-    """The words of the options whose names begin with the prefix."""
-    return [word for option in _options(words) if option[0].startswith(prefix) for word in option]
+def _only(prefixes: str | tuple[str, ...], words: list[str]) -> list[str]:
+    """The words of the options whose names begin with the prefix, or with one of them."""
+    return [word for option in _options(words) if option[0].startswith(prefixes) for word in option]
 
 
 def _options(words: list[str]) -> list[list[str]]:

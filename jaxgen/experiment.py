@@ -8,6 +8,7 @@ import dataclasses
 import signal
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from jaxgen.drawing import complete_images, completes, draw_for, has, modelled, 
 from jaxgen.drawing import draw as draw  # for scripts, which import it from this file
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models import MODELS, build, count_parameters
-from jaxgen.runs import checkpoint, report
+from jaxgen.runs import checkpoint, directory, report
 from jaxgen.runs.report import ReportConfig
 from jaxgen.stages import Stage
 from jaxgen.training import OptimizerConfig, TrainConfig
@@ -281,9 +282,16 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def read_data(experiment: Experiment, split: str) -> Dataset:
+    """One split by name; pictures that are converted stay in the run's folder, for the next time."""
+    if not directory.is_local(experiment.workdir):
+        return experiment.data.load(split)
+    return experiment.data.load_keeping(split, Path(experiment.workdir) / "data-cache")
+
+
 def load_data(experiment: Experiment, split: str, sets: tuple[Dataset, Dataset] | None = None) -> Dataset:
     """One split, from `sets` (train, validation) or by name, checked against what the model was configured for."""
-    dataset = sets[split == "validation"] if sets else experiment.data.load(split)
+    dataset = sets[split == "validation"] if sets else read_data(experiment, split)
     dataset.expect(experiment.model.features)
     return dataset
 

@@ -66,7 +66,7 @@ ROOMS = {
         "points": {"arrays", "dataset", "features", "kind"},
         "text": {"arrays", "features", "images", "kind"},
         "augment": set(),
-        "loading": {"augment", "dataset", "images", "kind", "points", "text", "tfds"},
+        "loading": {"augment", "dataset", "decoding", "images", "kind", "points", "text", "tfds"},
         "__init__": {"dataset", "loading"},
     },
     "layers": {

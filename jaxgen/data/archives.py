@@ -41,7 +41,7 @@ def read_arrays(path: Path, converts: bool = False) -> Raw:
     """The arrays of an `.npz` or `.npy` file; converts: whether a conversion of pictures was asked for, which arrays do not have."""
     suffix = path.suffix.lower()
     if suffix in PACKED:
-        hint = f"unpack it into a folder and give --data.name the folder's path: {UNPACK.get(suffix, 'tar xf')} {path.name}"
+        hint = f"unpack it into a folder and give --data.name its path: {UNPACK.get(suffix, 'tar xf')} {path.name}"
         raise DataError(str(path), "an .npz file, an .npy file or a folder of pictures", f"a packed folder ({suffix})", hint)
     if suffix not in (".npz", ".npy"):
         raise DataError(str(path), "an .npz file or a folder", f"a file that ends with {path.suffix or 'nothing'}")

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import UInt
 
 from jaxgen.data.archives import damaged
-from jaxgen.errors import DataError
+from jaxgen.errors import ConfigError, DataError
 
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "TGA", "JPEG2000", "AVIF", "PCX", "QOI")
 SUFFIXES = (
@@ -35,6 +35,8 @@ TO_RGB = "--data.mode RGB or L converts it, what is transparent over --data.back
 OTHER = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
 WIDE = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": OTHER}  # Pillow's names for colour of 16 bits: other byte order
 EXIF_ORIENTATION, TIFF_BITS, TIFF_PLANES = 0x0112, 258, 284
+LARGEST = 4096
+"""The largest side of `Reading.size`, in pixels."""
 PNM_GAP = rb"(?:\s|#[^\r\n]*[\r\n])"
 PNM = re.compile(rb"P([2356])" + 3 * (PNM_GAP + rb"+(\d+)") + PNM_GAP)
 BROKEN = (OSError, ValueError, SyntaxError, KeyError, IndexError, TypeError, EOFError, OverflowError, MemoryError, struct.error)
@@ -57,6 +59,30 @@ class Reading:
     def converts(self) -> bool:
         """Whether pictures are changed."""
         return bool(self.size or self.mode)
+
+    def check(self) -> None:
+        """Raises ConfigError for a size, mode, background or number of levels that cannot be used."""
+        if len(self.size) > 2 or not all(1 <= side <= LARGEST for side in self.size):
+            wanted = f"one side, or height and width, of 1 to {LARGEST}"
+            raise ConfigError("data.size", wanted, " ".join(map(str, self.size)))
+        if self.mode not in ("", "L", "RGB"):
+            raise ConfigError("data.mode", "L or RGB", self.mode)
+        if self.mode and self.levels not in (None, 256):
+            raise ConfigError("data.levels", f"256 beside data.mode {self.mode}, which makes 8 bits", self.levels)
+        if self.background != "white":
+            self._check_background()
+
+    def _check_background(self) -> None:
+        from PIL import ImageColor
+
+        if not self.mode:
+            raise ConfigError("data.background", "data.mode L or RGB beside it", self.background)
+        try:
+            opaque = len(ImageColor.getrgb(self.background)) == 3
+        except ValueError:
+            opaque = False
+        if not opaque:
+            raise ConfigError("data.background", "the name of a colour, or #rrggbb", self.background)
 
 
 AS_IT_IS = Reading()

@@ -244,7 +244,9 @@ def _text(index: tuple[int, ...]) -> str:
 
 
 def _load(place: str | Path, split: str, config: Any) -> ArraySource:
-    return digits(split, config.levels) if place == "digits" else read_path(place, split, config.levels)
+    if place == "digits":
+        return digits(split, config.levels)
+    return read_path(place, split, config.levels, size=config.size, mode=config.mode, background=config.background, cache=config.cache)
 
 
 KIND = Kind(

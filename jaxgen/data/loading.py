@@ -5,10 +5,12 @@ A kind of data is one file with its `KIND`, and one line of the table.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from jaxgen.data import images, points, text, tfds
 from jaxgen.data.augment import AUGMENTATIONS
 from jaxgen.data.dataset import Dataset
+from jaxgen.data.decoding import Reading
 from jaxgen.data.images import check_split
 from jaxgen.data.kind import Kind, UnknownName
 from jaxgen.errors import ConfigError, DataError, did_you_mean
@@ -35,6 +37,9 @@ class DataConfig:
     data_dir: str | None = None
     manual_dir: str | None = None
     augment: tuple[str, ...] = ()
+    size: tuple[int, ...] = ()
+    mode: Literal["", "L", "RGB"] = ""
+    background: str = "white"
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -43,10 +48,21 @@ class DataConfig:
             raise ConfigError("data.levels", wanted="2 to 65536", got=self.levels)
         if unknown := set(self.augment) - set(AUGMENTATIONS):
             raise ConfigError("data.augment", wanted=f"some of {', '.join(AUGMENTATIONS)}", got=min(unknown))
+        Reading(self.levels, self.size, self.mode, self.background).check()
 
     def load(self, split: str) -> Dataset:
         """The `split` ("train", "validation" or "test") of this set, checked."""
-        return load(self.name, split, levels=self.levels, data_dir=self.data_dir, manual_dir=self.manual_dir)
+        return load(**self._arguments, split=split)
+
+    def load_keeping(self, split: str, folder: Path) -> Dataset:
+        """As `load`; pictures that are converted (size, mode) are kept in the folder and read from it while their files stay the same."""
+        own = type(self).load is not DataConfig.load  # a class of somebody else, which reads its data in its own way
+        return self.load(split) if own else load(**self._arguments, split=split, cache=folder)
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        """The arguments of `load`: all fields that say how data are read."""
+        return {name: getattr(self, name) for name in ("name", "levels", "data_dir", "manual_dir", "size", "mode", "background")}
 
 
 # The text of --help: what there is comes from the table.
@@ -55,23 +71,46 @@ DataConfig.__doc__ = f"""Which data: {CHOICES}, or a path.
     A path is that of {FILES}.
     It begins with `/`, `.` or `~`, ends with {", ".join(f"`{ending}`" for ending in ENDINGS)}, or has a `/` and exists; a folder beside
     you is `./name`. A class of your own that inherits from this one, with a method `load(split)`, is a kind of data of your own.
-    levels: number of grey levels V, values are 0..V-1; None: 17 for digits, else 2 if no value is above 1, else 256.
+    levels: number of grey levels V, values are 0..V-1; None: 17 for digits, what the files of pictures say where they have fewer than 8
+    bits (16 for 4 bits), else 2 if no value is above 1, else 256.
+    size: crop every picture of a folder in the middle to this side, or this height and width, and scale it down (mean over areas).
+    mode: make every picture grey (L) or colour (RGB) of 8 bits; background: the colour behind what is transparent, a name or #rrggbb.
     data_dir, manual_dir: TFDS's folder of prepared sets (None: its own default) and the folder of files fetched by hand.
     augment: random changes of the training images, out of {", ".join(AUGMENTATIONS)}.
     """
 
 
-def load(name: str, split: str, *, levels: int | None = None, data_dir: str | None = None, manual_dir: str | None = None) -> Dataset:
-    """One split of a data set; the arguments are the fields of `DataConfig`.
+@dataclass(frozen=True)
+class _Asked(DataConfig):
+    """What a kind of data is asked for. cache: the folder that keeps converted pictures."""
+
+    cache: Path | None = None
+
+
+def load(
+    name: str,
+    split: str,
+    *,
+    levels: int | None = None,
+    data_dir: str | None = None,
+    manual_dir: str | None = None,
+    size: tuple[int, ...] = (),
+    mode: Literal["", "L", "RGB"] = "",
+    background: str = "white",
+    cache: Path | None = None,
+) -> Dataset:
+    """One split of a data set; the arguments are the fields of `DataConfig`. cache: the folder that keeps converted pictures.
 
     Raises DataError for what is wrong with the data (file, index, wanted, got), ConfigError for what is wrong with the arguments.
     """
     check_split(split)
-    config = DataConfig(name, levels, data_dir, manual_dir)
+    config = _Asked(name, levels, data_dir, manual_dir, size=size, mode=mode, background=background, cache=cache)
     if name == ARRAYS:
         hint = "in Python, jaxgen.evaluation.evaluate(model, dataset) scores a model on arrays"
         raise DataError(name, wanted="a data set that has a name", got="arrays in memory, which are not kept on disk", hint=hint)
     kind, place = _kind(name)
+    if (size or mode) and not (isinstance(place, Path) and place.is_dir()):
+        raise ConfigError("data.size, data.mode", "a folder of pictures, which they convert", name, "leave them out")
     try:
         return Dataset(kind.load(place, split, config), name, split)
     except UnknownName as error:

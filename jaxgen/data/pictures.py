@@ -4,9 +4,11 @@ Read are the files of `SUFFIXES` in the folder itself, or those in its sub-folde
 begin with a dot and __MACOSX are left out; whatever else is not read is counted in one line on stderr. What one file holds: decoding.py.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import secrets
 import zipfile
 import zlib
 from collections import Counter
@@ -169,12 +171,13 @@ class _Cache:
 
     def write(self, images: np.ndarray, top: int) -> None:
         """In one step, so that a killed run leaves nothing half written; a folder that cannot be written keeps nothing."""
-        part = self._file.with_suffix(f".{os.getpid()}.part")
+        part = self._file.with_suffix(f".{secrets.token_hex(4)}")  # every process writes its own
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with part.open("xb") as file:
                 np.savez(file, image=images, top=np.array(top), key=np.array(self._key))
             part.replace(self._file)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
             say_once(f"{self._file}: the converted pictures are not kept ({error.strerror})")
