@@ -152,6 +152,12 @@ def test_the_exif_orientation_is_applied_in_every_format(tmp_path: Path, suffix:
         assert np.abs(found.astype(int) - upright).max() <= (12 if suffix == ".jpg" else 0)
 
 
+def test_a_damaged_orientation_is_none(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    Image.fromarray(corner()).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    np.testing.assert_array_equal(read_pictures(tmp_path).images, [corner()])
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
 def test_files_of_several_frames_are_refused(tmp_path: Path, suffix: str) -> None:
     first, *rest = (Image.fromarray(picture) for picture in pixels(3, (8, 8, 3)))

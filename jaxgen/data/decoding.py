@@ -103,13 +103,15 @@ def read_picture(path: Path, how: Reading = AS_IT_IS) -> Picture:
 
     Where `how.levels` is V, the values must be in {0 .. V-1}, and the file must have at least V levels.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         data = path.read_bytes()
         picture = _pnm(data) if PNM.match(data) else _decoded(data, path, how)
     except DataError:
         raise
+    except UnidentifiedImageError as error:  # Pillow's text names an object in memory
+        raise damaged(path, UnidentifiedImageError("cannot identify image file")) from error
     except (*BROKEN, Image.DecompressionBombError) as error:
         raise damaged(path, error) from error
     if how.mode:

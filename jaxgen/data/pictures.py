@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -51,7 +52,9 @@ def read_pictures(path: Path, how: Reading = AS_IT_IS) -> Raw:
         say_once(f"{path}: {found.skipped}")
     images, top = (kept and kept.read()) or (None, 0)
     if images is None:
-        images, top = _stack(path, found.paths, how)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, about metadata that nobody reads
+            images, top = _stack(path, found.paths, how)
         if kept:
             kept.write(images, top)
     labels = None if found.labels is None else np.array(found.labels, np.int32)
