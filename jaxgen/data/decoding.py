@@ -46,12 +46,12 @@ BROKEN = (OSError, ValueError, SyntaxError, KeyError, IndexError, TypeError, EOF
 class Reading:
     """How files are read: the fields of `DataConfig` that say it, and `cache`, the folder that keeps converted pictures.
 
-    levels: V where the user gave it. size: (), (side,) or (height, width). mode: "", L or RGB. background: behind what is transparent.
+    levels: V where the user gave it. size: (), (side,) or (height, width). mode: None, L or RGB. background: behind what is transparent.
     """
 
     levels: int | None = None
     size: tuple[int, ...] = ()
-    mode: str = ""
+    mode: str | None = None
     background: str = "white"
     cache: Path | None = None
 
@@ -65,8 +65,8 @@ class Reading:
         if len(self.size) > 2 or not all(1 <= side <= LARGEST for side in self.size):
             wanted = f"one side, or height and width, of 1 to {LARGEST}"
             raise ConfigError("data.size", wanted, " ".join(map(str, self.size)))
-        if self.mode not in ("", "L", "RGB"):
-            raise ConfigError("data.mode", "L or RGB", self.mode)
+        if self.mode not in (None, "L", "RGB"):
+            raise ConfigError("data.mode", "L or RGB", self.mode or "nothing")
         if self.mode and self.levels not in (None, 256):
             raise ConfigError("data.levels", f"256 beside data.mode {self.mode}, which makes 8 bits", self.levels)
         if self.background != "white":

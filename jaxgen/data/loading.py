@@ -38,7 +38,7 @@ class DataConfig:
     manual_dir: str | None = None
     augment: tuple[str, ...] = ()
     size: tuple[int, ...] = ()
-    mode: Literal["", "L", "RGB"] = ""
+    mode: Literal["L", "RGB"] | None = None
     background: str = "white"
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ def load(
     data_dir: str | None = None,
     manual_dir: str | None = None,
     size: tuple[int, ...] = (),
-    mode: Literal["", "L", "RGB"] = "",
+    mode: Literal["L", "RGB"] | None = None,
     background: str = "white",
     cache: Path | None = None,
 ) -> Dataset:
