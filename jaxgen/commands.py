@@ -58,7 +58,7 @@ class _Pictures(Show):
     """What the commands that draw have in common."""
 
     n: int = 64
-    """images"""
+    """how many images, points or strings are drawn"""
     label: int | None = None
     """class, for class-conditional models; None: each in turn, or the image's own"""
     temperature: float = 1.0
@@ -121,7 +121,7 @@ class Bench:
     all: bool = False
     """without RUN: every model that has a comparison size"""
     batches: tuple[int, ...] = (1, 16, 64)
-    """images at once"""
+    """numbers of images that are drawn at once"""
     train_batch: int = 16
     """batch of the train step, 0 to leave it out"""
     repetitions: int = 5

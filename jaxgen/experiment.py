@@ -49,7 +49,7 @@ class Experiment:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
-    workdir: str = "runs/experiment"
+    workdir: str = "runs/experiment"  # folder of the run: checkpoints, metrics, pictures; local or gs://
     report: ReportConfig = ReportConfig()
     stages: dict[str, Stage] = dataclasses.field(default_factory=dict)
 

@@ -42,30 +42,26 @@ class OptimizerConfig:
         rate(t) = learning_rate * s(t) * decay_rate ** t,   s(t) = t / warmup_steps for t < warmup_steps, then 1 (constant),
         or (1 + cos(pi (t - warmup_steps) / (steps - warmup_steps))) / 2 (cosine)
 
-    b1, b2: for adamw, adam, adamax and lion. momentum: for sgd and rmsprop. weight_decay: for adamw and lion, not applied to biases, gains
-    and embeddings. clip_norm: gradients with a larger L2 norm (of all of a player's parameters) are scaled down to it; None for no limit.
-    players: (submodule, learning rate) for each player; () for the model's own players, if any, with `learning_rate` for all. On the
-    command line: --optimizer.players generator 1e-3 discriminator 2e-3.
-    betas: (player, b1, b2) for players with others than b1, b2. every: (player, n) for a player that is updated at every n-th step only,
-    --optimizer.every generator 5; its gradients of the other steps are dropped, and its t counts its own updates.
-    frozen: names of submodules that are not trained; they have no moments.
+    A player is a submodule with a rate and moments of its own: --optimizer.players generator 1e-3 discriminator 2e-3. A model names its own
+    players, if any. With --optimizer.every generator 5 the gradients of the other steps are dropped, and t counts a player's own updates.
     Raises ConfigError for a value out of range, and for a field that was set although the optimizer does not take it.
     """
 
-    learning_rate: float = 1e-3
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = 0
-    decay_rate: float = 1.0
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    clip_norm: float | None = 1.0
+    learning_rate: float = 1e-3  # the factor of rate(t)
+    schedule: Literal["constant", "cosine"] = "constant"  # of rate(t) after the warm-up
+    warmup_steps: int = 0  # steps over which the rate rises from 0
+    decay_rate: float = 1.0  # factor of the rate from one step to the next
+    weight_decay: float = 0.0  # for adamw and lion; biases, gains and embeddings have none
+    b1: float = 0.9  # for adamw, adam, adamax and lion: decay of the first moment
+    b2: float = 0.999  # for adamw, adam, adamax and lion: decay of the second moment
+    clip_norm: float | None = 1.0  # gradients with a larger L2 norm (of all of a player's parameters) are scaled down to it; None: no limit
+    # (submodule, learning rate) of each player, as in generator 1e-3 discriminator 2e-3; (): learning_rate for all
     players: tuple[tuple[str, float], ...] = ()
-    name: Literal["adamw", "adam", "adamax", "lion", "sgd", "rmsprop", "adagrad"] = "adamw"
-    momentum: float = 0.0
-    betas: tuple[tuple[str, float, float], ...] = ()
-    every: tuple[tuple[str, int], ...] = ()
-    frozen: tuple[str, ...] = ()
+    name: Literal["adamw", "adam", "adamax", "lion", "sgd", "rmsprop", "adagrad"] = "adamw"  # of the optimizer in optax
+    momentum: float = 0.0  # for sgd and rmsprop
+    betas: tuple[tuple[str, float, float], ...] = ()  # (player, b1, b2) of players with others than b1 and b2
+    every: tuple[tuple[str, int], ...] = ()  # (player, n) of a player that is updated at every n-th step only, as in generator 5
+    frozen: tuple[str, ...] = ()  # submodules that are not trained; they have no moments
 
     def __post_init__(self):
         bounds = {"learning_rate": 1e9, "decay_rate": 1, "weight_decay": 1e9, "b1": 1, "b2": 1, "momentum": 1}

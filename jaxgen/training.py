@@ -33,24 +33,19 @@ __all__ = ["OptimizerConfig", "TrainConfig", "TrainState", "fit", "init_state", 
 class TrainConfig:
     """How long a run is, its batches, and what happens how often. Raises ConfigError for a value out of range.
 
-    steps, batch_size: steps in all, and rows of the global batch over all devices. ema_decay: of the average of the parameters.
-    accumulate: number of parts of a batch whose gradients are computed one after the other and averaged. It takes less memory, and on a CPU
-    less time where the activations of a whole batch do not fit the processor's caches (28 x 28 images: as many parts as images). With
-    convolutions parts of more than 8 images are slow on a CPU.
-    fsdp: number of devices over which parameters, moments and averages are split; it must divide the number of all devices.
-    log_every, eval_every: steps between two lines of the log, and between two rounds of validation, samples and checkpoint.
-    max_minutes: stop after this many minutes of steps of this call, validation and saving not counted; None for no limit.
+    accumulate above 1 takes less memory, and on a CPU less time where the activations of a whole batch do not fit the processor's caches
+    (28 x 28 images: as many parts as images). With convolutions parts of more than 8 images are slow on a CPU.
     """
 
-    steps: int = 1000
-    batch_size: int = 64
-    seed: int = 0
-    ema_decay: float = 0.999
-    accumulate: int = 1
-    fsdp: int = 1
-    log_every: int = 10
-    eval_every: int = 250
-    max_minutes: float | None = None
+    steps: int = 1000  # steps in all
+    batch_size: int = 64  # rows of a step's batch, over all devices
+    seed: int = 0  # of the first parameters, the order of the data and the noise
+    ema_decay: float = 0.999  # of the average of the parameters, which is evaluated and sampled
+    accumulate: int = 1  # parts of a batch whose gradients are computed one after the other and averaged
+    fsdp: int = 1  # devices over which parameters, moments and averages are split; a divisor of the number of all
+    log_every: int = 10  # steps between two rows of metrics
+    eval_every: int = 250  # steps between two rounds of validation, samples and checkpoint
+    max_minutes: float | None = None  # stop after so many minutes of steps of this call, validation and saving not counted; None: no limit
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "fsdp", "log_every", "eval_every"):

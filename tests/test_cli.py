@@ -252,26 +252,6 @@ def test_devices_and_a_missing_library_in_processes_of_their_own(tmp_path):
 # --- What goes right -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_help_lists_every_field_with_type_and_default(capsys, name):
-    code, out, err = run(capsys, ["train", name, "--help"])
-    text = " ".join(re.sub("[│╭╮╰╯─]", " ", out).split())
-    assert (code, err) == (0, "")
-    assert text.startswith(f"usage: jaxgen train {name} ") and all(flag in text for flag in ("--dry-run", "--restart", "--debug"))
-    fields = config.to_json(Experiment(CONFIGS[name](), workdir=f"runs/{name}"))
-    assert f"--workdir STR (default: runs/{name})" in text
-    for part in ("model", "data", "optimizer", "train", "report"):
-        for field, value in fields[part].items():
-            default = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            assert field == "class" or re.search(rf"--{part}\.{field} [^()]+\(default: {re.escape(default)}\)", text), field
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(capsys, command):
-    code, out, err = run(capsys, [command, "--help"])
-    assert (code, err) == (0, "") and out.startswith(f"usage: jaxgen {command} ")
-
-
 def test_a_dry_run_computes_nothing_and_reads_nothing(there, capsys):
     """Parameters for 7.4 TB, and data that does not exist."""
     files = set(there.rglob("*"))

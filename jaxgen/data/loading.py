@@ -32,14 +32,15 @@ ENDINGS = tuple(ending for kind in KINDS for ending in kind.endings)
 
 @dataclass(frozen=True)
 class DataConfig:
-    name: str = "digits"
-    levels: int | None = None
-    data_dir: str | None = None
-    manual_dir: str | None = None
-    augment: tuple[str, ...] = ()
+    name: str = "digits"  # which data, see above
+    levels: int | None = None  # number of grey levels, values are 0 .. levels-1; None: as the data say, see above
+    data_dir: str | None = None  # TFDS's folder of prepared sets; None: its own default
+    manual_dir: str | None = None  # TFDS's folder of files fetched by hand
+    augment: tuple[str, ...] = ()  # random changes of the training images, out of flip, shift and crop
+    # crop every picture of a folder in the middle to this side, or this height and width, and scale it down (mean over areas)
     size: tuple[int, ...] = ()
-    mode: Literal["L", "RGB"] | None = None
-    background: str = "white"
+    mode: Literal["L", "RGB"] | None = None  # make every picture grey (L) or colour (RGB) of 8 bits
+    background: str = "white"  # the colour behind what is transparent, with mode: a name or #rrggbb
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -71,12 +72,7 @@ DataConfig.__doc__ = f"""Which data: {CHOICES}, or a path.
     A path is that of {FILES}.
     It begins with `/`, `.` or `~`, ends with {", ".join(f"`{ending}`" for ending in ENDINGS)}, or has a `/` and exists; a folder beside
     you is `./name`. A class of your own that inherits from this one, with a method `load(split)`, is a kind of data of your own.
-    levels: number of grey levels V, values are 0..V-1; None: 17 for digits, what the files of pictures say where they have fewer than 8
-    bits (16 for 4 bits), else 2 if no value is above 1, else 256.
-    size: crop every picture of a folder in the middle to this side, or this height and width, and scale it down (mean over areas).
-    mode: make every picture grey (L) or colour (RGB) of 8 bits; background: the colour behind what is transparent, a name or #rrggbb.
-    data_dir, manual_dir: TFDS's folder of prepared sets (None: its own default) and the folder of files fetched by hand.
-    augment: random changes of the training images, out of {", ".join(AUGMENTATIONS)}.
+    levels None: 17 for digits, what the files of pictures say where they have fewer than 8 bits (16 for 4 bits), else 2 if no value is above 1, else 256.
     """
 
 

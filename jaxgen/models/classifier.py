@@ -28,17 +28,14 @@ from jaxgen.layers.convolutions import EXACT, dropout, scale_pixels
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Sizes of a classifier. hidden: units (mlp) or channels (conv) of each hidden layer.
+    """Sizes of a classifier. Raises ConfigError for sizes out of range."""
 
-    dropout: the probability with which an output of a hidden layer is set to 0 in training. Raises ConfigError for sizes out of range.
-    """
-
-    image_shape: tuple[int, int, int] = (8, 8, 1)
-    levels: int = 17
-    num_classes: int = 10
-    hidden: tuple[int, ...] = (64, 64)
-    architecture: Literal["mlp", "conv"] = "conv"
-    dropout: float = 0.0
+    image_shape: tuple[int, int, int] = (8, 8, 1)  # height, width and channels of an image
+    levels: int = 17  # number of values that a channel of a pixel has: 0 .. levels-1
+    num_classes: int = 10  # number of classes
+    hidden: tuple[int, ...] = (64, 64)  # units (mlp) or channels (conv) of each hidden layer
+    architecture: Literal["mlp", "conv"] = "conv"  # fully connected layers, or convolutions
+    dropout: float = 0.0  # probability with which an output of a hidden layer is set to 0 in training
     modelled: ClassVar[str] = "label"
 
     def __post_init__(self):

@@ -32,17 +32,14 @@ SLOPE = 0.2  # of the leaky ReLU (Radford et al. 2016)
 
 @dataclass(frozen=True)
 class GANConfig(OfImagesOrPoints):
-    """`image_shape` is (H, W, C) for images in {0 .. levels-1}, or (d,) for real points, which have no levels (0).
+    """Sizes of a GAN. Raises ConfigError for sizes out of range."""
 
-    hidden: units of each hidden layer (mlp), or channels at 1/4 of the size, half of them at 1/2 (conv). depth: hidden layers (mlp).
-    """
-
-    image_shape: tuple[int, ...] = (8, 8, 1)
-    levels: int = 17
-    latent: int = 32
-    hidden: int = 128
-    depth: int = 2
-    architecture: Literal["mlp", "conv"] = "mlp"
+    image_shape: tuple[int, ...] = (8, 8, 1)  # (H, W, C) of images, or (d,) of real points
+    levels: int = 17  # number of values that a channel of a pixel has, 0 .. levels-1; 0 for points
+    latent: int = 32  # size of the noise that the generator is given
+    hidden: int = 128  # units of each hidden layer (mlp), or channels at 1/4 of the size, half of them at 1/2 (conv)
+    depth: int = 2  # hidden layers (mlp)
+    architecture: Literal["mlp", "conv"] = "mlp"  # fully connected layers, or convolutions
     num_classes: ClassVar[int] = 0  # unconditional
     players: ClassVar[tuple[str, ...]] = ("generator", "discriminator")
 

@@ -58,25 +58,22 @@ from jaxgen.layers.convolutions import (
 
 @dataclass(frozen=True)
 class GatedPixelCNNConfig(OfImages):
-    """Sizes of a Gated PixelCNN. layers: gated layers after the input layer. width: features of each of the two stacks.
-
-    head_width: features between the last two 1 x 1 convolutions. num_classes, vector_size: of the label and of the vector that the image is
-    drawn given; 0 for none. factorized: cheaper vertical convolutions, see the module's docstring. Raises ConfigError for sizes out of
-    range, even kernels, and unless width and head_width are multiples of the channels.
+    """Sizes of a Gated PixelCNN. Raises ConfigError for sizes out of range, even kernels, and unless width and head_width are
+    multiples of the channels.
     """
 
-    image_shape: tuple[int, int, int] = (8, 8, 1)
-    levels: int = 17
-    num_classes: int = 0
-    vector_size: int = 0
-    layers: int = 10
-    width: int = 128
-    input_kernel: int = 7
-    kernel: int = 3
-    head_width: int = 32
-    factorized: bool = False
-    dropout: float = 0.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    image_shape: tuple[int, int, int] = (8, 8, 1)  # height, width and channels of an image
+    levels: int = 17  # number of values that a channel of a pixel has: 0 .. levels-1
+    num_classes: int = 0  # classes of the label that an image is drawn given; 0: no label
+    vector_size: int = 0  # size of the vector that an image is drawn given; 0: no vector
+    layers: int = 10  # gated layers after the input layer
+    width: int = 128  # features of each of the two stacks
+    input_kernel: int = 7  # side of the first convolution, an odd number of pixels
+    kernel: int = 3  # side of the convolutions of the gated layers, an odd number of pixels
+    head_width: int = 32  # features between the last two 1 x 1 convolutions
+    factorized: bool = False  # cheaper vertical convolutions, see the module's docstring
+    dropout: float = 0.0  # probability with which a feature is set to 0 in training
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations; parameters and likelihoods are float32
     grouped = ("width", "head_width")
 
     def __post_init__(self):

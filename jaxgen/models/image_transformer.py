@@ -54,28 +54,28 @@ from jaxgen.sampling import in_order
 
 @dataclass(frozen=True)
 class ImageTransformerConfig(OfImages):
-    """Sizes of an Image Transformer. hidden: inner width of the feed-forward layers. mixtures: logistics, for the mixture head only.
+    """Sizes of an Image Transformer. Raises ConfigError for sizes out of range or that do not fit each other.
 
-    block, memory: () and () for full causal attention; (l_q,) and (l_m,) for 1-D local attention, in places; (h_q, w_q) and (h_m, w_m) for
-    2-D local attention, in pixels. low_resolution: (h, w, C) of the small image for super-resolution, h and w divisors of H and W; None
-    for none. encoder_layers: of the small image's encoder. Raises ConfigError for sizes out of range or that do not fit each other.
+    Local attention: block and memory are (l_q,) and (l_m,) for 1-D, in places; (h_q, w_q) and (h_m, w_m) for 2-D, in pixels.
     """
 
-    image_shape: tuple[int, int, int] = (8, 8, 1)
-    levels: int = 17
-    num_classes: int = 0
+    image_shape: tuple[int, int, int] = (8, 8, 1)  # height, width and channels of an image
+    levels: int = 17  # number of values that a channel of a pixel has: 0 .. levels-1
+    num_classes: int = 0  # classes of the label that an image is drawn given; 0: no label
+    # what a channel is drawn from: a categorical distribution, or a mixture of logistics
     head: Literal["categorical", "mixture"] = "categorical"
-    block: tuple[int, ...] = ()
-    memory: tuple[int, ...] = ()
-    layers: int = 12
-    width: int = 512
-    heads: int = 4
-    hidden: int = 2048
-    mixtures: int = 10
+    block: tuple[int, ...] = ()  # size of a query block of local attention; (): full causal attention
+    memory: tuple[int, ...] = ()  # size of what a query block attends to beside itself; (): full causal attention
+    layers: int = 12  # decoder layers
+    width: int = 512  # features of a place
+    heads: int = 4  # attention heads, a divisor of width
+    hidden: int = 2048  # inner width of the feed-forward layers
+    mixtures: int = 10  # number of logistics, for the mixture head only
+    # (h, w, C) of the small image for super-resolution, h and w divisors of H and W; None: no small image
     low_resolution: tuple[int, int, int] | None = None
-    encoder_layers: int = 4
-    dropout: float = 0.3
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    encoder_layers: int = 4  # layers of the small image's encoder
+    dropout: float = 0.3  # probability with which a feature is set to 0 in training
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations; parameters and likelihoods are float32
 
     def __post_init__(self):
         check_image_config(self, dict.fromkeys(("layers", "width", "heads", "hidden", "mixtures", "encoder_layers"), 1))

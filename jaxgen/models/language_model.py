@@ -39,16 +39,13 @@ from jaxgen.sampling import sample_sequence
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """Sizes of a language model. length: L. vocabulary: V. symbols: the texts of the tokens 1 .. V-1, for writing samples as text; or ().
+    """Sizes of a language model. Raises ConfigError for sizes out of range."""
 
-    Raises ConfigError for sizes out of range.
-    """
-
-    length: int = 28
-    vocabulary: int = 27
-    symbols: tuple[str, ...] = ()
-    width: int = 64
-    layers: int = 1
+    length: int = 28  # L, most tokens of a string
+    vocabulary: int = 27  # V, number of tokens, the stop token 0 included
+    symbols: tuple[str, ...] = ()  # texts of the tokens 1 .. V-1, for writing samples as text; (): numbers
+    width: int = 64  # features of a state
+    layers: int = 1  # number of GRU layers
     modelled: ClassVar[str] = "tokens"
     num_classes: ClassVar[int] = 0  # no labels
 

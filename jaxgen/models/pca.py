@@ -37,11 +37,11 @@ ROWS = 1024
 
 @dataclass(frozen=True)
 class PCAConfig(OfImagesOrPoints):
-    """`image_shape` is (H, W, C) for images in {0 .. levels-1}, or (d,) for real points, which have no levels (0). K = components."""
+    """Sizes of a PCA. Raises ConfigError for sizes out of range."""
 
-    image_shape: tuple[int, ...] = (8, 8, 1)
-    levels: int = 17
-    components: int = 16
+    image_shape: tuple[int, ...] = (8, 8, 1)  # (H, W, C) of images, or (d,) of real points
+    levels: int = 17  # number of values that a channel of a pixel has, 0 .. levels-1; 0 for points
+    components: int = 16  # K, number of principal components
     num_classes: ClassVar[int] = 0  # unconditional
 
     def __post_init__(self):

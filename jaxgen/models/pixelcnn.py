@@ -53,20 +53,18 @@ from jaxgen.layers.pixelcnn_fronts import FrontCache, PixelCNNFronts
 
 @dataclass(frozen=True)
 class PixelCNNConfig(OfImages):
-    """Sizes of a PixelCNN. layers: residual blocks. width: h, features inside a block; there are 2h between the blocks.
-
-    head_width: features between the last two 1 x 1 convolutions. Raises ConfigError for sizes out of range, an even kernel, and unless
-    width and head_width are multiples of the channels.
+    """Sizes of a PixelCNN. Raises ConfigError for sizes out of range, an even kernel, and unless width and head_width are multiples of the
+    channels.
     """
 
-    image_shape: tuple[int, int, int] = (8, 8, 1)
-    levels: int = 17
-    num_classes: int = 0
-    layers: int = 15
-    width: int = 128
-    input_kernel: int = 7
-    head_width: int = 32
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    image_shape: tuple[int, int, int] = (8, 8, 1)  # height, width and channels of an image
+    levels: int = 17  # number of values that a channel of a pixel has: 0 .. levels-1
+    num_classes: int = 0  # classes of the label that an image is drawn given; 0: no label
+    layers: int = 15  # residual blocks
+    width: int = 128  # h, features inside a block; there are 2h between the blocks
+    input_kernel: int = 7  # side of the first convolution, an odd number of pixels
+    head_width: int = 32  # features between the last two 1 x 1 convolutions
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations; parameters and likelihoods are float32
     grouped = ("width", "head_width")
 
     def __post_init__(self):

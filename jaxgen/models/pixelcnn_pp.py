@@ -41,20 +41,17 @@ from jaxgen.layers.weight_norm import Conv, Down, Up, WeightNorm, packed
 
 @dataclass(frozen=True)
 class PixelCNNPPConfig(OfImages):
-    """Sizes of a PixelCNN++. resnets: blocks of a resolution on the way down. mixtures: number of logistics of the output.
+    """Sizes of a PixelCNN++. Raises ConfigError for sizes out of range."""
 
-    Raises ConfigError for sizes out of range.
-    """
-
-    image_shape: tuple[int, int, int] = (8, 8, 1)
-    levels: int = 17
-    num_classes: int = 0
-    width: int = 192
-    resnets: int = 5
-    resolutions: int = 3
-    mixtures: int = 10
-    dropout: float = 0.5
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    image_shape: tuple[int, int, int] = (8, 8, 1)  # height, width and channels of an image
+    levels: int = 17  # number of values that a channel of a pixel has: 0 .. levels-1
+    num_classes: int = 0  # classes of the label that an image is drawn given; 0: no label
+    width: int = 192  # features of each of the two streams
+    resnets: int = 5  # blocks of a resolution on the way down
+    resolutions: int = 3  # number of resolutions, each half as large as the one before
+    mixtures: int = 10  # number of logistics of the output's mixture
+    dropout: float = 0.5  # probability with which a feature is set to 0 in training
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations; parameters and likelihoods are float32
 
     def __post_init__(self):
         check_image_config(self, {"width": 1, "resnets": 1, "resolutions": 1, "mixtures": 1})

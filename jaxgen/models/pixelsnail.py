@@ -47,24 +47,20 @@ SOFTMAX_LEVELS = 32
 
 @dataclass(frozen=True)
 class PixelSNAILConfig(OfImages):
-    """Sizes of a PixelSNAIL. resnets: 2 x 2 resnets of a block. key, value: sizes of the single attention head.
+    """Sizes of a PixelSNAIL. Raises ConfigError for sizes out of range."""
 
-    mixtures: number of logistics of the output (three channels, or more than 32 levels). light: about half the products, by elu for cat_elu
-    and keys, values and queries without residual blocks. Raises ConfigError for sizes out of range.
-    """
-
-    image_shape: tuple[int, int, int] = (8, 8, 1)
-    levels: int = 17
-    num_classes: int = 0
-    blocks: int = 12
-    width: int = 256
-    resnets: int = 4
-    key: int = 16
-    value: int = 128
-    mixtures: int = 10
-    light: bool = False
-    dropout: float = 0.5
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    image_shape: tuple[int, int, int] = (8, 8, 1)  # height, width and channels of an image
+    levels: int = 17  # number of values that a channel of a pixel has: 0 .. levels-1
+    num_classes: int = 0  # classes of the label that an image is drawn given; 0: no label
+    blocks: int = 12  # blocks of resnets with attention
+    width: int = 256  # features of a pixel
+    resnets: int = 4  # 2 x 2 resnets of a block
+    key: int = 16  # size of a key of the single attention head
+    value: int = 128  # size of a value of the single attention head
+    mixtures: int = 10  # number of logistics of the output (three channels, or more than 32 levels)
+    light: bool = False  # half the products: elu for cat_elu; keys, values and queries without residual blocks
+    dropout: float = 0.5  # probability with which a feature is set to 0 in training
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations; parameters and likelihoods are float32
 
     def __post_init__(self):
         check_image_config(self, dict.fromkeys(("blocks", "width", "resnets", "key", "value", "mixtures"), 1))

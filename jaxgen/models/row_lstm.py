@@ -53,21 +53,19 @@ from jaxgen.layers.masked import (
 
 @dataclass(frozen=True)
 class RowLSTMConfig(OfImages):
-    """Sizes of a Row LSTM. width: h, the features of a state; there are 2h between the layers.
-
-    kernel: of the two convolutions of an LSTM. head_width: features between the last two 1 x 1 convolutions. Raises ConfigError for sizes
-    out of range, even kernels, and unless width and head_width are multiples of the channels.
+    """Sizes of a Row LSTM. Raises ConfigError for sizes out of range, even kernels, and unless width and head_width are multiples of the
+    channels.
     """
 
-    image_shape: tuple[int, int, int] = (8, 8, 1)
-    levels: int = 17
-    num_classes: int = 0
-    layers: int = 12
-    width: int = 128
-    input_kernel: int = 7
-    kernel: int = 3
-    head_width: int = 32
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    image_shape: tuple[int, int, int] = (8, 8, 1)  # height, width and channels of an image
+    levels: int = 17  # number of values that a channel of a pixel has: 0 .. levels-1
+    num_classes: int = 0  # classes of the label that an image is drawn given; 0: no label
+    layers: int = 12  # LSTM layers after the first convolution
+    width: int = 128  # h, features of a state; there are 2h between the layers
+    input_kernel: int = 7  # side of the first convolution, an odd number of pixels
+    kernel: int = 3  # width of the two convolutions of an LSTM, an odd number of pixels
+    head_width: int = 32  # features between the last two 1 x 1 convolutions
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations; parameters and likelihoods are float32
     grouped = ("width", "head_width")
 
     def __post_init__(self):

@@ -55,18 +55,16 @@ def importance_bound(log_weights: Float[Array, "K B"]) -> Float[Array, " B"]:
 
 @dataclass(frozen=True)
 class VAEConfig(OfImages):
-    """Sizes of a VAE. latent: Z. hidden: units of each hidden layer (mlp), or the channels at 1/2 and 1/4 of the image's size (conv).
+    """Sizes of a VAE. Raises ConfigError for sizes out of range, for conv also unless H and W are multiples of 4."""
 
-    The decoder has them in reverse. Raises ConfigError for sizes out of range, for conv also unless H and W are multiples of 4.
-    """
-
-    image_shape: tuple[int, int, int] = (8, 8, 1)
-    levels: int = 17
-    num_classes: int = 0
-    latent: int = 16
+    image_shape: tuple[int, int, int] = (8, 8, 1)  # height, width and channels of an image
+    levels: int = 17  # number of values that a channel of a pixel has: 0 .. levels-1
+    num_classes: int = 0  # classes of the label that an image is drawn given; 0: no label
+    latent: int = 16  # Z, size of the latent vector
+    # units of each hidden layer (mlp), or channels at 1/2 and 1/4 of the size (conv); the decoder's reversed
     hidden: tuple[int, ...] = (256, 256)
-    architecture: Literal["mlp", "conv"] = "mlp"
-    estimator: Literal["A", "B"] = "B"
+    architecture: Literal["mlp", "conv"] = "mlp"  # fully connected layers, or convolutions
+    estimator: Literal["A", "B"] = "B"  # of the bound: A draws the divergence too, B has it in closed form
 
     def __post_init__(self):
         check_image_config(self, {}, channels=None)

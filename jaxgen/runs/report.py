@@ -39,21 +39,16 @@ SHOWN = {name: METRICS[name].unit for name in ("bits_per_dim", "bits_per_dim_bou
 class ReportConfig:
     """What is drawn and measured beside the training itself; a run that goes on may change all of it.
 
-    samples: images in a grid of samples, 0 for no grid. samples_every: how many validations from one grid to the next; the last has one.
-    completions: images in the grid of completions at the end, 0 for none. rulers: whether the test score stands beside those of the uniform
-    and Gaussian models. time_samplers: whether the cached and the naive sampler are timed at the end, which can take minutes;
-    `jaxgen bench RUN` does it later.
-    metrics: names of the metrics that stand beside the headline, in validation and in the report; empty for those that the kind of model
-    gives of itself. A metric of samples (frechet_pixels) that is named is measured for a model with a likelihood too: as many samples as
-    the split has examples.
+    A metric of samples (frechet_pixels) that is named in `metrics` is measured for a model with a likelihood too: as many samples as the
+    split has examples. Samplers can be timed later, too: `jaxgen bench RUN`.
     """
 
-    samples: int = 64
-    samples_every: int = 1
-    completions: int = 64
-    rulers: bool = True
-    time_samplers: bool = False
-    metrics: tuple[str, ...] = ()
+    samples: int = 64  # samples in a grid; 0: no grid
+    samples_every: int = 1  # validations from one grid to the next; the last has one
+    completions: int = 64  # images in the grid of completions at the end; 0: none
+    rulers: bool = True  # whether the test score stands beside those of the uniform and Gaussian models
+    time_samplers: bool = False  # whether the cached and the naive sampler are timed at the end, which can take minutes
+    metrics: tuple[str, ...] = ()  # metrics that stand beside the headline; (): those that the kind of model gives of itself
 
     def __post_init__(self):
         for name, least in (("samples", 0), ("samples_every", 1), ("completions", 0)):
