@@ -11,7 +11,7 @@ from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS
 
 CONFIGS = {cli.module_name(model): config_class for config_class, model in MODELS.items()}
-METAVAR = r"(?:\S*(?:[A-Z]{3}|\{)\S* ?|\.\.\.\]* ?|STR|INT|FLOAT)*"
+METAVAR = r"(?:\S*(?:[A-Z]{3}|\{)\S* ?|\.\.\.\]* ?|STR|INT|FLOAT)+"
 
 
 def help_of(capsys, words: list[str]) -> str:
@@ -26,7 +26,7 @@ def help_of(capsys, words: list[str]) -> str:
 
 def entry(text: str, option: str) -> tuple[str, str]:
     """(what it is, its default) of an option."""
-    found = re.search(rf"{re.escape(option)} {METAVAR}((?:(?!--\w).)*?) ?\(default: ([^()]*)\)", text)
+    found = re.search(rf"{re.escape(option)} {METAVAR}(.*?) ?\(default: ([^()]*)\)", text)
     assert found, option
     return found[1], found[2]
 

@@ -72,7 +72,8 @@ DataConfig.__doc__ = f"""Which data: {CHOICES}, or a path.
     A path is that of {FILES}.
     It begins with `/`, `.` or `~`, ends with {", ".join(f"`{ending}`" for ending in ENDINGS)}, or has a `/` and exists; a folder beside
     you is `./name`. A class of your own that inherits from this one, with a method `load(split)`, is a kind of data of your own.
-    levels None: 17 for digits, what the files of pictures say where they have fewer than 8 bits (16 for 4 bits), else 2 if no value is above 1, else 256.
+    levels None: 17 for digits, what the files of pictures say where they have fewer than 8 bits (16 for 4 bits), else 2 if no
+    value is above 1, else 256.
     """
 
 
