@@ -10,6 +10,7 @@ With a conversion, in this order
   size (h, w)  the largest part in the middle with the ratio h : w, and the mean over the area that a pixel of the result covers
 """
 
+import functools
 import io
 import re
 import struct
@@ -169,8 +170,16 @@ def _opened(data: bytes) -> Any:
     """The picture as Pillow opens it, of one of our formats: others run programs, or read what is no picture."""
     from PIL import Image
 
+    return Image.open(io.BytesIO(data), formats=_formats())
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow has."""
+    from PIL import Image
+
     Image.init()
-    return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _own_values(pixels: np.ndarray, bits: int) -> tuple[np.ndarray, int]:

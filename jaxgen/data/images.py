@@ -252,7 +252,7 @@ def _load(place: str | Path, split: str, config: Any) -> ArraySource:
 KIND = Kind(
     _load,
     names=("digits",),
-    files="an .npz file or a folder (one with train.npz and test.npz, or one of pictures)",
-    endings=(".npz",),
+    files="an .npz file or a folder (one with train.npz and test.npz, or one of pictures), or an .npy file of images",
+    endings=(".npz", ".npy"),
     reads=lambda path: path.is_dir() or path.suffix.lower() in (".npz", ".npy", *PACKED),  # PACKED: the error says to unpack it
 )

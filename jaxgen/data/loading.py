@@ -133,9 +133,10 @@ def _path(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
         there = path.exists()
+        file = path.is_file() and any(kind.reads(path) for kind in KINDS)
     except (OSError, RuntimeError) as error:  # a name that is too long, a home that is unknown
         raise DataError(name[:80], wanted="an existing file or folder", got=str(error)[:160]) from error
-    if not (name.startswith(("/", ".", "~")) or name.endswith(ENDINGS) or ("/" in name and there)):
+    if not (name.startswith(("/", ".", "~")) or name.lower().endswith(ENDINGS) or ("/" in name and there) or file):
         return None
     if not there:
         raise DataError(name, wanted="an existing file or folder", got="nothing there")
