@@ -17,6 +17,8 @@ from jaxgen.errors import ConfigError, shown
 
 MOST_LEVELS = 2**16
 """The most levels of an image, whose values are unsigned integers of 8 or 16 bits."""
+LEAST_TEMPERATURE = 2.0**-126
+"""The smallest normal float32: compiled programs take smaller numbers for 0, and logits divided by 0 are no logits."""
 
 
 def check_image_config(config, least: dict[str, int], channels: tuple[int, ...] | None = (1, 3)) -> None:
@@ -175,10 +177,12 @@ def check_key(key) -> None:
 
 
 def check_temperature(temperature) -> Float[Array, ""]:
-    """`temperature` as one positive float32."""
+    """`temperature` as one float32 of at least LEAST_TEMPERATURE."""
     value = _numbers(temperature, "temperature", "a positive number")
     if value.ndim or not (isinstance(value, jax.core.Tracer) or value > 0):
         raise ConfigError("temperature", "a positive number", shown(temperature))
+    if not isinstance(value, jax.core.Tracer) and value < LEAST_TEMPERATURE:
+        raise ConfigError("temperature", f"at least {LEAST_TEMPERATURE:.3g}, since a smaller float32 counts as 0", shown(temperature))
     return jnp.asarray(value, jnp.float32)
 
 

@@ -108,4 +108,6 @@ def write_grid(path, samples: np.ndarray, model, mask: np.ndarray | None = None)
     try:
         directory.write_bytes(path, feature.show(samples, **({} if mask is None else {"mask": mask})))
     except OSError as error:
-        raise ConfigError("--out", "a file that can be written", f"{path} ({error.strerror or error})") from None
+        got = f"{path} ({error.strerror or error})"
+        hint = "the checkpoints of the run are whole; jaxgen sample, complete and upscale draw pictures of it anew"
+        raise ConfigError("picture", "a file that can be written", got, hint) from None

@@ -40,6 +40,8 @@ from jaxgen.rulers import GaussianModel, UniformModel
 __all__ = ["GaussianModel", "UniformModel", "bits_per_dim", "evaluate", "frechet_distance", "headline", "mode_coverage", "rulers"]
 
 DRAWS = {"elbo": "elbo_samples", "importance": "importance_samples", "density": "dequantisation_samples"}
+RULERS = {"uniform": 0, "gaussian": 2}
+"""The rulers, and how many images each needs to be fitted on."""
 
 
 def evaluate(
@@ -282,13 +284,16 @@ def _standard_error(values: np.ndarray) -> float:
 def rulers(fit, test, *, batch_size: int = 64, key: PRNGKeyArray | None = None, samples: int | None = None) -> dict[str, dict]:
     """The baselines {"uniform": result, "gaussian": result} on a test set; `fit` is the data set, or several, to fit the Gaussian on.
 
+    The result of one that needs more images to be fitted (`RULERS`) is {}.
     samples: draws of the noise for each image, 16 by default, and 1 for more than 1024 values, whose density takes a minute for a test set.
     """
     samples = samples or (16 if np.prod(test.image_shape) <= 1024 else 1)
     sets = fit if isinstance(fit, tuple | list) else [fit]
     images = np.concatenate([np.asarray(dataset.images) for dataset in sets])
-    models = {"uniform": UniformModel(test.levels), "gaussian": GaussianModel.fit(images, test.levels)}
-    return {name: evaluate(model, test, batch_size=batch_size, key=key, samples=samples) for name, model in models.items()}
+    makers = {"uniform": lambda: UniformModel(test.levels), "gaussian": lambda: GaussianModel.fit(images, test.levels)}
+    models = {name: make() for name, make in makers.items() if len(images) >= RULERS[name]}
+    results = {name: evaluate(model, test, batch_size=batch_size, key=key, samples=samples) for name, model in models.items()}
+    return {name: results.get(name, {}) for name in RULERS}
 
 
 def sample_metrics(model, dataset, key: PRNGKeyArray, batch_size: int = 64, mesh: Mesh | None = None) -> dict[str, float | int]:
@@ -296,7 +301,7 @@ def sample_metrics(model, dataset, key: PRNGKeyArray, batch_size: int = 64, mesh
 
     Images: "frechet_pixels", the Frechet distance of pixel vectors scaled to [0, 1]; it compares means and covariances only, and says
     little about sharpness. Points: "frechet_points", and the modes covered if the set knows its `centres` and `scale`. The distance is
-    biased upwards by about 1/n, so n is in the result.
+    biased upwards by about 1/n, so n is in the result; of a single example it is nan.
     """
     if isinstance(model, nnx.Module) and mesh is not None:
         model = sharding.place_state(mesh, model)
@@ -307,8 +312,10 @@ def sample_metrics(model, dataset, key: PRNGKeyArray, batch_size: int = 64, mesh
         fake.append(np.asarray(draw(model, batch["index"], given, key))[rows])
         real.append(batch[name][rows])
     real, fake = np.concatenate(real), np.concatenate(fake)
-    distance = frechet_distance(_numbers(fake, feature), _numbers(real, feature))
-    result = {"frechet_pixels" if feature.discrete else "frechet_points": distance, "n_real": len(real), "n_fake": len(fake)}
+    name = "frechet_pixels" if feature.discrete else "frechet_points"
+    enough = len(real) >= METRICS[name].examples
+    distance = frechet_distance(_numbers(fake, feature), _numbers(real, feature)) if enough else float("nan")
+    result = {name: distance, "n_real": len(real), "n_fake": len(fake)}
     return result | (mode_coverage(fake, **dataset.facts) if {"centres", "scale"} == set(dataset.facts) else {})
 
 
@@ -331,7 +338,12 @@ def _compiled_draw(out: NamedSharding | None):
 
 
 def frechet_distance(a: Num[np.ndarray, "N D"], b: Num[np.ndarray, "M D"]) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2) between the Gaussians of two sets of feature vectors, in float64."""
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2) between the Gaussians of two sets of feature vectors, in float64.
+
+    Raises DataError for a set of one vector, which has no covariance.
+    """
+    if min(len(a), len(b)) < 2:
+        raise DataError("frechet_distance", "at least 2 examples in each set, for its covariance", f"{len(a)} and {len(b)}")
     (m1, c1), (m2, c2) = ((x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))) for x in (a.astype(np.float64), b.astype(np.float64)))
     values, vectors = np.linalg.eigh(c1)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T

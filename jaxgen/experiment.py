@@ -25,6 +25,7 @@ from jaxgen.data.augment import augmented
 from jaxgen.drawing import complete_images, completes, draw_for, has, modelled, small_shape, write_grid
 from jaxgen.drawing import draw as draw  # for scripts, which import it from this file
 from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.metrics import not_computed, too_few
 from jaxgen.models import MODELS, build, count_parameters
 from jaxgen.runs import checkpoint, directory, report
 from jaxgen.runs.report import ReportConfig
@@ -246,7 +247,7 @@ class _Run:
         wanted = self.experiment.report.metrics
         metrics = evaluation.evaluate(model, self.validation_set, batch_size=options.batch_size, key=key, mesh=self.mesh, metrics=wanted)
         name, value = evaluation.headline(metrics)
-        say(f"step {step}  validation {name} {value:.4f}")
+        say(f"step {step}  validation {name} {not_computed(name, metrics) or f'{value:.4f}'}")
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and np.isfinite(value)}
         self.reporter.scalars(step, {f"validation_{name}": value for name, value in numbers.items()})
         split = options.fsdp > 1  # then no device has room for all of the model, and all processes draw together
@@ -359,7 +360,7 @@ def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size
     wanted = experiment.report.metrics
     result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=mesh, metrics=wanted)
     name, value = evaluation.headline(result)
-    say(_line(f"{dataset.split} {name}", value, result, noun(model.config)))
+    say(_line(f"{dataset.split} {name}", value, result, noun(model.config), not_computed(name, result)))
     if (shape := small_shape(model)) is not None:
         say(f"  of each image given its small one, {' x '.join(map(str, shape))}")
     if "nats" in result:
@@ -368,9 +369,11 @@ def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size
     if experiment.report.rulers and small and name.startswith("bits_per_dim") and "image" in dataset.features:
         fit = [load_data(experiment, split) for split in ("train", "validation") if split != dataset.split]
         for ruler, ruled in evaluation.rulers(fit, dataset).items():
-            say(_line(f"  {ruler} ruler", evaluation.headline(ruled)[1], ruled, "image"))
+            few = "" if ruled else too_few(sum(map(len, fit)), evaluation.RULERS[ruler])
+            say(_line(f"  {ruler} ruler", *((None, {}) if few else (evaluation.headline(ruled)[1], ruled)), "image", few))
     for other in sorted(set(result) - {"nats", "n", "standard_error", name}):
-        say(f"{'  ' + other:<27} {result[other]}")
+        if np.isfinite(result[other]) or not_computed(other, result):  # the standard error of a single example is not
+            say(f"{'  ' + other:<27} {not_computed(other, result) or result[other]}")
 
 
 def noun(model_config) -> str:
@@ -378,7 +381,10 @@ def noun(model_config) -> str:
     return model_config.features[model_config.modelled].noun
 
 
-def _line(label: str, value: float, result: dict, noun: str) -> str:
+def _line(label: str, value: float | None, result: dict, noun: str, few: str = "") -> str:
+    """One number with its standard error and count; few: why there is none."""
+    if few:
+        return f"{label:<27} {few}"
     known = np.isfinite(result.get("standard_error", np.nan))  # that of a single image is not
     error = f" +- {result['standard_error']:.4f}" if known else ""
     return f"{label:<27} {value:.4f}{error}" + (f"  ({result['n']} {noun}{'s' * (result['n'] != 1)})" if "n" in result else "")

@@ -7,12 +7,16 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of an evaluation. `axis` is what a plot says; `chooses`: whether the best checkpoint of a run is the one with the best."""
+    """One number of an evaluation. `axis` is what a plot says; `chooses`: whether the best checkpoint of a run is the one with the best.
+
+    examples: how many it needs; of fewer it is nan, as `not_computed` says.
+    """
 
     unit: str
     better: Literal["lower", "higher"]
     axis: str
     chooses: bool = True
+    examples: int = 1
 
 
 METRICS = {
@@ -22,9 +26,9 @@ METRICS = {
     "accuracy": Metric("accuracy", "higher", "accuracy"),
     "log_loss": Metric("log-loss (nats)", "lower", "log-loss in nats", chooses=False),
     "nats": Metric("nats", "lower", "nats"),
-    "frechet_pixels": Metric("Frechet distance of pixels", "lower", "Frechet distance of pixels"),
+    "frechet_pixels": Metric("Frechet distance of pixels", "lower", "Frechet distance of pixels", examples=2),
     # The distance of points says nothing of the modes that are missed: the newest step of such a run is the one to take.
-    "frechet_points": Metric("Frechet distance of points", "lower", "Frechet distance of points", chooses=False),
+    "frechet_points": Metric("Frechet distance of points", "lower", "Frechet distance of points", chooses=False, examples=2),
     "modes_covered": Metric("modes", "higher", "modes covered", chooses=False),
     "high_quality_fraction": Metric("fraction of points", "higher", "points close to a mode", chooses=False),
     "smallest_mode_share": Metric("fraction of points", "higher", "share of the smallest mode", chooses=False),
@@ -49,3 +53,15 @@ def score(metrics: Mapping[str, float | None], names: tuple[str, ...] | None = N
     if name is None:
         return None
     return -metrics[name] if name in METRICS and METRICS[name].better == "higher" else metrics[name]
+
+
+def not_computed(name: str, result: Mapping[str, object]) -> str:
+    """Why this number of a result is nan, where it needs more examples than there were; "" where it is there."""
+    least = METRICS[name].examples if name in METRICS else 1
+    n = result.get("n", result.get("n_real", least))
+    return too_few(n, least) if n < least else ""
+
+
+def too_few(n: int, least: int) -> str:
+    """What is said in the place of a number that needs more examples than there are."""
+    return f"cannot be computed of {n} example{'s' * (n != 1)}: it needs at least {least}"

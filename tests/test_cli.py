@@ -144,6 +144,7 @@ ERRORS = [
     ("sample vae --label 3", 2, "label: wanted none, since the model is not class-conditional, got 3"),
     ("sample gated --label 3", 2, "label: wanted values in 0..2, got 3"),
     ("sample gated --temperature -1", 2, "temperature: wanted a positive number, got -1.0"),
+    ("sample gated --temperature 1e-46", 2, "temperature: wanted at least 1.18e-38, since a smaller float32 counts as 0, got 1e-46"),
     ("sample vae --temperature 0.5", 2, "--temperature: wanted a model whose sampler takes it, got VAE"),
     ("sample gan --method naive", 2, "--method: wanted a model whose sampler takes it, got GAN"),
     ("sample vae --n 2 --out file/a.png", 2, "--out: wanted a file that can be written, got file/a.png (.../file is not a folder)"),
@@ -290,6 +291,11 @@ def test_evaluate_prints_what_the_evaluator_says(there, capsys, monkeypatch):
     monkeypatch.setattr(cli, "load_data", lambda *_: data.Dataset.from_arrays(np.zeros((1, 6, 5), np.uint8), np.array([2]), levels=2))
     code, out, err = run(capsys, ["evaluate", "gated"])
     assert (code, err) == (0, "") and "(1 image)\n" in out and "nan" not in out and "+-" not in out
+    monkeypatch.setattr(cli, "load_data", experiment.load_data)
+    monkeypatch.setattr(cli, "load_data", lambda *_: data.Dataset(data.load("ring", "test").source.select(slice(1)), "ring", "test"))
+    code, out, err = run(capsys, ["evaluate", "gan"])
+    assert (code, err) == (0, "") and "nan" not in out and re.search("modes_covered +[01]\n", out)
+    assert out.startswith("test frechet_points         cannot be computed of 1 example: it needs at least 2\n")
     monkeypatch.setattr(cli, "load_data", experiment.load_data)
     code, out, _ = run(capsys, ["evaluate", "gan"])
     assert out.startswith("test frechet_points ") and re.search("modes_covered +[0-8]\n", out) and "ruler" not in out

@@ -30,6 +30,7 @@ from jaxgen.evaluation import (
     mode_coverage,
     rulers,
 )
+from jaxgen.metrics import not_computed
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.vae import VAE, VAEConfig
 
@@ -320,6 +321,25 @@ def test_samples_on_the_ring():
     dropped = evaluate(Copy(ring.ring("train").images[:1]), ring.ring("validation"), batch_size=5000)
     assert dropped["modes_covered"] == 1
     assert dropped["frechet_points"] > 1
+
+
+def test_one_example_has_no_frechet_distance_and_the_result_says_so():
+    """Of points the modes are counted all the same; two points have a distance."""
+    source = ring.ring("test").source
+    points = source.columns["point"]
+    for n in (1, 2):
+        result = evaluate(Copy(points[:1]), Dataset(source.select(slice(n)), "few", "test"))
+        assert result["modes_covered"] == 1 and result["n_real"] == n
+        assert np.isnan(result["frechet_points"]) == (n == 1)
+        wanted = "cannot be computed of 1 example: it needs at least 2" if n == 1 else ""
+        assert not_computed("frechet_points", result) == wanted and not_computed("modes_covered", result) == ""
+    with pytest.raises(DataError, match="frechet_distance: wanted at least 2 examples in each set, .*, got 1 and 5"):
+        frechet_distance(points[:1], points[:5])
+
+
+def test_rulers_of_one_image_are_those_that_can_be_fitted():
+    results = rulers(random_set(1), random_set(1))
+    assert results["uniform"]["bits_per_dim"] == pytest.approx(np.log2(3)) and results["gaussian"] == {}
 
 
 # --- Which metrics ---------------------------------------------------------------------------------------------------------------

@@ -249,6 +249,9 @@ def test_a_kind_that_the_library_does_not_know_goes_through_data_evaluation_and_
     samples = drawing.draw_for(model, dataset, jax.random.key(0), 5)
     drawing.write_grid(tmp_path / "angles.txt", samples, model)
     assert [float(line) for line in (tmp_path / "angles.txt").read_text().splitlines()] == pytest.approx(samples.tolist(), abs=1e-3)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match="^picture: wanted a file that can be written, got .*/file/a.txt .File exists.; the checkpoints"):
+        drawing.write_grid(tmp_path / "file" / "a.txt", samples, model)
     with pytest.raises(DataError, match="circle:angle: wanted angles in 0..2 pi"):
         Dataset.from_columns({"angle": angles - 1}, {"angle": Angles()}, "circle")
     with pytest.raises(DataError, match="arrays/train: wanted angles as the model, got no angles"):

@@ -17,6 +17,7 @@ import jaxgen
 from jaxgen import config, models, sharding, training
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
+from jaxgen.runs import checkpoint, manifest
 from jaxgen.runs.checkpoint import Checkpointer
 
 TINY = GatedPixelCNNConfig(image_shape=(4, 4, 1), levels=3, layers=1, width=4, head_width=4, input_kernel=3)
@@ -56,6 +57,26 @@ def test_load_passes_over_a_damaged_best_step(trained, tmp_path, capsys):
     assert "checkpoint 1 is damaged" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="only damaged ones"):
         jaxgen.load(tmp_path / "run", step=1)
+
+
+@pytest.mark.parametrize("when", ["verify", "read", "_read"])
+def test_load_takes_the_next_step_where_the_run_deletes_one_meanwhile(trained, tmp_path, monkeypatch, capsys, when):
+    """The best step goes before its files are compared, before its manifest is read again, or before its arrays are read."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    place = checkpoint if when == "_read" else manifest
+    before, calls = getattr(place, when), []
+
+    def late(folder, *rest):
+        if folder.name == "1" and len(calls) == (4 if when == "read" else 0):  # the list of the best and `verify` read it first
+            shutil.rmtree(run / "checkpoints/1")
+        calls.append(folder)
+        return before(folder, *rest)
+
+    monkeypatch.setattr(place, when, late)
+    assert float(jax.tree.leaves(nnx.state(jaxgen.load(run), nnx.Param))[0].ravel()[0]) == 3
+    assert "damaged" not in capsys.readouterr().err and not (run / "checkpoints/1").exists()
+    with pytest.raises(CheckpointError, match=r"step: wanted one of \[2, 3\], got 1"):
+        jaxgen.load(run, step=1)
 
 
 def test_load_names_what_is_there(trained, tmp_path):

@@ -236,16 +236,22 @@ def read_model(
     """
     if which not in ("best", "latest"):
         raise ConfigError("which", "best or latest", repr(which))
-    folder, steps = _existing(path)
-    if step is not None and step not in steps:
-        raise CheckpointError("step", f"one of {steps}", step)
-    candidates = [step] if step is not None else steps[::-1] if which == "latest" else _best_first(folder, steps)
-    found = manifests.first_intact(folder, candidates)
-    if found is None:
-        raise _all_damaged(folder, candidates)
-    manifest = manifests.read(folder / str(found))
-    # Shapes only: nothing is allocated before they were compared with the file.
-    return _read(folder / str(found), manifest, shapes_of(manifest["config"].get("model", {})), ("ema/", "model/"))
+    while True:
+        folder, steps = _existing(path)
+        if step is not None and step not in steps:
+            raise CheckpointError("step", f"one of {steps}", step)
+        candidates = [step] if step is not None else steps[::-1] if which == "latest" else _best_first(folder, steps)
+        found = manifests.first_intact(folder, candidates)
+        try:
+            if found is None:
+                raise _all_damaged(folder, candidates)
+            manifest = manifests.read(folder / str(found))
+            # Shapes only: nothing is allocated before they were compared with the file.
+            return _read(folder / str(found), manifest, shapes_of(manifest["config"].get("model", {})), ("ema/", "model/"))
+        except Exception:
+            # A run that trains meanwhile may have deleted a step of the list: then choose among those that are there now.
+            if set(candidates) <= set(directory.steps(folder)):
+                raise
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:

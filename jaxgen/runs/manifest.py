@@ -93,12 +93,19 @@ def ranked(manifests: Mapping[int, dict[str, Any]]) -> list[int]:
 
 
 def first_intact(folder: epath.Path, steps: Sequence[int]) -> int | None:
-    """The first of `steps`, in the given order, that `verify` finds undamaged, or None; damaged ones before it are named on stderr."""
+    """The first of `steps`, in the given order, that `verify` finds undamaged, or None; damaged ones before it are named on stderr.
+
+    A step whose folder is gone was deleted by the run that trains, after the list was made, and is not damaged.
+    """
     for step in steps:
         try:
             verify(folder / str(step))
             return step
-        except Damaged as damage:
+        except (Damaged, OSError) as damage:
+            if not (folder / str(step)).exists():
+                continue
+            if not isinstance(damage, Damaged):
+                raise
             file = folder / str(step) / damage.file
             print(f"jaxgen: WARNING: checkpoint {step} is damaged and not used: {file}: {damage.reason}", file=sys.stderr)
     return None
