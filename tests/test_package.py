@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "evaluation": {"data", "errors", "metrics", "rulers", "sharding", "distributions"},
     "drawing": {"errors", "data", "runs", "sharding"},
     "benchmark": {"commands", "autoregressive", "errors", "config", "data", "layers", "models", "runs", "sampling", "sharding", "training"},
-    "experiment": {"benchmark", "config", "data", "drawing", "errors", "evaluation", "models", "runs", "sharding", "stages"}
+    "experiment": {"benchmark", "config", "data", "drawing", "errors", "evaluation", "metrics", "models", "runs", "sharding", "stages"}
     | {"trained", "training"},
     "notebook": {"data", "errors", "experiment", "runs", "trained", "training"},
     "cli": {"benchmark", "commands", "checks", "config", "data", "drawing"}
