@@ -123,14 +123,14 @@ def read_picture(path: Path, how: Reading = AS_IT_IS) -> Picture:
 
 def _check(picture: Picture, path: Path, levels: int | None) -> None:
     """Raises DataError where the values of the file are not those of `levels` levels, 256 or fewer where that is None."""
-    top, highest = picture.top, int(picture.pixels.max())
+    top = picture.top
     if levels is None and top > 255:
         hint = f"--data.levels {top + 1} reads its values, --data.mode L or RGB makes 8 bits of them"
         raise DataError(str(path), "a grey or RGB picture of 8 bits", f"mode {picture.mode} with {top + 1} levels", hint)
     if levels is not None and top + 1 < levels:
         hint = f"--data.levels {top + 1} reads its values, --data.mode L or RGB scales them to 0..255"
         raise DataError(str(path), f"a picture of {levels} levels", f"one of {top + 1} levels", hint)
-    if levels is not None and highest >= levels:
+    if levels is not None and (highest := int(picture.pixels.max())) >= levels:
         raise DataError(str(path), f"values in 0..{levels - 1} ({levels} levels)", highest)
 
 

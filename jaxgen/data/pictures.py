@@ -99,10 +99,12 @@ def _hidden(name: str) -> bool:
 
 def _others(path: Path, read: set[Path]) -> list[Path]:
     """The files below a folder that are not read, however deep, without hidden ones."""
-    found = []
+    known = {str(name) for name in read}
+    found: list[Path] = []
     for where, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not _hidden(name))
-        found += [Path(where, name) for name in sorted(names) if not _hidden(name) and Path(where, name) not in read]
+        left = (name for name in names if os.path.join(where, name) not in known)
+        found += [Path(where, name) for name in sorted(left) if not _hidden(name)]
     return found
 
 
