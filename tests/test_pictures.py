@@ -224,7 +224,7 @@ def test_files_that_are_not_read_are_counted_once(tmp_path: Path, capsys: pytest
         (tmp_path / name).write_bytes(b"?")
     sizes = [len(data.load(str(tmp_path), split)) for split in ("train", "validation", "test")]
     assert sum(sizes) == 12
-    line = f"jaxgen: {tmp_path}: 16 files, 4 skipped: 1 pictures in deeper folders (ant/old), 2 x .heic, 1 x .txt\n"
+    line = f"jaxgen: {tmp_path}: 16 files, 4 skipped: 1 x pictures in deeper folders (ant/old), 2 x .heic, 1 x .txt\n"
     assert capsys.readouterr().err == line
 
 
@@ -244,7 +244,7 @@ def test_deeper_folders_alone_are_refused(tmp_path: Path) -> None:
     Image.fromarray(corner()).save(tmp_path / "ant" / "monday" / "a.png")
     with pytest.raises(DataError) as caught:
         read_pictures(tmp_path)
-    one_line(caught.value, "class folders", "got 1 pictures in deeper folders, such as ant/monday/a.png", "move them up")
+    one_line(caught.value, "class folders", "got 1 in deeper folders, such as ant/monday/a.png", "move them up")
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_arrays_that_are_not_used_are_named(tmp_path: Path, capsys: pytest.Captu
     np.savez(tmp_path / "a.npz", image=pixels(), labels=np.zeros(20, int), caption=np.zeros(20))
     assert data.load(str(tmp_path / "a.npz"), "train").labels is None
     data.load(str(tmp_path / "a.npz"), "test")
-    used = "1 arrays used (image), not used: labels (did you mean label?), caption"
+    used = "used: image; not used: labels (did you mean label?), caption"
     assert capsys.readouterr().err == f"jaxgen: {tmp_path / 'a.npz'}: {used}\n"
     np.savez(tmp_path / "b.npz", images=pixels(), label=np.zeros(20, int))
     with pytest.raises(DataError) as caught:

@@ -79,7 +79,7 @@ def _named(loaded: Any, path: Path, suffix: str) -> dict[str, Any]:
             missing = [name for name in COLUMNS if name not in archive]
             hints = {name: did_you_mean(name.lower(), missing) for name in unused}
             said = [name + (f" ({hints[name]})" if hints[name] else "") for name in unused]
-            say_once(f"{path}: {len(used)} arrays used ({', '.join(used)}), not used: {listed(said)}")
+            say_once(f"{path}: used: {', '.join(used)}; not used: {listed(said)}")
         return {name: archive[name] for name in used}
 
 

@@ -74,7 +74,7 @@ def _find(path: Path) -> _Found:
     if not files and not classed:
         deep = [name for name in others if name.suffix.lower() in SUFFIXES]
         if deep:
-            got = f"{len(deep)} pictures in deeper folders, such as {deep[0].relative_to(path)}"
+            got = f"{len(deep)} in deeper folders, such as {deep[0].relative_to(path)}"
             raise DataError(str(path), "pictures in the folder or in class folders", got, hint="move them up")
         wanted = f"train.npz or pictures ({' '.join(SUFFIXES)})"
         raise DataError(str(path), wanted, "none (the set is empty)", hint=_counted(path, others, 0))
@@ -114,7 +114,7 @@ def _counted(path: Path, others: list[Path], read: int) -> str:
     kinds = Counter(name.suffix.lower() or "without a suffix" for name in others if name.suffix.lower() not in SUFFIXES)
     parts = [f"{n} x {kind}" for kind, n in kinds.most_common()]
     if deep:
-        parts.insert(0, f"{sum(deep.values())} pictures in deeper folders ({listed([str(where.relative_to(path)) for where in deep])})")
+        parts.insert(0, f"{sum(deep.values())} x pictures in deeper folders ({listed([str(where.relative_to(path)) for where in deep])})")
     return f"{read + len(others)} files, {len(others)} skipped: {listed(parts)}" if others else ""
 
 
