@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         sharding,
         stages,
         statistics,
+        synonyms,
         trained,
         training,
     )
@@ -45,7 +46,7 @@ __all__ = [
     "__version__", "load", "train",
     "autoregressive", "benchmark", "checks", "cli", "commands", "config", "data", "distributions", "drawing", "errors", "evaluation",
     "experiment", "layers", "metrics", "models", "notebook", "optimizers", "rulers", "runs", "sampling", "sharding", "stages", "statistics",
-    "trained", "training",
+    "synonyms", "trained", "training",
 ]  # fmt: skip
 
 _FUNCTIONS = {"load": "jaxgen.trained", "train": "jaxgen.notebook"}

@@ -99,7 +99,7 @@ def parse_train(
     about = "\n".join([about, "", "Flags:", *(f"  {flag:<10} {FLAGS[flag]}" for flag in flags)])
     words = [word for word in argv if word not in flags]
     found = (found or {}) | ({} if {"-h", "--help"} & set(words) else _of_other_runs(experiment, words))
-    experiment = config.parse(experiment, words, about, prog, found)
+    experiment = config.parse(experiment, words, about, prog, found, flags)
     return Train(experiment, "--dry-run" in argv, "--restart" in argv)
 
 

@@ -7,6 +7,7 @@ What the commands do stands in cli.py. This file imports no jax, so that help an
 
 import dataclasses
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -138,6 +139,8 @@ class Bench:
         _check_least(self, "train_batch", least=0)
 
 
+OF_EXPERIMENT = re.compile(r"(model|data|optimizer|train|report|stages)\.[\w.]+")
+"""Fields of an experiment, which are options of a training."""
 COMMANDS = {cls.__name__.lower(): cls for cls in (Evaluate, Sample, Complete, Upscale, Bench, Show)}
 """Name -> dataclass of every command that works on a run."""
 
@@ -184,6 +187,15 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
         if debug:
             traceback.print_exc()
         known = isinstance(error, JaxgenError)
-        text = str(error) if known else f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:500]}; --debug shows where"
+        bug = f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:500]}; --debug shows where"
+        text = _in_words_of(argv, error) if known else bug
         print(f"jaxgen: {text}", file=sys.stderr)
         return error.exit_code if known else 1
+
+
+def _in_words_of(argv: Sequence[str], error: JaxgenError) -> str:
+    """The error with the dashes of an option before its argument, as it was typed: train.batch_size -> --train.batch-size."""
+    typed = {word.partition("=")[0].lstrip("-").replace("-", "_"): word.partition("=")[0] for word in argv if word.startswith("--")}
+    names = error.argument.split(", ")
+    written = [typed.get(name.lstrip("-"), f"--{name}" if OF_EXPERIMENT.fullmatch(name) else name) for name in names]
+    return ", ".join(written) + str(error).removeprefix(error.argument)

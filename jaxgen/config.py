@@ -7,7 +7,6 @@ dataclasses and unions of these. An unknown name or a wrong type is a `ConfigErr
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import io
 import math
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
 from jaxgen.errors import ConfigError, shown
+from jaxgen.synonyms import nearest
 
 Config = TypeVar("Config")
 Classes = dict[str, type]
@@ -48,10 +48,12 @@ def parse(
     description: str | None = None,
     prog: str | None = None,
     found: Mapping[str, Any] = types.MappingProxyType({}),
+    flags: Sequence[str] = (),
 ) -> Config:
     """The config with the command line's overrides: `--model.width 64`, `--model.width=64`, `--model.image_shape 28 28 1` or `=28,28,1`.
 
-    found: values that replace defaults, {"model.image_shape": (8, 8, 1)}; the command line goes before them. `--help` prints every field
+    found: values that replace defaults, {"model.image_shape": (8, 8, 1)}; the command line goes before them. flags: words that the
+    caller has taken off the command line, such as --restart, for the hint beside a mistyped one. `--help` prints every field
     with its type and default and exits with 0. Raises ConfigError for an unknown option, a wrong type, or a combination that the
     dataclasses refuse; all new values of one dataclass are applied together.
     """
@@ -62,7 +64,7 @@ def parse(
     for flag, words in _split(argv):
         name = flag.removeprefix("--").replace("-", "_")
         if name not in options:
-            raise ConfigError(flag, "a known option", "an unknown one", _nearest(name, options, "--"))
+            raise ConfigError(flag, "a known option", "an unknown one", _nearest(name, [*options, *(flag[2:] for flag in flags)], "--"))
         changes[name] = _from_words(flag, options[name], words)
     changed = _replace(config, changes, "")
     _check_fields(changed, "--")
@@ -258,13 +260,9 @@ def type_name(hint: Any) -> str:
 
 
 def _nearest(name: Any, names: Iterable[str], prefix: str = "") -> str:
-    """`did you mean X?`: of the names with the most similar last part the most similar one, else the most similar name as a whole."""
-    names, name = list(names), str(name)
-    last = difflib.get_close_matches(name.split(".")[-1], {other.split(".")[-1] for other in names}, n=1)
-    alike = [other for other in names if other.split(".")[-1] in last] or difflib.get_close_matches(name, names, n=1)
-    if alike:
-        return f"did you mean {prefix}{max(alike, key=lambda other: difflib.SequenceMatcher(None, name, other).ratio())}?"
-    return "see --help" if prefix else ""
+    """`did you mean X?`, or on a command line (with a prefix) where to look."""
+    found = nearest(str(name), names)
+    return f"did you mean {prefix}{found}?" if found else "see --help" if prefix else ""
 
 
 # --- Command line -------------------------------------------------------------------------------------------------------------------
@@ -326,7 +324,7 @@ def _replace(config: Config, changes: dict[str, Any], prefix: str) -> Config:
         name = error.argument.removeprefix(f"{type(config).__name__}.")
         head, _, rest = name.partition(".")
         name = name if name.startswith(prefix) else prefix + (rest if f".{prefix}".endswith(f".{head}.") else name)
-        raise ConfigError(name, error.wanted, error.got, error.hint) from None
+        raise ConfigError(f"--{name}", error.wanted, error.got, error.hint) from None
 
 
 def _positional(command: type) -> list[str]:

@@ -99,30 +99,32 @@ TRAIN_ERRORS = [
     ("--data.name=mnsit", 3, "mnsit: wanted digits, ring, number_words, a TFDS set or an existing path, got ...; did you mean mnist?"),
     ("--data.name=my.npz --model.num_classes=4", 3, "my.npz/train: wanted 4 classes as the model, got 3"),
     ("--data.name=ok.npz --model.num_classes=4", 3, "ok.npz/train: wanted 4 classes as the model, got no labels"),
-    ("--data.name=colour.npz --model.width=8", 2, "model.width: wanted a positive multiple of the 3 channels, got 8; try 9"),
+    ("--data.name=colour.npz --model.width=8", 2, "--model.width: wanted a positive multiple of the 3 channels, got 8; try 9"),
     ("--data.name=ring", 3, "data: wanted a set of images, for this model, got points of size 2"),
-    ("--data.name=", 2, "data.name: wanted digits, ring, number_words, a TFDS set or a path, got nothing"),
+    ("--data.name=", 2, "--data.name: wanted digits, ring, number_words, a TFDS set or a path, got nothing"),
     # fields
     ("--model.widht=8", 2, f"--model.widht: {UNKNOWN}; did you mean --model.width?"),
     ("--optimizer.lerning_rate=1", 2, f"--optimizer.lerning_rate: {UNKNOWN}; did you mean --optimizer.learning_rate?"),
-    ("--restrat", 2, f"--restrat: {UNKNOWN}; see --help"),
+    ("--optimizer.lr=1", 2, f"--optimizer.lr: {UNKNOWN}; did you mean --optimizer.learning_rate?"),
+    ("--train.batch-size=0", 2, "--train.batch-size: wanted a positive integer, got 0"),
+    ("--restrat", 2, f"--restrat: {UNKNOWN}; did you mean --restart?"),
     ("--model.width=wide", 2, "--model.width: wanted int, got 'wide'; see --help"),
     ("--model.width=8.5", 2, "--model.width: wanted int, got '8.5'; see --help"),
     ("--model.width=__import__('os').getcwd()", 2, "--model.width: wanted int, got \"__import__('os').getcwd()\"; see --help"),
     ("--model.width", 2, "--model.width: wanted int, got nothing; see --help"),
     ("--model.image_shape 8 8", 2, "--model.image_shape: wanted a tuple of 3: int, int, int, got '8 8'; see --help"),
     ("--optimizer.schedule=cosin", 2, "--optimizer.schedule: wanted 'constant' or 'cosine', got 'cosin'; see --help"),
-    ("--model.levels=1", 2, "model.levels: wanted 2..65536, got 1"),
-    ("--model.dropout=nan", 2, "model.dropout: wanted a finite float, got nan"),
-    ("--optimizer.learning_rate=-1", 2, "optimizer.learning_rate: wanted a number in 0..1e+09, got -1.0"),
-    ("--optimizer.learning_rate=nan", 2, "optimizer.learning_rate: wanted a number in 0..1e+09, got nan"),
-    ("--train.batch_size=0", 2, "train.batch_size: wanted a positive integer, got 0"),
-    ("--train.fsdp=3", 2, "train.fsdp: wanted a divisor of the 1 devices, got 3; choose from [1]"),
+    ("--model.levels=1", 2, "--model.levels: wanted 2..65536, got 1"),
+    ("--model.dropout=nan", 2, "--model.dropout: wanted a finite float, got nan"),
+    ("--optimizer.learning_rate=-1", 2, "--optimizer.learning_rate: wanted a number in 0..1e+09, got -1.0"),
+    ("--optimizer.learning_rate=nan", 2, "--optimizer.learning_rate: wanted a number in 0..1e+09, got nan"),
+    ("--train.batch_size=0", 2, "--train.batch_size: wanted a positive integer, got 0"),
+    ("--train.fsdp=3", 2, "--train.fsdp: wanted a divisor of the 1 devices, got 3; choose from [1]"),
     # where to
-    ("--workdir=file", 2, "workdir: wanted a folder that can be written, got .../file (Not a directory)"),
-    ("--workdir=file/deeper", 2, "workdir: wanted a folder that can be written, got .../file/deeper (Not a directory)"),
-    ("--workdir=", 2, "workdir: wanted a folder, got nothing"),
-    ("--workdir=gs:/bucket", 2, "workdir: wanted a folder, or one that starts with gs:// or s3:// or az://, got gs:/bucket"),
+    ("--workdir=file", 2, "--workdir: wanted a folder that can be written, got .../file (Not a directory)"),
+    ("--workdir=file/deeper", 2, "--workdir: wanted a folder that can be written, got .../file/deeper (Not a directory)"),
+    ("--workdir=", 2, "--workdir: wanted a folder, got nothing"),
+    ("--workdir=gs:/bucket", 2, "--workdir: wanted a folder, or one that starts with gs:// or s3:// or az://, got gs:/bucket"),
     ("--workdir=vae", 4, f"model: wanted a checkpoint of GatedPixelCNNConfig in .../vae, got VAEConfig; {OTHER_MODEL}"),
 ]  # fmt: skip
 ERRORS = [
@@ -130,21 +132,21 @@ ERRORS = [
     ("train", 2, f"MODEL: wanted one of {MODEL_NAMES}, got nothing"),
     ("train gated_pixelcn", 2, f"MODEL: wanted one of {MODEL_NAMES}, got gated_pixelcn; did you mean gated_pixelcnn?"),
     ("train --model.width 8", 2, f"MODEL: wanted one of {MODEL_NAMES}, got --model.width"),
-    ("train gan --data.name ring --optimizer.players generator 1", 2, f"optimizer.players: {PLAYERS}"),
+    ("train gan --data.name ring --optimizer.players generator 1", 2, f"--optimizer.players: {PLAYERS}"),
     ("evaluate", 2, "RUN: wanted a run directory, got nothing"),
     ("evaluate nowhere", 4, "path: wanted a run directory with checkpoints, got nowhere; available steps: none; train first"),
     ("show file", 4, "path: wanted a run directory with checkpoints, got file; available steps: none; train first"),
-    ("evaluate vae --step 3", 4, "step: wanted one of [2, 4], got 3"),
+    ("evaluate vae --step 3", 4, "--step: wanted one of [2, 4], got 3"),
     ("evaluate vae --stp 3", 2, f"--stp: {UNKNOWN}; did you mean --step?"),
     ("evaluate vae --step three", 2, "--step: wanted int or None, got 'three'; see --help"),
     ("evaluate vae --bound", 2, "--bound: wanted 'elbo' or 'importance', got nothing; see --help"),
     ("evaluate vae gan", 2, "jaxgen evaluate: wanted one run directory and options, got 'gan'"),
     ("evaluate vae --split tset", 2, "--split: wanted 'train' or 'validation' or 'test', got 'tset'; see --help"),
     ("sample vae --n 0", 2, "--n: wanted a positive integer, got 0"),
-    ("sample vae --label 3", 2, "label: wanted none, since the model is not class-conditional, got 3"),
-    ("sample gated --label 3", 2, "label: wanted values in 0..2, got 3"),
-    ("sample gated --temperature -1", 2, "temperature: wanted a positive number, got -1.0"),
-    ("sample gated --temperature 1e-46", 2, "temperature: wanted at least 1.18e-38, since a smaller float32 counts as 0, got 1e-46"),
+    ("sample vae --label 3", 2, "--label: wanted none, since the model is not class-conditional, got 3"),
+    ("sample gated --label 3", 2, "--label: wanted values in 0..2, got 3"),
+    ("sample gated --temperature -1", 2, "--temperature: wanted a positive number, got -1.0"),
+    ("sample gated --temperature 1e-46", 2, "--temperature: wanted at least 1.18e-38, since a smaller float32 counts as 0, got 1e-46"),
     ("sample vae --temperature 0.5", 2, "--temperature: wanted a model whose sampler takes it, got VAE"),
     ("sample gan --method naive", 2, "--method: wanted a model whose sampler takes it, got GAN"),
     ("sample vae --n 2 --out file/a.png", 2, "--out: wanted a file that can be written, got file/a.png (.../file is not a folder)"),
@@ -185,6 +187,12 @@ def test_a_wrong_command_is_one_line(there, capsys, monkeypatch, words, code, wa
     got, out, err = run(capsys, words.split(" "))
     check_line(err, wanted)
     assert (got, out) == (code, "")
+
+
+def test_a_folder_that_is_here_goes_before_the_names_of_sets(there, capsys):
+    Path("shapes").mkdir(exist_ok=True)
+    code, _, err = run(capsys, [*GATED, "--data.name=shapes", "--workdir=never"])
+    assert code == 3 and err.count("\n") == 1 and err.endswith("; did you mean ./shapes, which is here?\n")
 
 
 def test_only_debug_shows_a_traceback(there, capsys, monkeypatch):
@@ -244,7 +252,7 @@ def test_devices_and_a_missing_library_in_processes_of_their_own(tmp_path):
         pytest.skip("TensorFlow is installed, and TFDS would start a download")
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     batch, tensorflow = done.stderr.splitlines()
-    assert batch == "jaxgen: train.batch_size: wanted a multiple of the 8 devices, got 12; try 8 or 16"
+    assert batch == "jaxgen: --train.batch_size: wanted a multiple of the 8 devices, got 12; try 8 or 16"
     assert re.match(r"jaxgen: mnist \(not yet prepared in .*\): wanted TensorFlow, .*, got not installed; pip install", tensorflow)
     assert "{'data': 1, 'fsdp': 8} of 8 cpu device(s)" in done.stdout and "P('fsdp'" in done.stdout
     assert done.returncode == 0

@@ -195,7 +195,7 @@ def test_overrides_reach_every_level_and_leave_the_rest():
 
 def test_the_fields_of_one_dataclass_are_validated_together():
     assert parse(RUN, ["--model.width=6", "--model.image_shape=8,8,3"]).model.width == 6
-    assert message(parse, RUN, ["--model.image_shape=8,8,3"]) == "model.width: wanted a multiple of 3 (channels), got 8"
+    assert message(parse, RUN, ["--model.image_shape=8,8,3"]) == "--model.width: wanted a multiple of 3 (channels), got 8"
 
 
 @pytest.mark.parametrize(
@@ -300,8 +300,8 @@ def test_the_choices_of_commands_are_those_of_the_library():
 
 def test_a_run_that_goes_on_may_change_all_of_its_reports():
     assert {f"report.{one.name}" for one in fields(ReportConfig)} <= set(directory.HARMLESS)
-    with pytest.raises(ConfigError, match=r"^report.metrics: wanted some of bits_per_dim, .*, got nat; did you mean nats\?$"):
+    with pytest.raises(ConfigError, match=r"^--report.metrics: wanted some of bits_per_dim, .*, got nat; did you mean nats\?$"):
         parse(ReportConfig(), ["--metrics", "accuracy", "nat"])
     for words in ("samples=-1", "samples_every=0", "completions=-1"):
-        with pytest.raises(ConfigError, match=rf"^report\.\w+: wanted [01] or more, got {words.partition('=')[2]}$"):
+        with pytest.raises(ConfigError, match=rf"^--report\.\w+: wanted [01] or more, got {words.partition('=')[2]}$"):
             parse(ReportConfig(), [f"--{words}"])

@@ -146,8 +146,8 @@ def test_training_in_python(script):
         (["--data.name=other"], 3, f"jaxgen: {Path('other/train.txt')}: wanted a file with one ranking a line, got nothing there\n"),
         (["--model.items=4"], 3, "jaxgen: mine/train: wanted rankings of 4 items as the model, got rankings of 5 items\n"),
         (["--data.fisrt=1"], 2, "jaxgen: --data.fisrt: wanted a known option, got an unknown one; did you mean --data.first?\n"),
-        (["--data.augment=flip"], 2, "jaxgen: data.augment: wanted none, since only images are augmented, got flip\n"),
-        (["--report.metrics=frechet_pixels"], 2, "jaxgen: report.metrics: wanted some of bits_per_ranking, nats, which"),
+        (["--data.augment=flip"], 2, "jaxgen: --data.augment: wanted none, since only images are augmented, got flip\n"),
+        (["--report.metrics=frechet_pixels"], 2, "jaxgen: --report.metrics: wanted some of bits_per_ranking, nats, which"),
     ],
 )
 def test_mistakes_are_one_line(run, words, code, wanted):

@@ -23,7 +23,8 @@ PACKAGE = [path for path in CODE if path.is_relative_to(ROOT / "jaxgen")]
 # A room (a folder) is one word here; what its files may use of each other stands in ROOMS.
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
+    "synonyms": set(),
+    "config": {"errors", "synonyms"},
     "commands": {"errors", "config"},
     "checks": {"config", "errors"},
     "sharding": {"errors"},

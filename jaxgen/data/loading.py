@@ -112,6 +112,7 @@ def load(
         return Dataset(kind.load(place, split, config), name, split)
     except UnknownName as error:
         hint = did_you_mean(name, [*NAMES, *error.known]) or f"a folder of your own is written with its path, ./{name}"
+        hint = f"did you mean ./{name}, which is here?" if Path(name).exists() else hint
         raise DataError(name, f"{CHOICES} or an existing path", "a name that none of them has", hint) from error
 
 
