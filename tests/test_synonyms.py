@@ -13,7 +13,8 @@ from jaxgen.synonyms import SYNONYMS
 MEANT = {
     "optimizer.lr": "optimizer.learning_rate", "lr": "optimizer.learning_rate", "model.lr": "optimizer.learning_rate",
     "epochs": "train.steps", "train.bs": "train.batch_size", "steps": "train.steps", "dataset": "data.name",
-    "optimizer.beta1": "optimizer.b1", "model.channels": "model.width", "logdir": "workdir", "data.nmae": "data.name", "optimizer.nmae": "optimizer.name",
+    "optimizer.beta1": "optimizer.b1", "model.channels": "model.width", "logdir": "workdir", "data.nmae": "data.name",
+    "optimizer.nmae": "optimizer.name",
     "laptp": "laptop", "restrat": "restart", "dry_run": "dry-run", "debg": "debug", "train_steps": "train.steps", "optimizer.zz": None,
 }  # fmt: skip
 """An option that is not there, and the one that is meant."""
