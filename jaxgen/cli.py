@@ -1,6 +1,6 @@
 """The jaxgen command, and the entry point of every experiment script.
 
-python -m experiments.gated_pixelcnn_digits [--laptop] [--dry-run] [--restart] [--debug] [--model.width 64 ...]
+python -m experiments.gated_pixelcnn_digits [--laptop] [--dry-run] [--restart | --from-step N] [--debug] [--model.width 64 ...]
 jaxgen train gated_pixelcnn --data.name my_images.npz
 jaxgen evaluate | sample | complete | upscale | bench | show  RUN
 
@@ -37,6 +37,7 @@ FLAGS = {
     "--laptop": "the small configuration of the script, for a CPU",
     "--dry-run": "print parameters, shapes, memory and sharding; compute nothing, read no data",
     "--restart": "delete the checkpoints of an earlier run in workdir",
+    "--from-step": "N: go back to checkpoint N, once; the later checkpoints and rows of metrics are deleted after it was read",
     "--debug": "a traceback with every error",
 }
 
@@ -73,11 +74,13 @@ def _no_command(words: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Train:
-    """Training of an experiment to its end, with the report; dry_run only looks at shapes, restart deletes what an earlier run saved."""
+    """Training of an experiment to its end, with the report; dry_run only looks at shapes, restart deletes what an earlier run saved,
+    from_step goes back to that checkpoint."""
 
     experiment: Experiment
     dry_run: bool = False
     restart: bool = False
+    from_step: int | None = None
 
     def __call__(self) -> int:
         """Do it: the exit code."""
@@ -86,7 +89,7 @@ class Train:
         sharding.check_batch_size(options.batch_size, parts=options.accumulate)
         if self.dry_run:
             return dry_run(self.experiment)
-        code = train(self.experiment, restart=self.restart)
+        code = train(self.experiment, restart=self.restart, from_step=self.from_step)
         if code == 0:
             finish(self.experiment)
         return code
@@ -96,11 +99,22 @@ def parse_train(
     experiment: Experiment, argv: Sequence[str], prog: str, about: str, flags: Sequence[str], found: dict | None = None
 ) -> Train:
     """The training that a command line asks for: overrides of the experiment's fields, and the flags; `found` as in `config.parse`."""
-    about = "\n".join([about, "", "Flags:", *(f"  {flag:<10} {FLAGS[flag]}" for flag in flags)])
+    about = "\n".join([about, "", "Flags:", *(f"  {flag:<11} {FLAGS[flag]}" for flag in flags)])
+    argv, from_step = _from_step(argv)
     words = [word for word in argv if word not in flags]
     found = (found or {}) | ({} if {"-h", "--help"} & set(words) else _of_other_runs(experiment, words))
     experiment = config.parse(experiment, words, about, prog, found, flags)
-    return Train(experiment, "--dry-run" in argv, "--restart" in argv)
+    return Train(experiment, "--dry-run" in argv, "--restart" in argv, from_step)
+
+
+def _from_step(words: Sequence[str]) -> tuple[list[str], int | None]:
+    """The words without `--from-step N`, and N; None without that flag."""
+    options = _options(list(words))
+    asked = [option for option in options if option[0].partition("=")[0].replace("_", "-") == "--from-step"]
+    values = [value for option in asked for value in [*option[0].split("=", 1)[1:], *option[1:]]]
+    if asked and not (len(values) == 1 and values[0].isascii() and values[0].isdecimal()):
+        raise ConfigError("--from-step", "the step of a checkpoint of the run", " ".join(values) or "nothing")
+    return [word for option in options if option not in asked for word in option], int(values[0]) if asked else None
 
 
 def _of_other_runs(experiment: Experiment, words: list[str]) -> dict[str, object]:
@@ -170,7 +184,7 @@ def train_command(words: list[str]) -> int:
         options = " and ".join(f"--{size}" for size in sorted(missing))
         print(f"a dry run reads no data: the real run takes {options} from {other.name}; give them to see its sizes")
     about = f"Train {name}; sizes that the data decides, such as the image shape and the levels, come from the data unless given."
-    return parse_train(experiment, words, f"jaxgen train {name}", about, ("--dry-run", "--restart", "--debug"), found)()
+    return parse_train(experiment, words, f"jaxgen train {name}", about, ("--dry-run", "--restart", "--from-step", "--debug"), found)()
 
 
 def module_name(model: type) -> str:

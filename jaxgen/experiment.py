@@ -66,12 +66,19 @@ class Experiment:
         return Experiment(getattr(self.model, name), self.data, stage.optimizer, stage.train, workdir, wanted, stage.stages)
 
 
-def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Dataset] | None = None) -> int:
+def train(
+    experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Dataset] | None = None, from_step: int | None = None
+) -> int:
     """Train, or go on from the newest intact checkpoint; returns 0 at the end, 75 or 130 when a signal stopped the run after saving.
 
     sets: (train, validation) that are in memory already; None loads those that `experiment.data` names. A run with stages trains them
     first, in their order; once it has a checkpoint of its own, which holds their weights too, it does not read their folders again.
+    from_step: go on from this checkpoint; the later ones, and the rows of metrics after it, are deleted once its state was read.
     """
+    if from_step is not None:
+        if restart:
+            raise ConfigError("--from-step", "either --from-step or --restart", "both")
+        checkpoint.check_step(experiment.workdir, from_step, "--from-step")
     options = experiment.train
     if experiment.stages and closed_form(jax.eval_shape(lambda: build(experiment.model))):
         raise ConfigError("stages", "none: the model is fitted in closed form, from the data alone", ", ".join(experiment.stages))
@@ -98,7 +105,7 @@ def train(experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Da
         if not begun and (code := _train_stages(experiment, (training_set, validation_set))):
             return code
         state = _first_state(experiment, optimizer, mesh)
-        resumed, state = checkpoints.restore(state) or (0, state)
+        resumed, state = checkpoints.restore(state, from_step) or (0, state)
         if not resumed and (experiment.stages or hasattr(shapes, "initialise")):
             state = None  # its memory is free before the next one is made
             # Data-dependent values are set on the first global batch, never again.

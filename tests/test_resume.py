@@ -19,6 +19,7 @@ from tiny_runs import MODEL, complete, rows, same_model, saved, train, write_ima
 
 from jaxgen import cli, evaluation, experiment, sharding, training
 from jaxgen.data import DataConfig
+from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment
 from jaxgen.models import GatedPixelCNNConfig, PixelCNNPP, PixelCNNPPConfig, build
 from jaxgen.runs import checkpoint, manifest
@@ -138,6 +139,47 @@ def test_more_steps_go_on(thirty, tmp_path, capsys):
     assert err == "jaxgen: train.steps changed from 20 to 30\n"
     assert rows(tmp_path) == rows(thirty)
     assert same_model(tmp_path, thirty)
+
+
+def test_from_a_step_the_run_goes_back_and_gives_the_same_curve(copy, thirty, capsys, monkeypatch):
+    """The later step goes only after the state of the earlier one was read; rows are cut there; nothing of the flag is stored."""
+    read = checkpoint._read
+    monkeypatch.setattr(checkpoint, "_read", lambda *_: (_ for _ in ()).throw(OSError("the state cannot be read")))
+    assert train(copy, from_step=20) == 1
+    assert saved(copy) == [20, 30] and rows(copy) == rows(thirty)
+    there = []
+    monkeypatch.setattr(checkpoint, "_read", lambda *arguments: there.append(saved(copy)) or read(*arguments))
+    capsys.readouterr()
+    assert train(copy, from_step=20) == 0
+    assert "resumed from step 20 of 30" in capsys.readouterr().out and there == [[20, 30]]
+    assert saved(copy) == [20, 30] and rows(copy) == rows(thirty) and same_model(copy, thirty)
+    assert "from_step" not in (copy / "config.json").read_text()
+    assert train(copy, from_step=20, learning_rate=1e-4) == 0
+    assert rows(copy)[:22] == rows(thirty)[:22] and complete(rows(copy), 30) and not same_model(copy, thirty)
+
+
+def test_a_step_to_go_back_to_must_be_there_and_intact(copy, thirty, tmp_path, capsys):
+    before = contents(copy)
+    assert train(copy, from_step=10) == 4
+    assert capsys.readouterr().err == "jaxgen: --from-step: wanted one of [20, 30], got 10\n"
+    assert train(copy, from_step=20, restart=True) == 2
+    assert capsys.readouterr().err == "jaxgen: --from-step: wanted either --from-step or --restart, got both\n"
+    assert contents(copy) == before
+    assert train(tmp_path / "nothing", from_step=10) == 4 and not (tmp_path / "nothing").exists()
+    damage(array_files(copy / "checkpoints" / "20" / "arrays")[0], "truncated")
+    assert train(copy, from_step=20) == 4
+    assert saved(copy) == [20, 30] and rows(copy) == rows(thirty)
+
+
+def test_the_command_line_takes_the_step_to_go_back_to():
+    run = Experiment(GatedPixelCNNConfig(**MODEL))
+    for words in (["--from-step", "20"], ["--from-step=20"], ["--from_step", "20"]):
+        asked = cli.parse_train(run, ["--train.steps", "50", *words, "--train.seed=3"], "", "", tuple(cli.FLAGS))
+        assert (asked.from_step, asked.experiment.train.steps, asked.experiment.train.seed) == (20, 50, 3)
+    assert cli.parse_train(run, [], "", "", tuple(cli.FLAGS)).from_step is None
+    for words, got in (["--from-step"], "nothing"), (["--from-step", "-3"], "-3"), (["--from-step", "2", "3"], "2 3"):
+        with pytest.raises(ConfigError, match=f"^--from-step: wanted the step of a checkpoint of the run, got {got}$"):
+            cli.parse_train(run, words, "", "", tuple(cli.FLAGS))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

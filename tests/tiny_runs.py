@@ -32,7 +32,7 @@ def words(workdir: Path, steps: int) -> list[str]:
     return ["train", "gated_pixelcnn", *fields, f"--workdir={workdir}"]
 
 
-def train(workdir: Path, restart: bool = False, learning_rate: float = 1e-3, **options) -> int:
+def train(workdir: Path, restart: bool = False, learning_rate: float = 1e-3, from_step: int | None = None, **options) -> int:
     """The exit code of a run of 30 steps, or as the options say; errors as the command line reports them."""
     run = Experiment(
         model=GatedPixelCNNConfig(**MODEL),
@@ -41,7 +41,7 @@ def train(workdir: Path, restart: bool = False, learning_rate: float = 1e-3, **o
         train=TrainConfig(**({"steps": 30} | TRAIN | options)),
         workdir=str(workdir),
     )
-    return cli.guarded(lambda _: experiment.train(run, restart), [])
+    return cli.guarded(lambda _: experiment.train(run, restart, from_step=from_step), [])
 
 
 def rows(workdir: Path) -> list[dict]:

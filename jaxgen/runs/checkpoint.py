@@ -123,14 +123,16 @@ class Checkpointer:
         self._damaged.discard(step)
         self._retain()
 
-    def restore(self, target: Any) -> tuple[int, Any] | None:
-        """(step, state) of the newest intact checkpoint, or None where there is none at all. Writes nothing.
+    def restore(self, target: Any, from_step: int | None = None) -> tuple[int, Any] | None:
+        """(step, state) of the newest intact checkpoint, or None where there is none at all. Writes nothing unless from_step is given.
+
+        from_step: the step to restore, none other; once its state was read, the later steps are deleted, the newest first.
 
         `target` is a state, or one of `jax.ShapeDtypeStruct`s with shardings: its tree, dtypes and shapes must be the checkpoint's, its
         shardings decide the placement, on any number of devices. Damaged steps are named on stderr and passed over.
         Raises CheckpointError: every step is damaged; another model; the arrays are not those of the target.
         """
-        steps = self.steps()[::-1]
+        steps = self.steps()[::-1] if from_step is None else [from_step]
         step = sharding.first_process_says(_choose(self._steps, steps) if _primary() else 0)
         if step == NONE_SAVED:
             return None
@@ -140,8 +142,18 @@ class Checkpointer:
         directory.check_model(self.workdir, manifest, self._config)
         directory.report_versions(manifest["versions"])
         state = _read(self._steps / str(step), manifest, target)
+        if from_step is not None:
+            sharding.on_first_process(lambda: self._forget_after(from_step))
         self._ours, self._damaged = {step}, {other for other in steps if other > step}
         return step, state
+
+    def _forget_after(self, step: int) -> None:
+        """Deletes the later steps, the newest first: whatever stops this, the newest that is left is a step of the same run."""
+        for later in (other for other in self.steps()[::-1] if other > step):
+            try:
+                self._delete(self._steps / str(later))
+            except OSError as error:
+                raise CheckpointError(f"step {later}", "a folder that can be deleted", error.strerror or error) from None
 
     def close(self) -> None:
         """Releases the lock; a second call does nothing."""
@@ -237,9 +249,7 @@ def read_model(
     if which not in ("best", "latest"):
         raise ConfigError("which", "best or latest", repr(which))
     while True:
-        folder, steps = _existing(path)
-        if step is not None and step not in steps:
-            raise CheckpointError("step", f"one of {steps}", step)
+        folder, steps = _existing(path) if step is None else check_step(path, step)
         candidates = [step] if step is not None else steps[::-1] if which == "latest" else _best_first(folder, steps)
         found = manifests.first_intact(folder, candidates)
         try:
@@ -281,6 +291,14 @@ def _existing(path: str | os.PathLike) -> tuple[epath.Path, list[int]]:
     steps = directory.steps(folder)
     if not steps:
         raise CheckpointError("path", "a run directory with checkpoints", os.fspath(path), "available steps: none; train first")
+    return folder, steps
+
+
+def check_step(path: str | os.PathLike, step: int, argument: str = "step") -> tuple[epath.Path, list[int]]:
+    """The folder of checkpoints of a run and its steps; CheckpointError unless `step` is one of them."""
+    folder, steps = _existing(path)
+    if step not in steps:
+        raise CheckpointError(argument, f"one of {steps}", step)
     return folder, steps
 
 
