@@ -35,13 +35,11 @@ from jaxgen.data.features import given_to
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError, DataError, NonFiniteError, did_you_mean
 from jaxgen.metrics import METRICS, OF_SAMPLES, headline
-from jaxgen.rulers import GaussianModel, UniformModel
+from jaxgen.rulers import RULERS, GaussianModel, UniformModel
 
 __all__ = ["GaussianModel", "UniformModel", "bits_per_dim", "evaluate", "frechet_distance", "headline", "mode_coverage", "rulers"]
 
 DRAWS = {"elbo": "elbo_samples", "importance": "importance_samples", "density": "dequantisation_samples"}
-RULERS = {"uniform": 0, "gaussian": 2}
-"""The rulers, and how many images each needs to be fitted on."""
 
 
 def evaluate(

@@ -18,14 +18,13 @@ import optax
 from etils import epath
 from flax import nnx
 
-from jaxgen import benchmark, config, evaluation, sharding, trained, training
+from jaxgen import benchmark, config, evaluation, scores, sharding, trained, training
 from jaxgen import stages as staging
 from jaxgen.data import DataConfig, Dataset
 from jaxgen.data.augment import augmented
 from jaxgen.drawing import complete_images, completes, draw_for, has, modelled, small_shape, write_grid
 from jaxgen.drawing import draw as draw  # for scripts, which import it from this file
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.metrics import not_computed, too_few
 from jaxgen.models import MODELS, build, count_parameters
 from jaxgen.runs import checkpoint, directory, report
 from jaxgen.runs.report import ReportConfig
@@ -254,9 +253,11 @@ class _Run:
         wanted = self.experiment.report.metrics
         metrics = evaluation.evaluate(model, self.validation_set, batch_size=options.batch_size, key=key, mesh=self.mesh, metrics=wanted)
         name, value = evaluation.headline(metrics)
-        say(f"step {step}  validation {name} {not_computed(name, metrics) or f'{value:.4f}'}")
+        say(f"step {step}  validation {name} {scores.not_computed(name, metrics) or f'{value:.4f}'}")
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and np.isfinite(value)}
         self.reporter.scalars(step, {f"validation_{name}": value for name, value in numbers.items()})
+        earlier = checkpoint.list_metrics(self.experiment.workdir) if self.checkpoints.steps() else {}
+        warn(scores.ruined(metrics, modelled(model), {saved: told for saved, told in earlier.items() if saved < step}))
         split = options.fsdp > 1  # then no device has room for all of the model, and all processes draw together
         model = model if split else sharding.on_one_device(self.mesh, model)
         if (split or jax.process_index() == 0) and hasattr(model, "sample") and self._draws_at(step):
@@ -288,6 +289,12 @@ def say(text: str) -> None:
     """One line on stdout, from the first process only."""
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """One line on stderr, from the first process only; nothing for an empty text."""
+    if text and jax.process_index() == 0:
+        print(f"jaxgen: warning: {text}", file=sys.stderr, flush=True)
 
 
 def read_data(experiment: Experiment, split: str) -> Dataset:
@@ -341,6 +348,8 @@ def finish(experiment: Experiment) -> None:
     model = trained.load(experiment.workdir, models=staging.classes(experiment.model), mesh=split_mesh(experiment.train))
     say(f"\nreport of {experiment.workdir}")
     print_evaluation(experiment, model, test, experiment.train.batch_size)
+    saved = checkpoint.list_metrics(experiment.workdir)
+    warn(scores.ruined(saved.pop(max(saved)), None, saved))
     if jax.process_index() > 0 and not split:
         return sharding.wait_for_all("report")
     wanted, key, pictures = experiment.report, jax.random.key(experiment.train.seed), []
@@ -366,32 +375,16 @@ def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size
     mesh = split_mesh(experiment.train) or sharding.make_mesh()
     wanted = experiment.report.metrics
     result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=mesh, metrics=wanted)
-    name, value = evaluation.headline(result)
-    say(_line(f"{dataset.split} {name}", value, result, noun(model.config), not_computed(name, result)))
-    if (shape := small_shape(model)) is not None:
-        say(f"  of each image given its small one, {' x '.join(map(str, shape))}")
-    if "nats" in result:
-        say(f"{f'  nats per {noun(model.config)}':<27} {result['nats']:.3f}")
+    ruled, fitted = {}, 0
     small = np.prod(dataset.image_shape) <= RULER_DIMENSIONS
-    if experiment.report.rulers and small and name.startswith("bits_per_dim") and "image" in dataset.features:
+    if experiment.report.rulers and small and evaluation.headline(result)[0].startswith("bits_per_dim") and "image" in dataset.features:
         fit = [load_data(experiment, split) for split in ("train", "validation") if split != dataset.split]
-        for ruler, ruled in evaluation.rulers(fit, dataset).items():
-            few = "" if ruled else too_few(sum(map(len, fit)), evaluation.RULERS[ruler])
-            say(_line(f"  {ruler} ruler", *((None, {}) if few else (evaluation.headline(ruled)[1], ruled)), "image", few))
-    for other in sorted(set(result) - {"nats", "n", "standard_error", name}):
-        if np.isfinite(result[other]) or not_computed(other, result):  # the standard error of a single example is not
-            say(f"{'  ' + other:<27} {not_computed(other, result) or result[other]}")
+        ruled, fitted = evaluation.rulers(fit, dataset), sum(map(len, fit))
+    for line in scores.lines(dataset.split, result, noun(model.config), small_shape(model), ruled, fitted):
+        say(line)
+    warn(scores.ruined(result, modelled(model)))
 
 
 def noun(model_config) -> str:
     """How an example of what a model models is called."""
     return model_config.features[model_config.modelled].noun
-
-
-def _line(label: str, value: float | None, result: dict, noun: str, few: str = "") -> str:
-    """One number with its standard error and count; few: why there is none."""
-    if few:
-        return f"{label:<27} {few}"
-    known = np.isfinite(result.get("standard_error", np.nan))  # that of a single image is not
-    error = f" +- {result['standard_error']:.4f}" if known else ""
-    return f"{label:<27} {value:.4f}{error}" + (f"  ({result['n']} {noun}{'s' * (result['n'] != 1)})" if "n" in result else "")

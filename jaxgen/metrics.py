@@ -9,7 +9,9 @@ from typing import Literal
 class Metric:
     """One number of an evaluation. `axis` is what a plot says; `chooses`: whether the best checkpoint of a run is the one with the best.
 
-    examples: how many it needs; of fewer it is nan, as `not_computed` says.
+    examples: how many it needs; of fewer it is nan.
+    far: a value is far from the best of a run where it is worse by more than so many times the size of the best (in nats: that or 1, the
+    larger one); None: never.
     """
 
     unit: str
@@ -17,16 +19,17 @@ class Metric:
     axis: str
     chooses: bool = True
     examples: int = 1
+    far: float | None = None
 
 
 METRICS = {
-    "bits_per_dim": Metric("bits/dim", "lower", "bits per dimension"),
-    "bits_per_dim_bound": Metric("bits/dim (bound)", "lower", "bits per dimension"),
-    "bits_per_character": Metric("bits/character", "lower", "bits per character"),
-    "accuracy": Metric("accuracy", "higher", "accuracy"),
+    "bits_per_dim": Metric("bits/dim", "lower", "bits per dimension", far=1),
+    "bits_per_dim_bound": Metric("bits/dim (bound)", "lower", "bits per dimension", far=1),
+    "bits_per_character": Metric("bits/character", "lower", "bits per character", far=1),
+    "accuracy": Metric("accuracy", "higher", "accuracy", far=0.5),
     "log_loss": Metric("log-loss (nats)", "lower", "log-loss in nats", chooses=False),
-    "nats": Metric("nats", "lower", "nats"),
-    "frechet_pixels": Metric("Frechet distance of pixels", "lower", "Frechet distance of pixels", examples=2),
+    "nats": Metric("nats", "lower", "nats", far=1),
+    "frechet_pixels": Metric("Frechet distance of pixels", "lower", "Frechet distance of pixels", examples=2, far=9),
     # The distance of points says nothing of the modes that are missed: the newest step of such a run is the one to take.
     "frechet_points": Metric("Frechet distance of points", "lower", "Frechet distance of points", chooses=False, examples=2),
     "modes_covered": Metric("modes", "higher", "modes covered", chooses=False),
@@ -53,15 +56,3 @@ def score(metrics: Mapping[str, float | None], names: tuple[str, ...] | None = N
     if name is None:
         return None
     return -metrics[name] if name in METRICS and METRICS[name].better == "higher" else metrics[name]
-
-
-def not_computed(name: str, result: Mapping[str, object]) -> str:
-    """Why this number of a result is nan, where it needs more examples than there were; "" where it is there."""
-    least = METRICS[name].examples if name in METRICS else 1
-    n = result.get("n", result.get("n_real", least))
-    return too_few(n, least) if n < least else ""
-
-
-def too_few(n: int, least: int) -> str:
-    """What is said in the place of a number that needs more examples than there are."""
-    return f"cannot be computed of {n} example{'s' * (n != 1)}: it needs at least {least}"

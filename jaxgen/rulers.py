@@ -5,6 +5,9 @@ from jaxtyping import Float, UInt
 
 from jaxgen.errors import DataError
 
+RULERS = {"uniform": 0, "gaussian": 2}
+"""The rulers, and how many images each needs to be fitted on."""
+
 
 class UniformModel:
     """Every image is equally likely: exactly log2(levels) bits/dim."""

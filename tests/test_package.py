@@ -45,8 +45,9 @@ MAY_IMPORT = {
     "evaluation": {"data", "errors", "metrics", "rulers", "sharding", "distributions"},
     "drawing": {"errors", "data", "runs", "sharding"},
     "benchmark": {"commands", "autoregressive", "errors", "config", "data", "layers", "models", "runs", "sampling", "sharding", "training"},
-    "experiment": {"benchmark", "config", "data", "drawing", "errors", "evaluation", "metrics", "models", "runs", "sharding", "stages"}
-    | {"trained", "training"},
+    "scores": {"metrics", "rulers"},
+    "experiment": {"benchmark", "config", "data", "drawing", "errors", "evaluation", "models", "runs", "scores", "sharding"}
+    | {"stages", "trained", "training"},
     "notebook": {"data", "errors", "experiment", "runs", "trained", "training"},
     "cli": {"benchmark", "commands", "checks", "config", "data", "drawing"}
     | {"errors", "experiment", "models", "runs", "sharding", "stages", "trained", "training"},

@@ -1,5 +1,7 @@
 """The rulers against their equations, and reports on fewer examples than a number needs."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -7,8 +9,9 @@ from flax import nnx
 from scipy import stats
 from test_evaluation import random_set
 
-from jaxgen import experiment
+from jaxgen import experiment, scores
 from jaxgen.data import DataConfig, Dataset, load
+from jaxgen.data.features import ClassLabel, Image, Points, Tokens
 from jaxgen.evaluation import GaussianModel, evaluate, rulers
 from jaxgen.models.gan import GAN, GANConfig
 
@@ -67,3 +70,31 @@ def test_a_report_on_one_example_says_what_cannot_be_computed(capsys):
     out, err = capsys.readouterr()
     assert out.startswith("test frechet_points         cannot be computed of 1 example: it needs at least 2\n")
     assert err == "" and "nan" not in out and "modes_covered " in out
+
+
+# --- Ruined models ------------------------------------------------------------------------------------------------------------------
+
+IMAGE, STRING = Image((2, 2, 1), 16), Tokens(5, 8)
+
+
+@pytest.mark.parametrize(
+    ("result", "feature", "earlier", "wanted"),
+    [
+        ({"bits_per_dim": 1e6}, IMAGE, {}, "bits_per_dim is 1e+06: worse than 4.0000, where all 16 values are equally likely"),
+        ({"bits_per_dim_bound": 4.1}, IMAGE, {}, "bits_per_dim_bound is 4.1: worse than 4.0000"),
+        ({"bits_per_dim": 4.0000001}, IMAGE, {}, ""),  # rounding of the uniform model itself
+        ({"bits_per_character": 3.1}, STRING, {}, "bits_per_character is 3.1: worse than 3.0000, where all 8 values"),
+        ({"bits_per_dim": 3.1}, IMAGE, {10: {"bits_per_dim": 1.5}, 20: {"bits_per_dim": 1.6}, 30: {}}, "1.5 at step 10; --from-step 10"),
+        ({"loss": 3.0, "bits_per_dim": None}, IMAGE, {}, ""),
+        ({"bits_per_dim": 2.9}, IMAGE, {10: {"bits_per_dim": 1.5}}, ""),
+        ({"accuracy": 0.4}, ClassLabel(10), {10: {"accuracy": 0.9}}, "accuracy is 0.4: far from the best so far, 0.9 at step 10"),
+        ({"accuracy": 0.5}, ClassLabel(10), {10: {"accuracy": 0.9}}, ""),
+        ({"nats": 4.0}, Points(2), {10: {"nats": 0.1}}, "nats is 4: far from the best so far, 0.1"),
+        ({"nats": -1.5}, Points(2), {10: {"nats": -3.0}}, ""),
+        ({"frechet_pixels": 30.0}, IMAGE, {10: {"frechet_pixels": 2.0}}, "far from the best so far, 2 at step 10"),
+        ({"frechet_pixels": math.nan}, IMAGE, {10: {"frechet_pixels": None}}, ""),
+    ],
+)
+def test_a_ruined_model_is_named(result, feature, earlier, wanted):
+    got = scores.ruined(result, feature, earlier)
+    assert wanted in got and bool(wanted) == bool(got)
