@@ -292,9 +292,9 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """One line on stderr, from the first process only; nothing for an empty text."""
-    if text and jax.process_index() == 0:
-        print(f"jaxgen: warning: {text}", file=sys.stderr, flush=True)
+    """One line beside the numbers that it is about; nothing for an empty text."""
+    if text:
+        say(f"warning: {text}")
 
 
 def read_data(experiment: Experiment, split: str) -> Dataset:
