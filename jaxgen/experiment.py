@@ -243,7 +243,9 @@ class _Run:
         """A row of metrics every log_every steps, and a line of progress every few seconds."""
         options = self.experiment.train
         if step % options.log_every == 0 or step == options.steps:
-            self.reporter.scalars(step, metrics)
+            model, optimizer = self.experiment.model, self.experiment.optimizer
+            rates = training.learning_rates(optimizer, options.steps, step, getattr(model, "players", ()))
+            self.reporter.scalars(step, metrics | rates | self.reporter.times(step, options.batch_size, noun(model)))
         self.reporter.progress(step, options.steps, options.batch_size, metrics, noun(self.experiment.model))
 
     def validate_and_save(self, step: int, state: training.TrainState) -> None:
@@ -265,6 +267,7 @@ class _Run:
             self.reporter.samples(step, "samples", samples, modelled(model))
         self.reporter.curve()
         self.save(step, state, numbers, last=step == options.steps)
+        self.reporter.restart_clock(step)
 
     def _draws_at(self, step: int) -> bool:
         """Whether the validation at this step draws samples: every samples_every-th one does, and the last."""

@@ -126,13 +126,7 @@ def every_nth(inner: optax.GradientTransformation, n: int) -> optax.GradientTran
 def _one(config: OptimizerConfig, learning_rate: float, steps: int, player: str = "") -> optax.GradientTransformation:
     """The optimizer of a model, or of one of its players. For a player updated at every n-th step the schedule has steps / n steps."""
     n = dict(config.every).get(player, 1)
-    warmup, steps = config.warmup_steps, -(-steps // n)
-    rest = optax.cosine_decay_schedule(learning_rate, max(steps - warmup, 1)) if config.schedule == "cosine" else (lambda t: learning_rate)
-    base = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), rest], [warmup]) if warmup else rest
-
-    def schedule(t):
-        return base(t) * jnp.float32(config.decay_rate) ** t.astype(jnp.float32)
-
+    schedule = _schedule(config, learning_rate, -(-steps // n))
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm is not None else optax.identity()
     kind = OPTIMIZERS[config.name]
     options = {field: getattr(config, field) for field in kind.fields}
@@ -140,6 +134,32 @@ def _one(config: OptimizerConfig, learning_rate: float, steps: int, player: str 
     options |= {"mask": decayed} if options.get("weight_decay") else {}
     options |= {"momentum": config.momentum or None} if "momentum" in options else {}  # None: optax keeps no trace of gradients
     return every_nth(optax.chain(clip, kind.make(schedule, **options)), n)
+
+
+def _schedule(config: OptimizerConfig, learning_rate: float, steps: int) -> optax.Schedule:
+    """rate(t) of a run of `steps` steps."""
+    warmup = config.warmup_steps
+    rest = optax.cosine_decay_schedule(learning_rate, max(steps - warmup, 1)) if config.schedule == "cosine" else (lambda t: learning_rate)
+    base = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), rest], [warmup]) if warmup else rest
+
+    def schedule(t):
+        return base(t) * jnp.float32(config.decay_rate) ** t.astype(jnp.float32)
+
+    return schedule
+
+
+def learning_rates(config: OptimizerConfig, steps: int, step: int, players: Sequence[str] = ()) -> dict[str, float]:
+    """The rate of the update that ends `step` (1, 2, ..): {"learning_rate": 1e-3}, or {"learning_rate_generator": ...} for each player."""
+
+    def rate(learning_rate: float, player: str = "") -> float:
+        n = dict(config.every).get(player, 1)
+        with jax.numpy_dtype_promotion("standard"):
+            value = float(_schedule(config, learning_rate, -(-steps // n))(jnp.int32((step - 1) // n)))
+        return float(f"{value:.7g}")  # 0.001, not 0.0010000000474974513: the digits that a float32 has
+
+    rates = dict(config.players) or dict.fromkeys(players, config.learning_rate)
+    moving = {f"learning_rate_{name}": rate(one, name) for name, one in rates.items() if name not in config.frozen}
+    return moving if rates else {"learning_rate": rate(config.learning_rate)}
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, players: Sequence[str] = ()) -> optax.GradientTransformation:

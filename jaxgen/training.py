@@ -23,10 +23,10 @@ from jaxtyping import PRNGKeyArray
 
 from jaxgen import sharding
 from jaxgen.errors import ConfigError, NonFiniteError
-from jaxgen.optimizers import OptimizerConfig, make_optimizer
+from jaxgen.optimizers import OptimizerConfig, learning_rates, make_optimizer
 from jaxgen.statistics import each, values
 
-__all__ = ["OptimizerConfig", "TrainConfig", "TrainState", "fit", "init_state", "make_optimizer", "make_train_step"]
+__all__ = ["OptimizerConfig", "TrainConfig", "TrainState", "fit", "init_state", "learning_rates", "make_optimizer", "make_train_step"]
 
 
 @dataclass(frozen=True)

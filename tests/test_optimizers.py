@@ -12,7 +12,7 @@ from flax import nnx
 from jaxgen import optimizers, sharding, training
 from jaxgen.errors import ConfigError
 from jaxgen.models import GANConfig, ImageTransformerConfig, build
-from jaxgen.optimizers import OPTIMIZERS, OptimizerConfig, make_optimizer
+from jaxgen.optimizers import OPTIMIZERS, OptimizerConfig, learning_rates, make_optimizer
 
 PARAMS = {"kernel": jnp.arange(6.0).reshape(2, 3) + 1, "bias": jnp.ones(3), "embedding": jnp.ones((2, 3))}
 GAN = GANConfig(image_shape=(2,), levels=0, latent=2, hidden=4, depth=1)
@@ -117,3 +117,25 @@ def test_unknown_names_are_one_line():
     for field, value in (("frozen", ("critic",)), ("every", (("critic", 2),)), ("betas", (("critic", 0.5, 0.9),))):
         with pytest.raises(ConfigError, match=rf"^optimizer.{field}: wanted .*discriminator.*, got \['critic'\]$"):
             make_optimizer(OptimizerConfig(**{field: value}), 2, GAN.players).init(nnx.state(build(GAN), nnx.Param))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_rates_of_the_metric_rows_are_those_of_the_updates(schedule):
+    """Of plain gradient descent on a gradient of 1 the update is -rate(t); a player that moves at every second step has its own t."""
+    common = {"name": "sgd", "b1": 0.9, "clip_norm": None, "warmup_steps": 2, "decay_rate": 0.9, "schedule": schedule}
+    one = OptimizerConfig(learning_rate=0.5, **common)
+    two = OptimizerConfig(players=(("generator", 0.5), ("discriminator", 0.25)), every=(("generator", 2),), **common)
+    params = {"generator": jnp.zeros(()), "discriminator": jnp.zeros(())}
+    for config, names in ((one, ["learning_rate"] * 2), (two, ["learning_rate_generator", "learning_rate_discriminator"])):
+        optimizer = make_optimizer(config, 7)
+        state = optimizer.init(params)
+        for step in range(1, 8):
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+            rates = learning_rates(config, 7, step)
+            assert set(rates) == set(names)
+            for player, name in zip(params, names, strict=True):
+                if player == "discriminator" or config is one or step % 2:
+                    np.testing.assert_allclose(-updates[player], rates[name], rtol=1e-6)
+    frozen = OptimizerConfig(frozen=("generator",))
+    assert learning_rates(frozen, 7, 3, ("generator", "discriminator")) == {"learning_rate_discriminator": 0.001}

@@ -89,7 +89,8 @@ ROOMS = {
         "manifest": {"directory"},
         "checkpoint": {"directory", "leaves", "lock", "manifest"},
         "figures": set(),
-        "report": {"directory", "figures"},
+        "progress": set(),
+        "report": {"directory", "figures", "progress"},
         "__init__": set(),
     },
 }

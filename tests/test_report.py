@@ -250,7 +250,7 @@ def test_tensorboard_gets_every_value_and_the_restart(start, tmp_path):
         events.append(Event.FromString(data[12 : 12 + size]))
         data = data[16 + size :]
     assert [event.step for event in events] == [0, 5, 5, 5] and events[1].session_log.status == 1
-    assert events[2].summary.value[0].tag == "bits_per_dim" and events[2].summary.value[0].simple_value == 1.5
+    assert events[2].summary.value[0].tag == "train/bits_per_dim" and events[2].summary.value[0].simple_value == 1.5
     assert events[3].summary.value[0].image.encoded_image_string.startswith(b"\x89PNG")
 
 
@@ -271,30 +271,6 @@ def test_an_object_store_gets_whole_files_at_flush(start, tmp_path, monkeypatch)
     resumed.scalars(2, {"a": 3.0})
     resumed.flush()
     assert record(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 3.0}] and table(tmp_path) == as_numbers(record(tmp_path))
-
-
-# --- progress -----------------------------------------------------------------------------------------------------------------------
-
-
-def test_progress_has_rate_and_time_left_and_one_line_each_interval(start, tmp_path, monkeypatch, capsys):
-    """One step a second at batch 32; the wall clock jumps back an hour, which must not show."""
-    now = [1000.0]
-    monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(report.time, "time", lambda: 1e9 - 3600 * now[0])
-    reporter = start(tmp_path)
-    for step in range(1, 101):
-        reporter.progress(step, 100, 32, {"bits_per_dim": jnp.float32(4) / step, "loss": 9.0})
-        now[0] += 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "step   1/100  bits/dim 4.0000"
-    assert lines[1] == "step  11/100  bits/dim 0.3636  images/s 32  time left 1:29"
-    assert lines[-1] == "step 100/100  bits/dim 0.0400  images/s 32  time left 0:00"
-    assert len(lines) == 11
-
-
-def test_progress_shows_a_bound_as_a_bound(start, tmp_path, capsys):
-    start(tmp_path).progress(1, 5, 8, {"bits_per_dim_bound": 2.0, "loss": 9.0})
-    assert "bits/dim (bound) 2.0000" in capsys.readouterr().out
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A run that is started again: after damage, with other settings, finished, on a full disk. All in this process."""
 
 import gc
+import json
 import os
 import re
 import resource
@@ -239,6 +240,14 @@ def test_a_loss_that_stays_finite_and_is_ruined_is_warned_of(copy, capsys):
     far = rf"warning: bits_per_dim is \d+\.\d+: far from the best so far, {best:.6g} at step \d+; --from-step \d+ goes back to it"
     assert re.search("^test bits_per_dim ", out, re.M)
     assert [bool(re.fullmatch(far, line)) for line in out.splitlines() if "warning" in line] == [True]
+
+
+def test_rows_of_metrics_carry_the_rate_the_speed_and_the_seconds(thirty):
+    found = [json.loads(line) for line in (thirty / "metrics.jsonl").read_text().splitlines()]
+    found = [row for row in found if "loss" in row]
+    assert len(found) == 30 and {row["learning_rate"] for row in found} == {0.001}
+    assert [row["seconds"] for row in found] == sorted({row["seconds"] for row in found})
+    assert all(row["images_per_second"] > 0 for row in found[1:])
 
 
 def test_validation_is_of_the_averaged_model_and_draws_from_fixed_noise(monkeypatch, unchecked):

@@ -44,11 +44,20 @@ def train(workdir: Path, restart: bool = False, learning_rate: float = 1e-3, fro
     return cli.guarded(lambda _: experiment.train(run, restart, from_step=from_step), [])
 
 
+def of_the_clock(name: str) -> bool:
+    """Whether a column of metrics is measured in seconds, and so another one in every run."""
+    return name == "seconds" or name.endswith("_per_second")
+
+
 def rows(workdir: Path) -> list[dict]:
-    """metrics.jsonl, each row checked to stand in metrics.csv too, with the loss as the hexadecimal digits of its float32."""
+    """metrics.jsonl, each row checked to stand in metrics.csv too, with the loss as the hexadecimal digits of its float32.
+
+    Without what a clock has measured: all else is the same in a run that was stopped and in one that was not.
+    """
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     table = (workdir / "metrics.csv").read_text().splitlines()[1:]
     assert [row["step"] for row in found] == [int(line.partition(",")[0]) for line in table]
+    found = [{name: value for name, value in row.items() if not of_the_clock(name)} for row in found]
     return [row | {"loss": np.float32(row["loss"]).tobytes().hex()} if "loss" in row else row for row in found]
 
 

@@ -1,10 +1,10 @@
 """What a run leaves for people: metric files, pictures, TensorBoard and a progress line. None of it can stop a run.
 
-workdir/metrics.jsonl   one JSON object a row, {"step": 10, "bits_per_dim": 2.5, ...}: the record
+workdir/metrics.jsonl   one JSON object a row, {"step": 10, "bits_per_dim": 2.5, "learning_rate": 0.001, "seconds": 7.5, ...}: the record
 workdir/metrics.csv     the same as a table; rewritten from the record when a new column appears
 workdir/images/         grids of images, NAME_STEP.png
 workdir/curve.png       bits/dim against the step
-workdir/tensorboard/    the same, if tensorboardX is installed
+workdir/tensorboard/    the same in groups (train/, validation/, speed/, images/), if tensorboardX is installed
 
 A failure to write (a full disk) is reported once; the rows are kept in memory and written as soon as writing works again. A resumed run
 cuts the rows after its checkpoint, so that no step is missing or twice. Rates use a monotonic clock.
@@ -29,10 +29,9 @@ from jaxtyping import Shaped
 from jaxgen.errors import ConfigError, did_you_mean
 from jaxgen.metrics import METRICS
 from jaxgen.runs import directory, figures
+from jaxgen.runs.progress import Clock, Progress
 
 LOG = logging.getLogger("jaxgen")
-PROGRESS_SECONDS = 10.0
-SHOWN = {name: METRICS[name].unit for name in ("bits_per_dim", "bits_per_dim_bound", "bits_per_character", "accuracy")} | {"loss": "loss"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Reporter:
     def __init__(self, workdir: str | os.PathLike, resume_step: int | None = 0, writer: bool = True):
         self.workdir = _path(workdir)
         self._warned: set[str] = set()
-        self._clock: tuple[float, int, float, int] | None = None  # first time and step, last time and step
+        self._clock, self._progress = Clock(), Progress()
         self._writer = writer
         self._resume_step = resume_step
         self._tensorboard: Any = None  # opened by the first event; False once given up
@@ -82,6 +81,14 @@ class Reporter:
             self._guarded("write metrics", self._write_row, row)
             self._guarded("write for TensorBoard", self._tensorboard_scalars, row)
 
+    def times(self, step: int, batch_size: int, noun: str = "image") -> dict[str, float]:
+        """What a row of metrics says of time: seconds since the first start, and images (or what `noun` says) per second since the last row."""
+        return self._clock.row(step, batch_size, noun)
+
+    def restart_clock(self, step: int) -> None:
+        """Leave the time since the last row, which validation took, out of the rate of the next one."""
+        self._clock.restart(step)
+
     def samples(self, step: int, name: str, samples: Shaped[Any, "n ..."], feature: Any) -> None:
         """Samples as their kind is shown (`feature.show`), as workdir/images/NAME_STEP.png, or .txt."""
         if self._writer:
@@ -94,22 +101,9 @@ class Reporter:
         directory.write_bytes(self.workdir / "images" / f"{name}_{step:08d}{feature.ending}", content)
 
     def progress(self, step: int, steps: int, batch_size: int, metrics: Mapping[str, Any], noun: str = "image") -> None:
-        """Print step, bits/dim, images (or what `noun` says) per second since the last line, and the time left.
-
-        The first and the last step have a line, and one step in PROGRESS_SECONDS between them.
-        """
-        now = time.monotonic()
-        first_time, first_step, last_time, last_step = self._clock or (now, step, now, step)
-        if not self._writer or self._clock and now - last_time < PROGRESS_SECONDS and step < steps:
-            return
-        self._clock = first_time, first_step, now, step
-        parts = [f"step {step:>{len(str(steps))}}/{steps}"]
-        parts += [f"{label} {float(metrics[name]):.4f}" for name, label in SHOWN.items() if name in metrics][:1]
-        if step > last_step and now > last_time:
-            rate = (step - last_step) * batch_size / (now - last_time)
-            parts.append(f"{noun}s/s {rate:.0f}" if rate >= 10 else f"{noun}s/s {rate:.2f}")
-            parts.append(f"time left {_duration((steps - step) * (now - first_time) / (step - first_step))}")
-        print("  ".join(parts), flush=True)
+        """A line with step, bits/dim, images (or what `noun` says) per second since the last line and the time left, or a bar."""
+        if self._writer:
+            self._progress.show(step, steps, batch_size, metrics, noun)
 
     def curve(self) -> None:
         """Draw workdir/curve.png from all rows so far."""
@@ -128,6 +122,7 @@ class Reporter:
 
     def close(self) -> None:
         """`flush`, and close the files."""
+        self._progress.close()
         self.flush()
         if self._tensorboard:
             self._guarded("write for TensorBoard", self._tensorboard.close)
@@ -159,6 +154,7 @@ class Reporter:
         last = math.inf if self._resume_step is None else self._resume_step or -1
         rows = [row for row in _rows(self._record.text()) if row["step"] <= last]
         self._record.replace("".join(json.dumps(row) + "\n" for row in rows))
+        self._clock = Clock(max((row["seconds"] for row in rows if isinstance(row.get("seconds"), int | float)), default=0.0))
         self._rewrite_table(rows)
 
     def _write_row(self, row: dict[str, Any]) -> None:
@@ -211,10 +207,17 @@ class Reporter:
     def _tensorboard_scalars(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if name != "step":
-                self._tensorboard_event(row["step"], "scalar", name, float(value))
+                self._tensorboard_event(row["step"], "scalar", _tag(name), float(value))
 
     def _tensorboard_image(self, step: int, name: str, picture: np.ndarray) -> None:
-        self._tensorboard_event(step, "image", name, picture, dataformats="HWC")
+        self._tensorboard_event(step, "image", f"images/{name}", picture, dataformats="HWC")
+
+
+def _tag(name: str) -> str:
+    """The name of a metric in TensorBoard, which groups by what stands before the slash: validation/nats, speed/seconds, train/loss."""
+    if name.startswith("validation_"):
+        return name.replace("_", "/", 1)
+    return f"speed/{name}" if name == "seconds" or name.endswith("_per_second") else f"train/{name}"
 
 
 def check_out(path: str | os.PathLike, ending: str = "") -> Any:
@@ -330,9 +333,3 @@ def _csv_line(cells: list[Any]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(cells)
     return buffer.getvalue()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
