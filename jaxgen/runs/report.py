@@ -82,7 +82,7 @@ class Reporter:
             self._guarded("write for TensorBoard", self._tensorboard_scalars, row)
 
     def times(self, step: int, batch_size: int, noun: str = "image") -> dict[str, float]:
-        """What a row of metrics says of time: seconds since the first start, and images (or what `noun` says) per second since the last row."""
+        """What a row of metrics says of time: seconds since its start, and images (or what `noun` says) per second."""
         return self._clock.row(step, batch_size, noun)
 
     def restart_clock(self, step: int) -> None:
