@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         rulers,
         runs,
         sampling,
+        scores,
         sharding,
         stages,
         statistics,
@@ -45,7 +46,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__", "load", "train",
     "autoregressive", "benchmark", "checks", "cli", "commands", "config", "data", "distributions", "drawing", "errors", "evaluation",
-    "experiment", "layers", "metrics", "models", "notebook", "optimizers", "rulers", "runs", "sampling", "sharding", "stages", "statistics",
+    "experiment", "layers", "metrics", "models", "notebook", "optimizers", "rulers", "runs", "sampling", "scores", "sharding", "stages", "statistics",
     "synonyms", "trained", "training",
 ]  # fmt: skip
 
