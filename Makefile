@@ -34,13 +34,18 @@ quickstart-laptop: setup
 	cd runs/laptop && ls -l metrics.jsonl metrics.csv samples.png completions.png curve.png
 
 setup: $(READY)
+	@echo "setup: $(VENV) is ready; $(BIN)/jaxgen is the command, and source $(BIN)/activate puts it on the path"
 
 $(READY): requirements.lock pyproject.toml
+	@echo "setup: making a Python environment in $(VENV), which is emptied first; nothing outside of this folder is changed"
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "jaxgen needs Python 3.11 or newer, this is " + sys.version)'
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m pip check
+	@$(PYTHON) -m venv --clear $(VENV)
+	@echo "setup: downloading and installing the packages of requirements.lock, in exact versions: 1.3 GB on disk, a minute or two, once"
+	@$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
+	@echo "setup: installing this folder as the package jaxgen: what you change in it counts at once"
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "setup: checking that all versions fit each other"
+	@$(BIN)/python -m pip check
 	@touch $@
 
 test: setup

@@ -79,3 +79,19 @@ def test_a_finished_run_says_so_and_a_mistyped_command_is_one_line(python):
     assert (code, err) == (0, "") and "runs/templates is finished at step 20" in out
     code, out, err = python("my_model.py", "evalaute", "runs/templates")
     assert (code, out) == (2, "") and err.count("\n") == 1 and err.endswith("got 'evalaute'; did you mean evaluate?\n")
+
+
+def test_the_badge_opens_a_notebook_whose_first_cell_keeps_the_jax_of_colab():
+    """The same lines stand in the README; outside of Colab the cell does nothing."""
+    notebook = json.loads((ROOT / "notebooks" / "autoregressive_images.ipynb").read_text("utf-8"))
+    readme, first = (ROOT / "README.md").read_text("utf-8"), "".join(notebook["cells"][0]["source"])
+    links = re.findall(r"https://colab\.research\.google\.com/github/OWNER/jaxgen/blob/main/(\S+)\)", readme + first)
+    assert len(links) == 2 and all((ROOT / link).exists() for link in links)
+    install = next("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    assert 'if "google.colab" in sys.modules:' in install
+    for line in re.findall(r"^[!%].*(?:freeze|install).*$", readme, re.M):
+        assert f"    {line}\n" in install + "\n"
+    kept = re.search(r'grep -iE "(.*)"', install)[1]
+    versions = "numpy==2.0\njax==0.10\njaxlib==0.10\njax-cuda12-plugin==0.10\nlibtpu==0.1\nflax==0.12\njaxgen @ file:///here\n"
+    found = subprocess.run(["grep", "-iE", kept], input=versions, capture_output=True, text=True, check=True).stdout
+    assert found.split() == ["numpy==2.0", "jax==0.10", "jaxlib==0.10", "jax-cuda12-plugin==0.10", "libtpu==0.1"]

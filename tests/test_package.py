@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import os
 import re
 import subprocess
 import sys
@@ -379,6 +380,15 @@ def test_no_file_names_a_registry_host():
     texts = [name for name in names if not name.endswith(".png") and name != "tests/test_package.py"]
     assert len(texts) > 80
     assert not [name for name in texts if hosts.search((ROOT / name).read_text("utf-8", errors="replace"))]
+
+
+def test_a_folder_named_jaxgen_does_not_hide_the_installed_package(tmp_path):
+    """As beside a clone: Python looks into the current folder first, and a folder without __init__.py must not count."""
+    (tmp_path / "jaxgen" / "docs").mkdir(parents=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    code = "import jaxgen; print(jaxgen.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{jaxgen.__version__}\n"), done.stderr
 
 
 def test_one_version_everywhere():
