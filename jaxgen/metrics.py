@@ -1,4 +1,4 @@
-"""The table of metrics: what each is called, in which unit it is told and whether less or more of it is better."""
+"""The table of metrics: name, unit, and whether a lower or a higher value is better."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of an evaluation. `axis` is what a plot says; `chooses`: whether the best checkpoint of a run is the one with the best.
+    """One number of an evaluation. axis: the label of a plot's axis. chooses: whether the best checkpoint of a run can be chosen by it.
 
-    examples: how many it needs; of fewer it is nan.
-    far: a value is far from the best of a run where it is worse by more than so many times the size of the best (in nats: that or 1, the
-    larger one); None: never.
+    examples: how many examples it needs; with fewer it is nan.
+    far: a warning is given where a value is worse than the best of the run by more than far * |best| (for nats: far * max(|best|, 1));
+    None: no warning.
     """
 
     unit: str
@@ -30,27 +30,28 @@ METRICS = {
     "log_loss": Metric("log-loss (nats)", "lower", "log-loss in nats", chooses=False),
     "nats": Metric("nats", "lower", "nats", far=1),
     "frechet_pixels": Metric("Frechet distance of pixels", "lower", "Frechet distance of pixels", examples=2, far=9),
-    # The distance of points says nothing of the modes that are missed: the newest step of such a run is the one to take.
+    # This distance does not show missed modes, so it chooses no checkpoint: `load` then takes the newest.
     "frechet_points": Metric("Frechet distance of points", "lower", "Frechet distance of points", chooses=False, examples=2),
     "modes_covered": Metric("modes", "higher", "modes covered", chooses=False),
     "high_quality_fraction": Metric("fraction of points", "higher", "points close to a mode", chooses=False),
     "smallest_mode_share": Metric("fraction of points", "higher", "share of the smallest mode", chooses=False),
 }
-"""In the order in which they are the headline of an evaluation: the first that a result has."""
+"""Ordered: the headline of an evaluation is the first of these that its result has."""
 OF_SAMPLES = ("frechet_pixels", "frechet_points", "modes_covered", "high_quality_fraction", "smallest_mode_share")
-"""Those that are measured on samples, one for each example of a set."""
+"""Metrics that compare samples with a data set; as many samples are drawn as the set has examples."""
 
 
 def headline(result: Mapping[str, object]) -> tuple[str, float]:
-    """The name and value of the number to compare runs by: that in the unit of a kind of one's own, else the first of the table."""
+    """Name and value of the main number of a result: "bits_per_x" if it is not in the table (the unit of a user's own feature, "bits/x"),
+    else the first metric of the table that the result has."""
     own = [name for name in result if name.startswith("bits_per_") and name not in METRICS]
     name = own[0] if own else next(name for name in METRICS if name in result)
     return name, result[name]
 
 
 def score(metrics: Mapping[str, float | None], names: tuple[str, ...] | None = None) -> float | None:
-    """What the best checkpoint has least of: the first number of `names` (None: of those that choose) that is there; its negative where
-    more is better."""
+    """The number by which checkpoints are compared, lowest is best: the first metric of `names` (None: of those with `chooses`) that
+    `metrics` has, negated where higher is better. None if it has none of them."""
     names = tuple(name for name, metric in METRICS.items() if metric.chooses) if names is None else names
     name = next((name for name in names if metrics.get(name) is not None), None)
     if name is None:

@@ -1,4 +1,4 @@
-"""Rulers: two models in closed form, beside which the score of a trained one is read. They compute in float64 on the host."""
+"""Rulers: two baseline models in closed form; reports show their scores beside that of a trained model. Float64 on the host."""
 
 import numpy as np
 from jaxtyping import Float, UInt
@@ -6,11 +6,11 @@ from jaxtyping import Float, UInt
 from jaxgen.errors import DataError
 
 RULERS = {"uniform": 0, "gaussian": 2}
-"""The rulers, and how many images each needs to be fitted on."""
+"""Name of each ruler, and the least number of images that it is fitted on."""
 
 
 class UniformModel:
-    """Every image is equally likely: exactly log2(levels) bits/dim."""
+    """p(x) = levels^-D for every image: exactly log2(levels) bits/dim."""
 
     def __init__(self, levels: int):
         self.levels = levels
@@ -23,7 +23,7 @@ class UniformModel:
 class GaussianModel:
     """Full-covariance Gaussian on v = x + u, u ~ U[0, 1), by maximum likelihood: mu = mean(x) + 1/2, S = Cov(x) + I/12. Float64 throughout.
 
-    The two constants are the mean and the variance of u; no eigenvalue of S is below 1/12, however few the images.
+    1/2 and 1/12 are the mean and the variance of u; so no eigenvalue of S is below 1/12, even with two images.
     """
 
     def __init__(self, mean: Float[np.ndarray, " D"], covariance: Float[np.ndarray, "D D"]):
@@ -36,7 +36,7 @@ class GaussianModel:
 
     @classmethod
     def fit(cls, images: UInt[np.ndarray, "N ..."], levels: int) -> "GaussianModel":
-        """The maximum-likelihood Gaussian of images in {0 .. levels-1}."""
+        """The maximum-likelihood Gaussian of images in {0 .. levels-1}. DataError for fewer than two images and for larger values."""
         x = images.reshape(len(images), -1).astype(np.float64)
         if len(x) < 2:
             raise DataError("images", "at least 2 to fit a covariance", len(x))

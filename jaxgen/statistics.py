@@ -1,12 +1,12 @@
-"""Statistics: arrays that a loss computes for `after_update`, each with the rule by which those of several parts of a batch are joined.
+"""Statistics: arrays that a loss computes for `after_update`, each with the rule that joins its values from several parts of a batch.
 
 A model with variables that gradients do not train (codebook averages, power-iteration vectors) returns `(scalar, metrics, statistics)` from
 its loss, `statistics` being any tree of `Statistic`s:
 
     return loss, metrics, {"counts": Statistic(counts, "sum"), "vectors": Statistic(v, "first")}
 
-`after_update(statistics, key)` gets the same tree of plain arrays. On a mesh a loss sees the whole batch and needs no joining; the rules
-are for gradients that are accumulated over parts of the batch.
+`after_update(statistics, key)` gets the same tree of plain arrays. The rules are used where gradients are accumulated over
+parts of the batch (`train.accumulate`). Several devices need no rule: the loss is one program over the whole batch.
 """
 
 from collections.abc import Callable
@@ -32,12 +32,12 @@ class Statistic:
 
 
 def values(statistics: Any) -> Any:
-    """The same tree with plain arrays in the place of the statistics."""
+    """The tree with every `Statistic` replaced by its array."""
     return each(lambda statistic: statistic.value, statistics)
 
 
 def each(function: Callable[[Statistic], Any], statistics: Any) -> Any:
-    """The tree with `function(statistic)` for every `Statistic`; ConfigError where a leaf is not a `Statistic`."""
+    """The tree with every `Statistic` replaced by `function(statistic)`; ConfigError where a leaf is not a `Statistic`."""
 
     def of(leaf):
         if not isinstance(leaf, Statistic):

@@ -1,4 +1,4 @@
-"""What a kind of data says of itself to loading.py: which names and paths are its own, and how it loads a split."""
+"""`Kind`: the entry of one kind of data in the table of loading.py: its names and files, and the function that loads a split."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 
 class Kind(NamedTuple):
-    """A kind of data, as its file describes it in `KIND`; the table of all is `loading.KINDS`.
+    """One kind of data. Each module of a kind has one as `KIND`; `loading.KINDS` lists them.
 
-    load: (name or existing path, split, DataConfig) -> the columns of that split. names: sets of the library.
-    files: what it reads, in words. endings: of names that are always paths. reads: whether it reads what is at a path.
-    elsewhere: where it looks up a name that is none of these, in words; `load` raises `UnknownName` for one that is not there.
+    load: (name or existing path, split, DataConfig) -> the source of that split. names: of the data sets that the library brings.
+    files: in words, for messages: which files and folders it reads. endings: a name that ends so is a path, even if nothing is there.
+    reads: whether it can read this existing path. elsewhere: in words, where names that no kind lists are looked up ("" for a kind
+    without such a collection); its `load` raises `UnknownName` for a name that the collection lacks.
     """
 
     load: Callable[[Any, str, Any], Any]
@@ -22,7 +23,7 @@ class Kind(NamedTuple):
 
 
 class UnknownName(LookupError):
-    """No set has this name; `known` are the names that were looked through."""
+    """No data set has this name; `known` are the names that exist, for a hint."""
 
     def __init__(self, known: Iterable[str]):
         super().__init__()

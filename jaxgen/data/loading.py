@@ -1,6 +1,6 @@
 """Which data set a name means: the table `KINDS`, `DataConfig` and `load(name, split)`.
 
-A kind of data is one file with its `KIND`, and one line of the table.
+A new kind of data needs one module with its `KIND` (kind.py) and one line of the table.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from jaxgen.data.kind import Kind, UnknownName
 from jaxgen.errors import ConfigError, DataError, did_you_mean
 
 ARRAYS = "arrays"
-"""The name of a data set that was given as arrays: no command can read it again."""
+"""The name of a data set made from arrays in memory; `load` refuses it, since there is no file to read."""
 KINDS: tuple[Kind, ...] = (
     images.KIND,
     points.KIND,
     text.KIND,
     tfds.KIND,
 )
-"""Every kind of data. The first that has a name, or that reads what is at a path, loads it."""
+"""Every kind of data. The first that lists a name in `names`, or whose `reads` accepts a path, loads it."""
 NAMES = [name for kind in KINDS for name in kind.names]
 CHOICES = ", ".join([*NAMES, *(kind.elsewhere for kind in KINDS if kind.elsewhere)])
 FILES = ", or ".join(kind.files for kind in KINDS if kind.files)
@@ -56,8 +56,8 @@ class DataConfig:
         return load(**self._arguments, split=split)
 
     def load_keeping(self, split: str, folder: Path) -> Dataset:
-        """As `load`; pictures that are converted (size, mode) are kept in the folder and read from it while their files stay the same."""
-        own = type(self).load is not DataConfig.load  # a class of somebody else, which reads its data in its own way
+        """As `load`; pictures converted by size or mode are cached in `folder`, and read from there until a picture file changes."""
+        own = type(self).load is not DataConfig.load  # a subclass with its own `load`, which knows no cache
         return self.load(split) if own else load(**self._arguments, split=split, cache=folder)
 
     @property
@@ -66,7 +66,7 @@ class DataConfig:
         return {name: getattr(self, name) for name in ("name", "levels", "data_dir", "manual_dir", "size", "mode", "background")}
 
 
-# The text of --help: what there is comes from the table.
+# Set here and not in the class, since it is made from the table; --help shows it.
 DataConfig.__doc__ = f"""Which data: {CHOICES}, or a path.
 
     A path is that of {FILES}.
@@ -79,7 +79,7 @@ DataConfig.__doc__ = f"""Which data: {CHOICES}, or a path.
 
 @dataclass(frozen=True)
 class _Asked(DataConfig):
-    """What a kind of data is asked for. cache: the folder that keeps converted pictures."""
+    """The arguments of `load`, as `Kind.load` gets them. cache: folder for converted pictures, or None."""
 
     cache: Path | None = None
 
@@ -96,9 +96,9 @@ def load(
     background: str = "white",
     cache: Path | None = None,
 ) -> Dataset:
-    """One split of a data set; the arguments are the fields of `DataConfig`. cache: the folder that keeps converted pictures.
+    """One split of a data set; the arguments are the fields of `DataConfig`. cache: folder for converted pictures, or None.
 
-    Raises DataError for what is wrong with the data (file, index, wanted, got), ConfigError for what is wrong with the arguments.
+    Raises DataError for a name that is unknown and for faulty data (file, index, wanted, got), ConfigError for a faulty argument.
     """
     check_split(split)
     config = _Asked(name, levels, data_dir, manual_dir, size=size, mode=mode, background=background, cache=cache)
@@ -117,7 +117,7 @@ def load(
 
 
 def _kind(name: str) -> tuple[Kind, str | Path]:
-    """The kind of data that a name means, and the name or path that it loads."""
+    """The kind that loads `name`, and what its `load` gets: the name, or an existing path. DataError for a file that no kind reads."""
     for kind in KINDS:
         if name in kind.names:
             return kind, name
@@ -135,7 +135,7 @@ def _path(name: str) -> Path | None:
         path = Path(name).expanduser()
         there = path.exists()
         file = path.is_file() and any(kind.reads(path) for kind in KINDS)
-    except (OSError, RuntimeError) as error:  # a name that is too long, a home that is unknown
+    except (OSError, RuntimeError) as error:  # the name is too long for a path, or ~user has no home folder
         raise DataError(name[:80], wanted="an existing file or folder", got=str(error)[:160]) from error
     if not (name.startswith(("/", ".", "~")) or name.lower().endswith(ENDINGS) or ("/" in name and there) or file):
         return None

@@ -3,9 +3,9 @@
     discriminator:  L_D = E softplus(-D(x)) + E softplus(D(G(z)))     = -E log sigma(D(x)) - E log(1 - sigma(D(G(z))))
     generator:      L_G = E softplus(-D(G(z)))                        = -E log sigma(D(G(z))), the paper's non-saturating form (section 3)
 
-D returns logits, z ~ N(0, I). Both players descend in the same step from ONE loss, L_G + L_D: L_G sees a frozen D and L_D a frozen G, so
-the gradient of the sum holds exactly the two separate gradients, and `optax.partition` gives `generator` and `discriminator` an optimizer
-each.
+D returns logits, z ~ N(0, I). One step updates both networks from ONE loss, L_G + L_D. L_G holds the parameters of D constant
+(`stop_gradient`) and L_D holds G(z) constant, so the gradient of the sum is the gradient of L_G for the parameters of G and that of L_D for
+those of D. `optax.partition` gives `generator` and `discriminator` an optimizer each. Both terms use the same z.
 
 Axes: B batch, H W C image, Z latent. Departures from the paper: simultaneous instead of alternating updates, leaky ReLU instead of maxout,
 no dropout; the "conv" networks follow Radford et al. 2016 without batch normalisation (no state, and images of a batch stay independent).
@@ -36,11 +36,11 @@ class GANConfig(OfImagesOrPoints):
 
     image_shape: tuple[int, ...] = (8, 8, 1)  # (H, W, C) of images, or (d,) of real points
     levels: int = 17  # number of values that a channel of a pixel has, 0 .. levels-1; 0 for points
-    latent: int = 32  # size of the noise that the generator is given
-    hidden: int = 128  # units of each hidden layer (mlp), or channels at 1/4 of the size, half of them at 1/2 (conv)
+    latent: int = 32  # Z, dimension of the noise z
+    hidden: int = 128  # mlp: units of each hidden layer; conv: channels at H/4 x W/4, and half as many at H/2 x W/2
     depth: int = 2  # hidden layers (mlp)
     architecture: Literal["mlp", "conv"] = "mlp"  # fully connected layers, or convolutions
-    num_classes: ClassVar[int] = 0  # unconditional
+    num_classes: ClassVar[int] = 0  # a GAN here has no classes
     players: ClassVar[tuple[str, ...]] = ("generator", "discriminator")
 
     def __post_init__(self):
@@ -99,7 +99,7 @@ class ConvDiscriminator(nnx.Module):
 
 
 class GAN(nnx.Module):
-    """Two players, `generator` and `discriminator`; their optimizers are chosen by these two names."""
+    """The networks `generator` and `discriminator`; each has its own optimizer, chosen by these names (`GANConfig.players`)."""
 
     def __init__(self, config: GANConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -112,7 +112,7 @@ class GAN(nnx.Module):
             self.discriminator = ConvDiscriminator(config, rngs)
 
     def generate(self, z: Float[Array, "B Z"]) -> Float[Array, "B ..."]:
-        """G(z): points as they are, images in (-1, 1)."""
+        """G(z): images after tanh, in [-1, 1]; points without it."""
         x = self.generator(z).reshape(-1, *self.config.image_shape)
         return jnp.tanh(x) if self._discrete else x
 
@@ -126,7 +126,7 @@ class GAN(nnx.Module):
         return jax.nn.softplus(-frozen.discriminate(self.generate(z))).mean()
 
     def discriminator_loss(self, real: Float[Array, "B ..."], z: Float[Array, "B Z"]) -> Float[Array, ""]:
-        """L_D; its gradient reaches the discriminator only. It is log 4 where D cannot tell the two apart."""
+        """L_D; its gradient reaches the discriminator only. At D = 0 (probability 1/2 for both) it is log 4."""
         fake = jax.lax.stop_gradient(self.generate(z))
         return jax.nn.softplus(-self.discriminate(real)).mean() + jax.nn.softplus(self.discriminate(fake)).mean()
 
@@ -138,7 +138,10 @@ class GAN(nnx.Module):
         return generator_loss + discriminator_loss, {"generator_loss": generator_loss, "discriminator_loss": discriminator_loss}
 
     def sample(self, key: PRNGKeyArray, n: SupportsIndex, label=None) -> Num[Array, "n ..."]:
-        """n images [n, H, W, C] of the smallest unsigned type for their levels, or n points float32 [n, d]."""
+        """n images [n, H, W, C] of the smallest unsigned type for their levels, or n points float32 [n, d].
+
+        label: must be None, since the model has no classes; ConfigError otherwise.
+        """
         check_key(key)
         n = check_count(n)
         check_label(label, self.config.num_classes, n)
@@ -152,7 +155,7 @@ class GAN(nnx.Module):
         return modelled(self.config).discrete
 
     def _scale(self, x: Num[Array, "B ..."]) -> Float[Array, "B ..."]:
-        """Levels 0 .. levels-1 to [-1, 1], the range of tanh; points as they are."""
+        """Images: levels 0 .. levels-1 mapped linearly to [-1, 1], the range of tanh. Points: unchanged."""
         if not self._discrete:
             return x
         return scale_pixels(check_images(x, self.config.image_shape, self.config.levels), self.config.levels)

@@ -5,11 +5,11 @@
     mu = mean of the data,   U, lambda_1 >= ... >= lambda_D = eigenvectors and eigenvalues of their covariance S
     sigma^2 = (lambda_{K+1} + ... + lambda_D) / (D - K),      W = U_K (Lambda_K - sigma^2 I)^{1/2}                  eq. 7, 8
 
-`transform` and `inverse_transform` are those of plain PCA: z = U_K^T (v - mu) and mu + U_K z. All K = D components leave no noise,
+`transform` and `inverse_transform` are those of plain PCA: z = U_K^T (v - mu) and mu + U_K z. With K = D there is no noise,
 sigma^2 = 0, and the model is the Gaussian with the full covariance.
 
-On images the density is that of v = x + u with u ~ U[0, 1), which the evaluator draws. `fit` needs no draw, for the noise adds 1/2 to
-the mean and 1/12 to the variance of every pixel. Samples of images are rounded down to levels.
+On images the density is that of v = x + u with u ~ U[0, 1); the evaluator draws u. `fit` draws nothing: it adds the mean of u, 1/2, to the
+mean of every pixel and the variance of u, 1/12, to every eigenvalue. Sampled images are v rounded down and clipped to 0 .. levels-1.
 
 Axes: B batch, D = H W C or the dimensions of a point, K components. Departure from the paper: S is divided by N - 1 instead of N, as in
 scikit-learn, so that both give the same numbers.
@@ -42,7 +42,7 @@ class PCAConfig(OfImagesOrPoints):
     image_shape: tuple[int, ...] = (8, 8, 1)  # (H, W, C) of images, or (d,) of real points
     levels: int = 17  # number of values that a channel of a pixel has, 0 .. levels-1; 0 for points
     components: int = 16  # K, number of principal components
-    num_classes: ClassVar[int] = 0  # unconditional
+    num_classes: ClassVar[int] = 0  # a PCA has no classes
 
     def __post_init__(self):
         check_types(self)
@@ -53,7 +53,7 @@ class PCAConfig(OfImagesOrPoints):
 
     @classmethod
     def defaults_for(cls, features: dict[str, Feature]) -> dict[str, object]:
-        """As many components as dimensions, for a set that has fewer of these than the default."""
+        """{"components": D} for a data set whose D is below the default of `components`; {} otherwise."""
         dimensions = prod(cls.sizes_from(features)["image_shape"])
         return {"components": dimensions} if dimensions < cls.components else {}
 
@@ -65,15 +65,16 @@ class PCA(nnx.Module):
         self.config = config
         k, d = config.components, prod(config.image_shape)
         self.mean = nnx.Param(jnp.zeros(d))
-        self.components = nnx.Param(jnp.eye(k, d))  # U_K^T, a component a row
+        self.components = nnx.Param(jnp.eye(k, d))  # U_K^T, one component in each row
         self.explained_variance = nnx.Param(jnp.ones(k))  # lambda_1 .. lambda_K
         self.noise_variance = nnx.Param(jnp.ones(()) if k < d else jnp.zeros(()))  # sigma^2
 
     @classmethod
     def fit(cls, dataset, config: PCAConfig, key: PRNGKeyArray) -> "PCA":
-        """The maximum-likelihood model of a data set, in float64 on the host. Nothing is drawn: `key` is not used.
+        """The maximum-likelihood model of a data set (with S divided by N - 1), computed in float64 on the host and kept in float32.
 
-        Raises DataError for fewer than two examples, and for points that do not vary in as many directions as the density has.
+        `key` is not used. Raises DataError for fewer than two examples, and where sigma^2 (for K = D: lambda_D) is below 1e-12 lambda_1:
+        the points then lie in a subspace and have no density.
         """
         n, k, d = len(dataset), config.components, prod(config.image_shape)
         if n < 2:
@@ -82,13 +83,13 @@ class PCA(nnx.Module):
         covariance = sum((x - mean).T @ (x - mean) for x in _rows(dataset, config)) / (n - 1)
         values, vectors = np.linalg.eigh(covariance)
         values, vectors = np.maximum(values[::-1], 0), vectors.T[::-1]
-        if modelled(config).discrete:  # what u ~ U[0, 1) adds
+        if modelled(config).discrete:  # of u ~ U[0, 1)
             mean, values = mean + 0.5, values + 1 / 12
         noise = values[k:].mean() if k < d else 0.0
         if (values[k - 1] if k == d else noise) < 1e-12 * values[0] or values[0] == 0:
             wanted = f"points that vary in more than {k} directions" if k < d else f"points that vary in all {d} directions"
             raise DataError("dataset", wanted, "no variance left over, so there is no density", "choose fewer --model.components")
-        signs = np.sign(vectors[np.arange(d), np.abs(vectors).argmax(axis=1)])  # the largest entry of a component is positive
+        signs = np.sign(vectors[np.arange(d), np.abs(vectors).argmax(axis=1)])  # the entry of largest magnitude is positive
         model = cls(config, rngs=nnx.Rngs(0))
         arrays = {"mean": mean, "components": (signs[:, None] * vectors)[:k], "explained_variance": values[:k], "noise_variance": noise}
         for name, array in arrays.items():
@@ -104,7 +105,7 @@ class PCA(nnx.Module):
         return (self.mean[...][None] + dot(z, self.components[...])).reshape(-1, *self.config.image_shape)
 
     def log_density(self, v: Float[Array, "B ..."]) -> Float[Array, " B"]:
-        """log N(v; mu, W W^T + sigma^2 I) in nats: along the components the variances are lambda_k, and sigma^2 across them."""
+        """log N(v; mu, W W^T + sigma^2 I) in nats. The variance is lambda_k along component k, sigma^2 orthogonal to all."""
         centred, z = self._centred(v), self.transform(v)
         k, d = self.config.components, prod(self.config.image_shape)
         variance, noise = self.explained_variance[...], self.noise_variance[...]
@@ -115,7 +116,7 @@ class PCA(nnx.Module):
         return -0.5 * (d * log(2 * pi) + volume + squares)
 
     def sample(self, key: PRNGKeyArray, n: SupportsIndex) -> Num[Array, "n ..."]:
-        """n points float32 [n, d], or n images [n, H, W, C]: draws of v, rounded down to the levels."""
+        """n points float32 [n, d], or n images [n, H, W, C]: draws of v, for images rounded down and clipped."""
         check_key(key)
         n, (key_z, key_noise) = check_count(n), jax.random.split(key)
         scale = jnp.sqrt(jnp.maximum(self.explained_variance[...] - self.noise_variance[...], 0))
