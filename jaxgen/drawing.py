@@ -1,4 +1,5 @@
-"""Samples of a trained model, drawn and written into a file: for what the examples of a set give, completed, or from small images."""
+"""Draws samples of a trained model and writes them into a file: unconditional or conditioned on columns of a data set (labels, vectors),
+completions of partly given images, and upscaled small images."""
 
 import inspect
 
@@ -19,9 +20,9 @@ KEEP = ("top", "bottom", "left", "right", "outside")
 
 
 def draw(model, key, n: int, label: int | np.ndarray | None = None, **options) -> np.ndarray:
-    """n samples; a class-conditional model draws its classes in turn unless one, or one for each sample, is given.
+    """n samples; sample i of a class-conditional model is of class i mod classes, unless `label` is a class, or one for each sample.
 
-    options: what else the model is given, and the options of its sampler.
+    options: the other conditions, {name: array [n, ...]}, and options of the sampler. ConfigError for a label of a model without classes.
     """
     if "label" in given(model):
         options["label"] = np.arange(n, dtype=np.int32) % model.config.features["label"].classes if label is None else label
@@ -31,24 +32,24 @@ def draw(model, key, n: int, label: int | np.ndarray | None = None, **options) -
 
 
 def draw_for(model, dataset: Dataset, key, n: int, label: int | np.ndarray | None = None, **options) -> np.ndarray:
-    """n samples; of a model that is given more than a label, for what is given with the set's first examples, four of each."""
+    """n samples; a model with conditions other than a label is conditioned on the set's first examples, four samples for each."""
     if given(model) - {"label"}:
         return draw(model, key, n, **given_with(model, first_examples(dataset, n), label), **options)
     return draw(model, key, n, label, **options)
 
 
 def given(model) -> set[str]:
-    """The names of what a model is given."""
+    """The names of the columns on which a model is conditioned."""
     return set(model.config.features) - {model.config.modelled}
 
 
 def given_with(model, batch: dict, label: int | np.ndarray | None = None) -> dict:
-    """What a model is given with the examples of a batch; a label that is passed in takes the place of theirs."""
+    """The model's conditions, taken from a batch; a `label` replaces those of the batch."""
     return given_to(model.config, batch) | ({} if label is None else {"label": label})
 
 
 def first_examples(dataset: Dataset, n: int) -> dict:
-    """The batch of the set's first examples, COMPLETIONS_EACH times each, n together."""
+    """A batch of n rows: the set's first examples, each repeated COMPLETIONS_EACH times in a row."""
     return dataset.source.read(np.arange(n) // COMPLETIONS_EACH % len(dataset))
 
 
@@ -59,12 +60,12 @@ def small_shape(model) -> tuple[int, int, int] | None:
 
 
 def has(model, argument: str) -> bool:
-    """Whether the model's sampler takes this argument: `known` pixels, a sampling `method`, a `temperature`."""
+    """Whether `model.sample` has this argument, for example `known`, `method` or `temperature`."""
     return hasattr(model, "sample") and argument in inspect.signature(model.sample).parameters
 
 
 def complete_images(model, dataset: Dataset, keep: str, n: int, path, key, label: int | None = None, **options) -> None:
-    """Completions of the set's first images, four of each, as a grid with the given pixels outlined."""
+    """Write a grid of completions of the set's first images, four of each, with the given pixels outlined."""
     mask = known_mask(modelled(model).shape, keep)
     batch = first_examples(dataset, n)
     images = draw(model, key, n, **given_with(model, batch, label), known=(batch["image"], mask), **options)
@@ -72,7 +73,7 @@ def complete_images(model, dataset: Dataset, keep: str, n: int, path, key, label
 
 
 def upscale_images(model, dataset: Dataset, n: int, path, key, label: int | None = None, **options) -> None:
-    """The set's first images from their small ones, as a grid: the small image, enlarged and outlined as given, and then three draws."""
+    """Write a grid: for each of the set's first images its small version, enlarged and outlined, then three samples given it."""
     conditions = given_with(model, first_examples(dataset, n), label)
     images, small = np.array(draw(model, key, n, **conditions, **options)), conditions["low_resolution"]
     enlarged = small.repeat(images.shape[1] // small.shape[1], axis=1).repeat(images.shape[2] // small.shape[2], axis=2)
@@ -82,7 +83,7 @@ def upscale_images(model, dataset: Dataset, n: int, path, key, label: int | None
 
 
 def known_mask(image_shape: tuple[int, ...], keep: str) -> np.ndarray:
-    """The given half of an image: top, bottom, left or right, bool [H, W]; `outside`: all but the middle."""
+    """bool [H, W], True where pixels are given: the half `keep`, or for "outside" all but the middle H/2 x W/2."""
     height, width = image_shape[:2]
     row, column = np.mgrid[:height, :width]
     middle = (abs(2 * row - height + 1) < height / 2) & (abs(2 * column - width + 1) < width / 2)
@@ -91,7 +92,7 @@ def known_mask(image_shape: tuple[int, ...], keep: str) -> np.ndarray:
 
 
 def completes(model) -> bool:
-    """Whether parts of images can be given to the model's sampler."""
+    """Whether the model can complete images of which some pixels are given."""
     return has(model, "known") and model.config.modelled == "image"
 
 
@@ -101,7 +102,7 @@ def modelled(model):
 
 
 def write_grid(path, samples: np.ndarray, model, mask: np.ndarray | None = None) -> None:
-    """A file that shows samples as their kind is shown: a grid of images, a plot of points, lines of text."""
+    """Write a file of samples: a PNG grid of images, a plot of points, or lines of text. Only process 0 writes; ConfigError if it cannot."""
     feature = modelled(model)
     if jax.process_index() > 0:
         return

@@ -2,10 +2,11 @@
 
     {"image": Image((28, 28, 1), levels=2), "label": ClassLabel(10)}
 
-A feature checks arrays, says in which unit the negative log-probability of an example is told and how many dimensions that unit counts,
-how an example is called (`noun`), and shows examples in one way: the bytes of a file with its `ending`.
-A model's configuration names the features that it needs (`config.features`) and the one that it models (`config.modelled`); all others are
-what it is given. Every check raises one DataError with the place, what was wanted and what came, and returns the array in its one form.
+A feature validates arrays, names the unit in which -log p of an example is reported (bits/dim, nats, bits/character), and writes examples
+into a file (a PNG picture or text).
+A model's configuration has the features that the model needs (`config.features`) and the name of the one that it models
+(`config.modelled`); on all others it is conditioned: they are *given*. `check` returns a column in its standard dtype and shape, or raises
+a DataError with the place of the first bad value, what was wanted and what came.
 """
 
 from dataclasses import dataclass
@@ -25,10 +26,11 @@ def smallest_unsigned(levels: int) -> np.dtype:
 
 @runtime_checkable
 class Feature(Protocol):
-    """What a kind of data offers; a kind of your own is a frozen dataclass with these, and nothing in the package names it.
+    """The attributes and methods of a feature; one of your own is a frozen dataclass with these (docs/your_own_data.md).
 
-    unit: of the negative log-probability of an example, "nats" or "bits/x". noun: how an example is called. ending: of a file that shows
-    examples. discrete: whether its values are integers. said: the feature in words.
+    unit: of -log p in reports, "nats" (per example) or "bits/x" (per x; `counts` says how many x an example has). noun: the word for one
+    example, such as "image". ending: of the files that `show` makes. discrete: whether values are integers. dimensions: values per example.
+    said: the feature in words, for messages.
     """
 
     unit: str
@@ -39,16 +41,16 @@ class Feature(Protocol):
     said: str
 
     def check(self, array: np.ndarray, origin: str) -> np.ndarray:
-        """The column in its one form, or a DataError with the place."""
+        """The column in its standard dtype; DataError for a wrong shape, dtype or value. origin: the place named in the error."""
 
     def expect(self, have: Any, origin: str) -> None:
         """Raises DataError unless the feature of a set, `have`, fits this one of a model."""
 
     def counts(self, array: np.ndarray) -> np.ndarray:
-        """How many of its unit's dimensions each example counts."""
+        """[N], by how many x the -log p of each example is divided in the unit "bits/x"; ones for "nats"."""
 
     def show(self, samples: np.ndarray) -> bytes:
-        """A file that shows examples."""
+        """The bytes of a file, with the name's `ending`, that shows these examples."""
 
     def random(self, n: int, generator: np.random.Generator) -> np.ndarray:
         """n examples of the right shape, type and range, for timings."""
@@ -58,7 +60,7 @@ class Feature(Protocol):
 class Image:
     """Integers [N, H, W, C] in {0 .. levels-1}, of the smallest unsigned type that holds them.
 
-    of: the column of larger images that these are made from (`box_filter`) where a set does not hold them itself; "" for none.
+    of: the column of larger images from which these are computed (`box_filter`) if the data set lacks this column; "" for none.
     """
 
     shape: tuple[int, int, int]
@@ -68,7 +70,7 @@ class Image:
     discrete = True
 
     def counts(self, array: np.ndarray) -> np.ndarray:
-        """Dimensions of every example."""
+        """D for every image: the unit is bits per dimension."""
         return np.full(len(array), self.dimensions)
 
     def show(self, samples: np.ndarray, mask: np.ndarray | None = None) -> bytes:
@@ -92,7 +94,7 @@ class Image:
         return f"images {list(self.shape)} of {self.levels} levels" + (f" (or made from the column {self.of})" if self.of else "")
 
     def expect(self, have: "Image", origin: str) -> None:
-        """Raises DataError unless the images of a set, `have`, are such as these, those of a model."""
+        """Raises DataError unless the images of a set, `have`, have the shape and the levels of these images of a model."""
         if tuple(have.shape) != tuple(self.shape):
             raise DataError(origin, f"images of shape {list(self.shape)} as the model", list(have.shape))
         if have.levels != self.levels:
@@ -145,7 +147,7 @@ class ClassLabel:
 
 @dataclass(frozen=True)
 class Vector:
-    """Real numbers [N, D], float32, finite: something a model is given."""
+    """Real numbers [N, D], float32, finite, on which a model is conditioned."""
 
     size: int
     unit, noun, ending = "nats", "vector", ".png"
@@ -153,7 +155,7 @@ class Vector:
     counts = ClassLabel.counts
 
     def show(self, samples: np.ndarray) -> bytes:
-        """A scatter of the first two coordinates as a PNG file; of a single one, against its place in the sample."""
+        """A scatter of the first two coordinates as a PNG file; for D = 1, the coordinate against its row number."""
         from jaxgen.runs import figures
 
         pairs = samples[:, :2] if samples.shape[1] > 1 else np.column_stack([np.arange(len(samples)), samples])
@@ -192,17 +194,18 @@ class Vector:
 
 @dataclass(frozen=True)
 class Points(Vector):
-    """Real numbers [N, d], float32, finite: points of R^d that a model has a density of."""
+    """Real numbers [N, d], float32, finite: points of R^d whose density a model estimates."""
 
     noun = "point"
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Strings as integers [N, length] in {0 .. vocabulary-1}. 0 is the stop token: it ends a string, and fills what is left of its row.
+    """Strings as integers [N, length] in {0 .. vocabulary-1}. 0 is the stop token: it ends a string, and the places after it are 0 too. A
+    string of `length` tokens has no stop token.
 
-    symbols: what the tokens 1 .. vocabulary-1 stand for, where they are text. The true length of a string is the number of its tokens
-    before the first stop token; a model that gives the stop token a probability too has a distribution over strings of every length.
+    symbols: the characters of the tokens 1 .. vocabulary-1, if they are text. The true length of a string is the number of tokens before
+    the first 0.
     """
 
     length: int
@@ -212,11 +215,11 @@ class Tokens:
     discrete = True
 
     def counts(self, array: np.ndarray) -> np.ndarray:
-        """Characters of every string, its stop token counted, which a string that fills its row does not have."""
+        """Tokens of every string: its true length, plus 1 for the stop token if it has one."""
         return np.minimum(self.lengths(array) + 1, self.length)
 
     def text(self, row: np.ndarray) -> str:
-        """One string: its symbols, or where the tokens stand for none, their numbers with spaces between them."""
+        """One string: its characters; without `symbols`, the token numbers with spaces between them."""
         tokens = [int(token) for token in row[: self.lengths(row)]]
         return "".join(self.symbols[token - 1] for token in tokens) if self.symbols else " ".join(map(str, tokens))
 
@@ -225,7 +228,7 @@ class Tokens:
         return "".join(f"{self.text(row)}\n" for row in samples).encode()
 
     def random(self, n: int, generator: np.random.Generator) -> np.ndarray:
-        """Strings that fill their rows."""
+        """Strings of the full length: uniform tokens, none of them the stop token."""
         return generator.integers(1, self.vocabulary, (n, self.length), smallest_unsigned(self.vocabulary))
 
     def __post_init__(self) -> None:
@@ -234,7 +237,7 @@ class Tokens:
 
     @property
     def dimensions(self) -> int:
-        """Of a string as long as can be."""
+        """`length`, the places in a row."""
         return self.length
 
     @property
@@ -251,7 +254,7 @@ class Tokens:
 
     @staticmethod
     def lengths(array):
-        """True lengths [N]: how many tokens stand before the first stop token."""
+        """True lengths [N]: the tokens that are not 0. All must be 0 after the first 0, as `check` requires."""
         return (array != 0).sum(-1)
 
     def check(self, array: np.ndarray, origin: str) -> np.ndarray:
@@ -267,7 +270,7 @@ class Tokens:
 
 
 def integers(array: np.ndarray, levels: int, origin: str, why: str) -> np.ndarray:
-    """Integers in {0 .. levels-1}, in the smallest unsigned type; the first value outside is named."""
+    """Integers in {0 .. levels-1}, in the smallest unsigned type; DataError for another dtype and for a value outside."""
     if array.dtype.kind not in "bui":
         raise DataError(origin, "an integer dtype", str(array.dtype))
     if ((outside := (array < 0) | (array >= levels)) if array.size else np.zeros(0, bool)).any():
@@ -277,14 +280,15 @@ def integers(array: np.ndarray, levels: int, origin: str, why: str) -> np.ndarra
 
 
 class OfImages:
-    """What configurations of image models have in common: features from image_shape, levels and what they are given."""
+    """Base of the configurations of image models: `features` from the fields image_shape, levels and, where present, num_classes,
+    vector_size and low_resolution."""
 
     modelled = "image"
-    grouped = ()  # fields that are multiples of the channels
+    grouped = ()  # names of fields that must be multiples of the number of channels
 
     @property
     def features(self) -> dict[str, Feature]:
-        """The columns that the model needs: the image, and what it is given."""
+        """The columns that the model needs: the image, and those on which it is conditioned."""
         features: dict[str, Feature] = {"image": Image(self.image_shape, self.levels)}
         if getattr(self, "num_classes", 0):
             features["label"] = ClassLabel(self.num_classes)
@@ -303,7 +307,7 @@ class OfImages:
 
     @classmethod
     def defaults_for(cls, features: dict[str, Feature]) -> dict[str, object]:
-        """Other values of fields whose default does not fit a data set: the next multiple of the channels for those of `grouped`."""
+        """{field: value} for fields of `grouped` whose default is no multiple of the set's channels: the next multiple."""
         channels = features["image"].shape[2] if "image" in features else 1
         sizes = {name: getattr(cls, name) for name in cls.grouped}
         return {name: -(-size // channels) * channels for name, size in sizes.items() if size % channels}
@@ -314,12 +318,12 @@ class OfImagesOrPoints(OfImages):
 
     @property
     def modelled(self) -> str:
-        """The column that the model is of."""
+        """"point" or "image"."""
         return "point" if len(self.image_shape) == 1 else "image"
 
     @property
     def features(self) -> dict[str, Feature]:
-        """The column that the model needs. Raises ConfigError for sizes that are those of neither kind."""
+        """The columns that the model needs. ConfigError where image_shape has neither 1 nor 3 sizes, or one below 1."""
         if len(self.image_shape) not in (1, 3) or min(self.image_shape) < 1:
             raise ConfigError("image_shape", "(H, W, C), or (d,) for points", self.image_shape)
         return {"point": Points(*self.image_shape)} if self.modelled == "point" else super().features
@@ -340,10 +344,10 @@ def modelled(config) -> Feature:
 
 
 def given_to(config, batch: dict) -> dict:
-    """What a model of this configuration is given from a batch: all that it needs beside what it models.
+    """{name: column} of the batch for all features of this configuration except the modelled one.
 
-    Small images are made from the large ones where the batch does not hold them. A column that is missing is left out: the model, which is
-    then called without it, says what it wants.
+    A missing column of small images is computed from the large ones (`Image.of`). Any other missing column is left out; the model's method
+    then raises the error.
     """
     given = {}
     for name, feature in config.features.items():
@@ -355,7 +359,7 @@ def given_to(config, batch: dict) -> dict:
 
 
 def random_batch(config, n: int) -> dict:
-    """A batch of all that a model of this configuration needs, for timings: the columns are drawn at random, always the same."""
+    """A batch of n random examples with every column that the model needs, for timings; equal in every call (seed 0)."""
     generator = np.random.default_rng(0)
     return {name: feature.random(n, generator) for name, feature in config.features.items()}
 

@@ -1,6 +1,7 @@
-"""The ring: points of the plane from eight narrow Gaussians on a circle, on which it shows at once whether a generator drops modes.
+"""The ring: points of the plane from eight narrow Gaussians on a circle, a test of whether a generator
+misses modes.
 
-    x = centre_k + 0.02 noise,  k uniform in 0..7,  centre_k = 2 (cos(2 pi k / 8), sin(2 pi k / 8))
+    x = centre_k + 0.02 e,  e ~ N(0, I),  k uniform in 0..7,  centre_k = 2 (cos(2 pi k / 8), sin(2 pi k / 8))
 
 The set of Metz et al. 2016 ("Unrolled GANs"), radius and width as in Srivastava et al. 2017 ("VEEGAN"). Batches are
 {"point": float32 [B, 2]}.
@@ -19,13 +20,13 @@ SIZES = {"train": 50_000, "validation": 10_000, "test": 10_000}
 
 
 def centres() -> Float32[np.ndarray, "K 2"]:
-    """The eight centres."""
+    """The eight centres, [8, 2]."""
     angle = 2 * np.pi * np.arange(MODES) / MODES
     return (RADIUS * np.stack([np.cos(angle), np.sin(angle)], axis=1)).astype(np.float32)
 
 
 def ring(split: str) -> Dataset:
-    """The points of a split, the same in every run; the set's facts are the centres and the scale of the modes."""
+    """The points of a split, equal in every run (fixed seed); `facts` holds the modes' centres and their standard deviation `scale`."""
     generator = np.random.Generator(np.random.PCG64([list(SIZES).index(split), MODES]))
     mode, noise = generator.integers(0, MODES, SIZES[split]), generator.standard_normal((SIZES[split], 2))
     points = (centres()[mode] + SCALE * noise).astype(np.float32)

@@ -1,11 +1,12 @@
 """Strings: text files with one string a line, and the English names of the numbers from 1 to 999, as tokens.
 
-A file ends with .txt or .smi, is UTF-8 and has one string a line; of a line of an .smi file only the first word counts, the rest is the
-molecule's name. Spaces at the end of a line are left out. The symbols are all characters of the file, sorted, so token 1 is the first of
-them; token 0 stops a string and fills its row up. A row has one place more than the longest string, so that every string has its stop.
+A file ends with .txt or .smi, is UTF-8 and has one string a line; of a line of an .smi file only the first word is read (the rest is the
+molecule's name). White space at the end of a line is dropped. The symbols are the distinct characters of the file, sorted by code point;
+token i + 1 is symbol i. Token 0 ends a string, and the places after it are 0. Rows are one longer than the longest string, so every
+string has a stop token.
 
-Splits: a fixed permutation of the lines, the last 10 % test, the 10 % before them validation, the rest train. All splits have the symbols
-and the length of the whole file.
+Splits: a fixed permutation of the lines, the last 10 % test, the 10 % before them validation, the rest train. Symbols and row length
+are those of the whole file in every split.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from jaxgen.data.kind import Kind
 from jaxgen.errors import DataError
 
 LONGEST = 1000
-"""Characters in a line: more are a file that does not have one string a line."""
+"""Most characters in a line; a longer line suggests a file without line breaks, and is refused."""
 ENDINGS = (".txt", ".smi")
 
 UNITS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -57,7 +58,8 @@ def number_words() -> list[str]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The strings of a file. Raises DataError (file and line) for a blank line, bytes that are not UTF-8 and a line that is too long."""
+    """The strings of a file. DataError (file and line) for an unreadable or empty file, and for a line that is blank, not UTF-8, too
+    long or has a zero byte."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -85,7 +87,8 @@ def read_lines(path: Path) -> list[str]:
 
 
 def encode(strings: Sequence[str], symbols: Sequence[str], length: int, origin: str = "strings") -> Integer[np.ndarray, "N L"]:
-    """Tokens [N, length] of strings: token i + 1 for symbols[i], then zeros. DataError for another character and for a longer string."""
+    """Tokens [N, length] of strings: token i + 1 for symbols[i], then zeros. DataError for a
+    character that is no symbol and for a string of more than `length` characters."""
     token = {symbol: i + 1 for i, symbol in enumerate(symbols)}
     tokens = np.zeros((len(strings), length), smallest_unsigned(len(symbols) + 1))
     for row, string in enumerate(strings):
@@ -105,14 +108,14 @@ def decode(tokens, symbols: Sequence[str]) -> list[str]:
 
 
 def tokenised(strings: Sequence[str], origin: str) -> Strings:
-    """The strings with the symbols that occur in them, and one place more than the longest has characters."""
+    """The strings as tokens: `symbols` are the characters that occur, `length` is that of the longest string plus 1."""
     symbols = tuple(sorted(set("".join(strings))))
     length = max(map(len, strings)) + 1
     return Strings(encode(strings, symbols, length, origin), Tokens(length, len(symbols) + 1, symbols))
 
 
 def text_source(strings: Sequence[str], origin: str, split: str) -> ArraySource:
-    """One split of strings as a data set with the one column "tokens"; symbols and length are those of all the strings."""
+    """One split of the strings, with the column "tokens"; symbols and length are those of all splits."""
     whole = tokenised(strings, origin)
     source = ArraySource({"tokens": whole.tokens}, {"tokens": whole.feature}, version="1")
     return source.select(fraction(len(source), split, Path(origin)))

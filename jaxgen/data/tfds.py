@@ -29,12 +29,13 @@ from jaxgen.errors import DataError
 
 EXTRA = 'pip install ".[tfds]" in a clone of jaxgen'
 LEVELS_FROM = 1000  # training images that decide between 2 and 256 levels
-HASHED = 16  # examples that stand for the content in the fingerprint
+HASHED = 16  # examples that are hashed for the fingerprint
 
 
 @dataclass(frozen=True)
 class DiskSource:
-    """One split of a prepared set, with random access; `examples` and `undecoded` are TFDS data sources (the latter skips the PNGs)."""
+    """One split of a prepared set, with random access; `examples` and `undecoded` are TFDS data sources; `undecoded` leaves PNGs
+    undecoded, for fast reading of labels."""
 
     examples: Any
     undecoded: Any
@@ -44,20 +45,20 @@ class DiskSource:
     levels: int
     num_classes: int
     on_disk: bool = True
-    facts: Mapping[str, object] = field(default_factory=dict)  # of the whole set: none here
+    facts: Mapping[str, object] = field(default_factory=dict)  # of the whole set, such as centres of modes; none here
 
     def __len__(self) -> int:
         return len(self.examples)
 
     @property
     def features(self) -> dict[str, Feature]:
-        """What the columns hold."""
+        """{column: feature}."""
         label = {"label": ClassLabel(self.num_classes)} if self.num_classes else {}
         return {"image": Image(self.image_shape, self.levels)} | label
 
     @property
     def columns(self) -> dict[str, "Column"]:
-        """The columns as array-likes that read what is indexed."""
+        """The columns as array-likes; indexing reads those rows from disk."""
         columns = {"image": self.images, "label": self.labels}
         return {name: column for name, column in columns.items() if column is not None}
 
@@ -82,7 +83,7 @@ class DiskSource:
         return batch | {"label": self._labels(examples)} if self.num_classes else batch
 
     def sha256(self) -> str:
-        """A hash of version, length and `HASHED` evenly spaced examples: hashing everything would read everything."""
+        """A hash of name, version, length and `HASHED` evenly spaced examples; not of all, which would read the whole set."""
         digest = hashlib.sha256(f"{self.origin} {self.version} {len(self.examples)}".encode())
         rows = np.linspace(0, len(self.examples) - 1, HASHED).astype(np.int64)
         for _, column in sorted(self.read(rows).items()):
@@ -97,7 +98,7 @@ class DiskSource:
         return check_labels(labels, len(examples), f"{self.origin}:label", self.num_classes)
 
     def _fetch(self, source: Any, rows: np.ndarray) -> list[dict]:
-        """A truncated or deleted file surfaces here, as whatever array_record or the decoder raises."""
+        """Read rows. Any error of array_record or the decoder (a truncated or deleted file) becomes a DataError."""
         try:
             return source.__getitems__([int(row) for row in rows])
         except Exception as error:
@@ -144,7 +145,7 @@ def open_split(name: str, split: str, data_dir: str | None, manual_dir: str | No
 
 @contextlib.contextmanager
 def _errors_only(name: str) -> Iterator[None]:
-    """Silences the warnings of a logger, so that our own error is the only line on stderr."""
+    """Silences the warnings of a logger in the block; the one DataError is then all that is printed."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -169,7 +170,7 @@ def _open(builder: Any, name: str, shape: tuple[int, int, int], num_classes: int
 
 
 def _slice(builder: Any, name: str, split: str) -> str:
-    """TFDS's text for `split`; validation is cut from the end of train where the set has none."""
+    """TFDS's name of `split`, such as "train[:54000]": validation is the end of train where the set has no such split."""
     sizes = {key: info.num_examples for key, info in builder.info.splits.items()}
     if "train" not in sizes or (split == "test" and "test" not in sizes):
         raise DataError(name, wanted=f"a {'train' if 'train' not in sizes else split} split", got=", ".join(sizes) or "none")
@@ -180,7 +181,7 @@ def _slice(builder: Any, name: str, split: str) -> str:
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
-    if re.match(r"\w+:[A-Za-z]", name):  # TFDS would download the set's own code and run it
+    if re.match(r"\w+:[A-Za-z]", name):  # for NAMESPACE:NAME, TFDS would download that set's code and run it
         raise DataError(name, wanted="a set that TFDS brings itself", got=f"one of the community {name.partition(':')[0]!r}")
     try:
         import tensorflow_datasets as tfds
@@ -196,7 +197,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
 
 
 def _prepare(builder: Any, name: str, manual_dir: str | None) -> None:
-    """Writes the set into data_dir. Without TensorFlow a set of TFDS's own would fail half-way, after its download: refused before it."""
+    """Writes the set into data_dir. Sets that TFDS brings need TensorFlow after their download, so without it the error comes before."""
     import tensorflow_datasets as tfds
 
     where = f"{name} (not yet prepared in {builder.data_dir})"
@@ -229,7 +230,7 @@ def _features(builder: Any, name: str) -> tuple[tuple[int, int, int], int]:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()).rpartition('}": ')[2]  # TFDS puts the arguments of its builder in front, as a dictionary
+    text = " ".join(str(error).split()).rpartition('}": ')[2]  # drops the builder's arguments, which TFDS puts in front as a dictionary
     return f"{type(error).__name__}: {text[:200]}"
 
 
