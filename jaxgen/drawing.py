@@ -102,7 +102,7 @@ def modelled(model):
 
 
 def write_grid(path, samples: np.ndarray, model, mask: np.ndarray | None = None) -> None:
-    """Write a file of samples: a PNG grid of images, a plot of points, or lines of text. Only process 0 writes; ConfigError if it cannot."""
+    """Write a file of samples: a PNG grid of images, plotted points, or lines of text. Only process 0 writes; ConfigError if it cannot."""
     feature = modelled(model)
     if jax.process_index() > 0:
         return
