@@ -35,7 +35,7 @@ from jaxgen.data.features import given_to
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError, DataError, NonFiniteError, did_you_mean
 from jaxgen.metrics import METRICS, OF_SAMPLES, headline
-from jaxgen.rulers import RULERS, GaussianModel, UniformModel
+from jaxgen.rulers import RULERS, GaussianModel, HistogramModel, UniformModel, best_ridge, split
 
 __all__ = ["GaussianModel", "UniformModel", "bits_per_dim", "evaluate", "frechet_distance", "headline", "mode_coverage", "rulers"]
 
@@ -280,18 +280,38 @@ def _standard_error(values: np.ndarray) -> float:
 
 
 def rulers(fit, test, *, batch_size: int = 64, key: PRNGKeyArray | None = None, samples: int | None = None) -> dict[str, dict]:
-    """The baselines {"uniform": result, "gaussian": result} on a test set; `fit` is the data set, or several, to fit the Gaussian on.
+    """The results of the rulers on a test set by name: uniform, histogram, gaussian, ridge_gaussian (see rulers.py).
 
-    The result of one that needs more images to be fitted (`RULERS`) is {}.
+    fit: the data sets to fit them on, of which the last is the validation split, or one set. The results of the histogram and the ridge say
+    what was chosen on validation, as "smoothing" and "ridge". The result of one that needs more images to be fitted (`RULERS`) is {}.
     samples: draws of the noise for each image, 16 by default, and 1 for more than 1024 values, whose density takes a minute for a test set.
     """
     samples = samples or (16 if np.prod(test.image_shape) <= 1024 else 1)
     sets = fit if isinstance(fit, tuple | list) else [fit]
-    images = np.concatenate([np.asarray(dataset.images) for dataset in sets])
-    makers = {"uniform": lambda: UniformModel(test.levels), "gaussian": lambda: GaussianModel.fit(images, test.levels)}
-    models = {name: make() for name, make in makers.items() if len(images) >= RULERS[name]}
-    results = {name: evaluate(model, test, batch_size=batch_size, key=key, samples=samples) for name, model in models.items()}
-    return {name: results.get(name, {}) for name in RULERS}
+    training, validation = split([np.asarray(dataset.images) for dataset in sets])
+    images, levels = np.concatenate([training, validation]), test.levels
+
+    def ridge_gaussian():
+        ridge = best_ridge(training, validation, levels)
+        return GaussianModel.fit(images, levels, ridge), {"ridge": ridge}
+
+    def histogram():
+        model = HistogramModel.fit(training, validation, levels)
+        return model, {"smoothing": model.smoothing}
+
+    def gaussian():
+        return GaussianModel.fit(images, levels), {}
+
+    def uniform():
+        return UniformModel(levels), {}
+
+    def result(make):
+        if len(images) < RULERS[make.__name__]:
+            return {}
+        model, chosen = make()
+        return evaluate(model, test, batch_size=batch_size, key=key, samples=samples) | chosen
+
+    return {make.__name__: result(make) for make in (uniform, histogram, gaussian, ridge_gaussian)}
 
 
 def sample_metrics(model, dataset, key: PRNGKeyArray, batch_size: int = 64, mesh: Mesh | None = None) -> dict[str, float | int]:

@@ -20,7 +20,9 @@ def lines(
         yield f"{f'  nats per {noun}':<27} {result['nats']:.3f}"
     for ruler, of_ruler in ruled.items():
         few = "" if of_ruler else too_few(fitted, RULERS[ruler])
-        yield _line(f"  {ruler} ruler", headline(of_ruler)[1] if of_ruler else math.nan, of_ruler, noun, few)
+        chosen = "".join(f", {name} {of_ruler[name]:.3g}" for name in ("smoothing", "ridge") if name in of_ruler)
+        label = f"  {ruler.replace('_', ' ')} ruler"
+        yield _line(label, headline(of_ruler)[1] if of_ruler else math.nan, of_ruler, noun, few) + chosen
     for other in sorted(set(result) - {"nats", "n", "standard_error", name}):
         if math.isfinite(result[other]) or not_computed(other, result):  # the standard error of a single example is not
             yield f"{'  ' + other:<27} {not_computed(other, result) or result[other]}"

@@ -1,5 +1,6 @@
 """The rulers against their equations, and reports on fewer examples than a number needs."""
 
+import itertools
 import math
 
 import jax
@@ -12,8 +13,9 @@ from test_evaluation import random_set
 from jaxgen import experiment, scores
 from jaxgen.data import DataConfig, Dataset, load
 from jaxgen.data.features import ClassLabel, Image, Points, Tokens
-from jaxgen.evaluation import GaussianModel, evaluate, rulers
+from jaxgen.evaluation import GaussianModel, evaluate, headline, rulers
 from jaxgen.models.gan import GAN, GANConfig
+from jaxgen.rulers import RIDGES, SMOOTHINGS, HistogramModel, best_ridge, split
 
 
 def test_digits_rulers():
@@ -58,9 +60,60 @@ def test_a_gaussian_of_gaussian_data_scores_its_entropy():
     assert result["standard_error"] < 0.01
 
 
+@pytest.mark.parametrize("smoothing", [2.0**-10, 0.5, 4.0])
+def test_a_histogram_sums_to_one_over_all_images_and_counts(smoothing):
+    """All 3^4 images of 2 x 2 pixels by brute force; the probability of one by counting in Python."""
+    images = np.random.default_rng(0).integers(0, 2, (7, 2, 2, 1)).astype(np.uint8)  # the level 2 is in none of them
+    model = HistogramModel(images, 3, smoothing)
+    every = np.array(list(itertools.product(range(3), repeat=4)), np.uint8).reshape(-1, 2, 2, 1)
+    log_p = model.log_prob(every)
+    assert np.exp(log_p).sum() == pytest.approx(1, abs=1e-12)
+    one = every[47].reshape(4)
+    counts = [sum(int(image.reshape(4)[d] == one[d]) for image in images) for d in range(4)]
+    assert log_p[47] == pytest.approx(sum(math.log((n + smoothing) / (7 + 3 * smoothing)) for n in counts), rel=1e-12)
+
+
+def test_smoothing_and_ridge_are_those_that_are_best_on_validation():
+    """Against a search by brute force: the probabilities of scipy's Gaussian, and the mean over the noise in closed form."""
+    training, validation = random_set(20, levels=9).images, random_set(15, levels=9, seed=1).images
+    scores = {a: HistogramModel(training, 9, a).log_prob(validation).sum() for a in SMOOTHINGS}
+    model = HistogramModel.fit(training, validation, 9)
+    assert model.smoothing == max(scores, key=scores.get) and len(set(scores.values())) == len(SMOOTHINGS)
+    both = HistogramModel(np.concatenate([training, validation]), 9, model.smoothing)
+    np.testing.assert_array_equal(model.log_prob(validation), both.log_prob(validation))
+    x = training.reshape(20, -1).astype(float)
+    variance, v = x.var(axis=0).mean(), validation.reshape(15, -1) + 0.5
+
+    def score(ridge):  # E_u log N(x + u) = log N(x + 1/2) - tr(S^-1) / 24
+        covariance = np.cov(x.T, ddof=0) + (1 / 12 + ridge) * np.eye(24)
+        return stats.multivariate_normal(x.mean(0) + 0.5, covariance).logpdf(v).mean() - np.trace(np.linalg.inv(covariance)) / 24
+
+    scores = {ridge * variance: score(ridge * variance) for ridge in RIDGES}
+    got = best_ridge(training, validation, 9)
+    assert got == pytest.approx(max(scores, key=scores.get), rel=1e-9) and 0 < got < max(scores)
+
+
+def test_fewer_images_than_dimensions_have_a_ruler_that_does_not_mislead():
+    """40 of the digits, 64 places: the ridge is more than half a bit below maximum likelihood."""
+    few = [Dataset(load("digits", split).source.select(slice(n)), "few", split) for split, n in (("train", 40), ("validation", 20))]
+    results = rulers(few, load("digits", "test"))
+    bits = {name: headline(result)[1] for name, result in results.items()}
+    assert bits["ridge_gaussian"] < bits["gaussian"] - 0.5 and bits["histogram"] < bits["uniform"] - 1
+    assert all(result["standard_error"] > 0 for name, result in results.items() if name != "uniform")
+    assert results["ridge_gaussian"]["ridge"] > 0 and results["histogram"]["smoothing"] in SMOOTHINGS
+
+
+def test_one_set_holds_every_tenth_image_out():
+    images = np.arange(25)[:, None].astype(np.uint8)
+    for sets, held_out in ([images], [0, 10, 20]), ([images[:20], images[20:]], [20, 21, 22, 23, 24]), ([images[:1], images[1:3]], [0]):
+        training, validation = split(sets)
+        assert validation[:, 0].tolist() == held_out and len(training) + len(validation) == sum(map(len, sets))
+
+
 def test_rulers_of_one_image_are_those_that_can_be_fitted():
     results = rulers(random_set(1), random_set(1))
-    assert results["uniform"]["bits_per_dim"] == pytest.approx(np.log2(3)) and results["gaussian"] == {}
+    assert results["uniform"]["bits_per_dim"] == pytest.approx(np.log2(3))
+    assert {name for name, result in results.items() if not result} == {"histogram", "gaussian", "ridge_gaussian"}
 
 
 def test_a_report_on_one_example_says_what_cannot_be_computed(capsys):
