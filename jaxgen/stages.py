@@ -1,8 +1,8 @@
 """Stages of a run: parts of a model that are trained before the whole.
 
 A model may be made of others: its configuration has a field that holds the configuration of a *part*, and the model has a submodule of the
-same name, `CodePriorConfig(codes=VAEConfig(...))` and `model.codes`. A part can be trained first, in a run of its own in the folder
-WORKDIR/codes, or it takes the weights of a run that is there already. Then the whole is trained, with the part's weights as its first ones.
+same name, `CodePriorConfig(codes=VAEConfig(...))` and `model.codes`. A part is trained first, in a run of its own in the folder
+WORKDIR/codes, or takes the weights of a run that was trained before. Then the whole model is trained, starting from the parts' weights.
 """
 
 import dataclasses
@@ -17,16 +17,16 @@ from jaxgen.runs import checkpoint
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 TAKEN = ("checkpoints", "images", "lock", "tensorboard")
-"""Names of a run's own files and folders, beside which the folder of a stage stands."""
+"""Files and folders of every run; no stage may have such a name, since its folder stands beside them."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """How one part of a model comes to its first weights: by a training of its own before the whole, or from another run.
+    """How one part of a model gets its first weights: from a training of its own before the whole, or from another run.
 
     start_from: a run directory whose averaged weights with the best validation score the part takes; "" trains the part in this run, in
-    the folder WORKDIR/NAME, with `train` and `optimizer`; train.max_minutes ends the stage, not the run. stages: those of the part, for a
-    part that is itself made of parts.
+    the folder WORKDIR/NAME, with `train` and `optimizer`; train.max_minutes ends the stage, not the run. stages: of the part's own
+    parts, if it has any.
     """
 
     start_from: str = ""
@@ -42,7 +42,7 @@ def parts(model: Any) -> dict[str, Any]:
 
 
 def classes(model: Any) -> list[type]:
-    """The configuration classes of a model and of its parts, and of theirs."""
+    """The configuration classes of a model, of its parts, of their parts, and so on."""
     return [type(model), *(found for part in parts(model).values() for found in classes(part))]
 
 
@@ -52,7 +52,7 @@ def declared(model: Any) -> dict[str, Stage]:
 
 
 def check_stages(model: Any, stages: Mapping[str, Stage]) -> None:
-    """Raise ConfigError for a stage that is no part of the model."""
+    """Raise ConfigError for a stage that is no part of the model or whose name is in `TAKEN`."""
     for name in stages:
         if name not in (known := parts(model)):
             wanted = f"parts of {type(model).__name__}: {', '.join(known)}" if known else f"none: {type(model).__name__} has no parts"
@@ -62,7 +62,8 @@ def check_stages(model: Any, stages: Mapping[str, Stage]) -> None:
 
 
 def check_parts(model: Any, stages: Mapping[str, Stage], within: str = "") -> None:
-    """Raise an error unless every run from which a part starts is there and is one of such a model: nothing is trained before."""
+    """Check every `start_from` before anything is trained: CheckpointError where there is no such run, ConfigError where its model differs
+    from the part in class or in a field."""
     for name, stage in stages.items():
         part = getattr(model, name)
         if not stage.start_from:
