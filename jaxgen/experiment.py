@@ -1,7 +1,7 @@
 """An experiment: one configuration, and what is done with it, the same for every family of models.
 
 `train` wires the data, the train step, validation, reports and checkpoints together; `finish` writes the report at the end; `dry_run` only
-looks at shapes. What a model can do is read from its methods (`log_prob`, `elbo`, `sample(..., known=)`), never from its class.
+looks at shapes. A model's methods (`log_prob`, `elbo`, `sample(..., known=)`), never its class, decide what is done with it.
 """
 
 import dataclasses
@@ -59,16 +59,17 @@ class Experiment:
         staging.check_stages(self.model, self.stages)
 
     def of_stage(self, name: str) -> "Experiment":
-        """The experiment that trains one part: on the same data, in a folder of its own in this run's."""
+        """The experiment that trains one part, on the same data, in the folder WORKDIR/NAME."""
         stage, workdir = self.stages[name], f"{self.workdir.rstrip('/')}/{name}"
-        wanted = dataclasses.replace(self.report, metrics=())  # those chosen for the whole need not exist for a part
+        wanted = dataclasses.replace(self.report, metrics=())  # the metrics chosen for the whole model may not exist for a part
         return Experiment(getattr(self.model, name), self.data, stage.optimizer, stage.train, workdir, wanted, stage.stages)
 
 
 def train(
     experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Dataset] | None = None, from_step: int | None = None
 ) -> int:
-    """Train, or go on from the newest intact checkpoint; returns 0 at the end, 75 or 130 when a signal stopped the run after saving.
+    """Train, or go on from the newest intact checkpoint. Returns 0 at the end (also at train.max_minutes), or after a checkpoint was
+    saved on a signal 130 (SIGINT) or 75 (any other).
 
     sets: (train, validation) that are in memory already; None loads those that `experiment.data` names. A run with stages trains them
     first, in their order; once it has a checkpoint of its own, which holds their weights too, it does not read their folders again.
@@ -106,7 +107,7 @@ def train(
         state = _first_state(experiment, optimizer, mesh)
         resumed, state = checkpoints.restore(state, from_step) or (0, state)
         if not resumed and (experiment.stages or hasattr(shapes, "initialise")):
-            state = None  # its memory is free before the next one is made
+            state = None  # frees its memory before the next state is made
             # Data-dependent values are set on the first global batch, never again.
             batch = training_set.batch(0, options.batch_size, options.seed, process=(0, 1)) if hasattr(shapes, "initialise") else None
             state = _first_state(experiment, optimizer, mesh, batch, _trained_parts(experiment))
@@ -128,7 +129,7 @@ def train(
                 stop=stop,
                 max_seconds=options.max_minutes and 60 * options.max_minutes,
             )
-            # At the step of a validation this does nothing, unless the disk was full then: only here is a failure an error.
+            # Does nothing if the validation at this step has saved it; if that save failed (a full disk), tries again and raises.
             run.save(int(state.step), state, last=True)
             if stop.signal is None:
                 return 0
@@ -137,7 +138,7 @@ def train(
 
 
 def _first_state(experiment: Experiment, optimizer, mesh, batch: dict | None = None, parts: dict | None = None) -> training.TrainState:
-    """The state before the first step on the mesh; `batch` is for a model that initialises itself on data, `parts` are trained ones."""
+    """The state before the first step, placed on the mesh. batch: for models with `initialise(batch)`. parts: {name: trained part}."""
 
     def make(parts):
         model = build(experiment.model, experiment.train.seed)
@@ -150,7 +151,7 @@ def _first_state(experiment: Experiment, optimizer, mesh, batch: dict | None = N
 
 
 def _clear_stages(experiment: Experiment) -> None:
-    """Delete the checkpoints of the stages that are trained inside a run, and of theirs."""
+    """Delete the checkpoints of all stages in this run's folder, and of their stages; runs named by `start_from` stay."""
     for name, stage in experiment.stages.items():
         if not stage.start_from:
             part = experiment.of_stage(name)
@@ -160,7 +161,8 @@ def _clear_stages(experiment: Experiment) -> None:
 
 
 def _train_stages(experiment: Experiment, sets: tuple[Dataset, Dataset]) -> int:
-    """Train the parts that do not start from another run, each with its report at its end; the exit code of the first that stopped."""
+    """Train the parts that do not start from another run, each with its report at its end; the exit code of the first
+    that a signal stopped, else 0."""
     for name, stage in experiment.stages.items():
         if stage.start_from:
             continue
@@ -176,14 +178,15 @@ def _train_stages(experiment: Experiment, sets: tuple[Dataset, Dataset]) -> int:
 
 
 def _trained_parts(experiment: Experiment) -> dict[str, Any]:
-    """{name: model} of the stages, with the averaged weights of their runs; over the devices where the whole will be split over them."""
+    """{name: model} of the stages, with the averaged weights of their runs; split over the devices if the whole will be (fsdp > 1)."""
     runs = {name: stage.start_from or experiment.of_stage(name).workdir for name, stage in experiment.stages.items()}
     mesh = split_mesh(experiment.train)
     return {name: trained.load(run, models=staging.classes(getattr(experiment.model, name)), mesh=mesh) for name, run in runs.items()}
 
 
 def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, sets: tuple[Dataset, Dataset], mesh) -> int:
-    """A model in closed form: `Model.fit(training set, config, key)`, validation, checkpoint 1. A finished run stays as it is."""
+    """Fits a closed-form model by `Model.fit(training set, config, key)`, validates it, saves checkpoint 1; returns 0. Does nothing
+    if there is a checkpoint."""
     state = training.init_state(model, optax.identity(), mesh)
     resumed, _ = checkpoints.restore(state) or (0, state)
     if resumed:
@@ -195,7 +198,7 @@ def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, se
         state = dataclasses.replace(training.init_state(model, optax.identity(), mesh), step=jnp.int32(1))
         run = _Run(experiment, checkpoints, reporter, sets[1], mesh)
         run.validate_and_save(1, state)
-        run.save(1, state, last=True)  # an error where the save after validation has failed
+        run.save(1, state, last=True)  # raises if the save in validate_and_save failed and fails again
     return 0
 
 
@@ -205,7 +208,7 @@ def closed_form(model) -> bool:
 
 
 def make_optimizer(experiment: Experiment):
-    """The optimizer of a run; a model with several players names them in its configuration."""
+    """The optimizer of a run; `players` in a model's configuration names submodules that get an optimizer each."""
     return training.make_optimizer(experiment.optimizer, experiment.train.steps, getattr(experiment.model, "players", ()))
 
 
@@ -215,12 +218,12 @@ def _shapes(experiment: Experiment, optimizer) -> training.TrainState:
 
 
 def _completed(classes: list[type], old: dict) -> dict:
-    """The configuration of an older version with the defaults of the fields that it did not have; `classes` are those of today's parts."""
+    """A saved configuration, with defaults for fields that the version which wrote it did not have. classes: of parts and data."""
     return config.to_json(config.from_json([Experiment, *MODELS, *classes], old))
 
 
 def _beginning(experiment: Experiment, resumed: int) -> str:
-    """What a run says first: that it is new, where it goes on, or that nothing is left to do."""
+    """The first line that a run prints: that it is new, from which step it goes on, or that it is finished."""
     options = experiment.train
     if not resumed:
         return f"training to step {options.steps} in {experiment.workdir}"
@@ -231,7 +234,7 @@ def _beginning(experiment: Experiment, resumed: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What happens around the steps of one run."""
+    """What one run does between train steps: logs, validates, draws, saves."""
 
     experiment: Experiment
     checkpoints: checkpoint.Checkpointer
@@ -249,7 +252,7 @@ class _Run:
         self.reporter.progress(step, options.steps, options.batch_size, metrics, noun(self.experiment.model))
 
     def validate_and_save(self, step: int, state: training.TrainState) -> None:
-        """Metrics of the averaged model on the validation split, samples from the same noise every time, a checkpoint."""
+        """Evaluates the averaged model on the validation split, draws samples (same key every time), saves a checkpoint."""
         options, model = self.experiment.train, training.ema_model(state)
         key = jax.random.key(options.seed)
         wanted = self.experiment.report.metrics
@@ -260,7 +263,7 @@ class _Run:
         self.reporter.scalars(step, {f"validation_{name}": value for name, value in numbers.items()})
         earlier = checkpoint.list_metrics(self.experiment.workdir) if self.checkpoints.steps() else {}
         warn(scores.ruined(metrics, modelled(model), {saved: told for saved, told in earlier.items() if saved < step}))
-        split = options.fsdp > 1  # then no device has room for all of the model, and all processes draw together
+        split = options.fsdp > 1  # then the model may not fit one device, so it stays split and all processes draw together
         model = model if split else sharding.on_one_device(self.mesh, model)
         if (split or jax.process_index() == 0) and hasattr(model, "sample") and self._draws_at(step):
             samples = draw_for(model, self.validation_set, key, self.experiment.report.samples)
@@ -275,9 +278,9 @@ class _Run:
         return wanted.samples > 0 and (step // options.eval_every % wanted.samples_every == 0 or step == options.steps)
 
     def save(self, step: int, state: training.TrainState, metrics: dict | None = None, last: bool = False) -> None:
-        """Metric rows first, so that no row of a saved step is ever missing.
+        """Flushes the rows of metrics, then saves a checkpoint; so no row up to a saved step is missing.
 
-        A full disk is reported and training goes on, but the last checkpoint of a run must be there: then it is the run's error.
+        If saving fails (a full disk), a warning is printed and training goes on; for the last checkpoint CheckpointError is raised.
         """
         self.reporter.flush()
         try:
@@ -295,20 +298,20 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """One line beside the numbers that it is about; nothing for an empty text."""
+    """"warning: text" on stdout, among the numbers that it is about; nothing for an empty text."""
     if text:
         say(f"warning: {text}")
 
 
 def read_data(experiment: Experiment, split: str) -> Dataset:
-    """One split by name; pictures that are converted stay in the run's folder, for the next time."""
+    """One split by name; converted pictures are cached in WORKDIR/data-cache, unless workdir is an object store."""
     if not directory.is_local(experiment.workdir):
         return experiment.data.load(split)
     return experiment.data.load_keeping(split, Path(experiment.workdir) / "data-cache")
 
 
 def load_data(experiment: Experiment, split: str, sets: tuple[Dataset, Dataset] | None = None) -> Dataset:
-    """One split, from `sets` (train, validation) or by name, checked against what the model was configured for."""
+    """One split, from `sets` (train, validation) or by name. DataError unless it has the features that the model's configuration needs."""
     dataset = sets[split == "validation"] if sets else read_data(experiment, split)
     dataset.expect(experiment.model.features)
     return dataset
@@ -342,12 +345,13 @@ def dry_run(experiment: Experiment) -> int:
 
 
 def finish(experiment: Experiment) -> None:
-    """The report at the end of a run: test metrics beside the rulers, sampling speed, samples, completions, the curve.
+    """The report at the end of a run: test metrics beside the rulers, samples, completions, and sampling speed if
+    report.time_samplers is set.
 
-    Every process loads and evaluates, the first one draws.
+    Every process loads and evaluates; only process 0 draws, or with fsdp > 1 all together.
     """
     folder, test = epath.Path(experiment.workdir), load_data(experiment, "test")
-    split = experiment.train.fsdp > 1  # then the model stays split over the devices, and all processes draw together
+    split = experiment.train.fsdp > 1  # then the model stays split over the devices
     model = trained.load(experiment.workdir, models=staging.classes(experiment.model), mesh=split_mesh(experiment.train))
     say(f"\nreport of {experiment.workdir}")
     print_evaluation(experiment, model, test, experiment.train.batch_size)
@@ -369,12 +373,13 @@ def finish(experiment: Experiment) -> None:
 
 
 def split_mesh(options: TrainConfig):
-    """The mesh over which a run with fsdp > 1 splits its model, where the devices of this machine allow it; None for all others."""
+    """The mesh over which a run with fsdp > 1 splits its model, if their number is a multiple of fsdp; None otherwise."""
     return sharding.make_mesh(options.fsdp) if options.fsdp > 1 and jax.device_count() % options.fsdp == 0 else None
 
 
 def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size: int, samples: int = 1, bound: str = "elbo") -> None:
-    """The headline with its standard error on all devices, and the uniform and Gaussian rulers by the same evaluator."""
+    """Prints the headline with its standard error, computed on all devices. For bits/dim of images up to RULER_DIMENSIONS values also
+    those of the rulers, by the same evaluator, unless report.rulers is off."""
     mesh = split_mesh(experiment.train) or sharding.make_mesh()
     wanted = experiment.report.metrics
     result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=mesh, metrics=wanted)
@@ -389,5 +394,5 @@ def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size
 
 
 def noun(model_config) -> str:
-    """How an example of what a model models is called."""
+    """The word for one example of the modelled feature, such as "image"."""
     return model_config.features[model_config.modelled].noun
