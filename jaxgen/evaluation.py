@@ -2,21 +2,21 @@
 
     bits/dim = -log p(x) / (D ln 2),  mean over all images of the set, standard error = sd / sqrt(N)
 
-What a model offers decides what is reported, and the name says which it is:
+The first of these methods that a model has decides what is reported:
 
+    predict(x)                   a classifier   "accuracy" and "log_loss"
     log_prob(image)              exact          "bits_per_dim"
-    elbo, importance_bound       lower bounds   "bits_per_dim_bound"
     log_density(v)               a density      "bits_per_dim_bound": E_u[-log p(x + u)] >= -log P(x) (Theis et al. 2016, section 3.1)
     log_density(v), real data    a density      "nats", of points and vectors, which need no noise
-    predict(x)                   a classifier   "accuracy" and "log_loss"
+    elbo, importance_bound       lower bounds   "bits_per_dim_bound"
     none of them                 samples        "frechet_pixels", on point sets also the modes covered
 
-The unit is that of what is modelled: of strings, "bits_per_character", all nats over all characters, stop tokens counted.
-Every model is given what its configuration names beside what it models (`given_to`): labels, vectors, other columns.
+The unit is that of the modelled feature. For strings it is "bits_per_character": the sum of -log2 p over all strings, divided by the number
+of all characters and stop tokens. Conditional models get the columns that their configuration names (`given_to`): labels, vectors, others.
 
-A density never sees the data: it gets v = x + u with u ~ U[0, 1) drawn here, anew for every image and draw. Without that noise a density
-on a lattice can be as large as one likes. The randomness of image i comes from `fold_in(key, i)`, the last batch is padded and masked, and
-the sums are float64 on the host, so the result depends neither on the batch size nor on the number of devices.
+On integers a density is evaluated at v = x + u, with u ~ U[0, 1) drawn here for every image and draw: at x itself, a density that is
+concentrated on the integers can be arbitrarily large. The randomness of image i comes from `fold_in(key, i)`, the last batch is padded and
+masked, and the sums are float64 on the host, so the result depends neither on the batch size nor on the number of devices.
 """
 
 from collections.abc import Iterator
@@ -53,15 +53,17 @@ def evaluate(
     mesh: Mesh | None = None,
     metrics: tuple[str, ...] = (),
 ) -> dict[str, float | int]:
-    """Score a model on every image of a data set.
+    """Score a model on every example of a data set.
 
-    samples: draws averaged for each image (elbo, density), or k of the importance-weighted bound; unused for exact models.
+    samples: draws averaged for each example (elbo, density of integers), or k of the importance-weighted bound; else unused.
     bound: "elbo" or "importance", for models that have both. mesh: the devices to spread the batches over (default: those of the model).
-    metrics: which of `metrics_of` to give beside the headline; () for all but those of samples, where the model has others.
+    metrics: names out of `metrics_of` to return with the headline. (): all that the model's method gives; for a model
+    with none of the methods, the metrics of samples.
 
-    Returns plain numbers: the headline (see the module's table), its "standard_error" (nan for a single image), "nats" an image (-log p),
-    "n", and for a bound the number of draws under a name that says which bound ("elbo_samples", "importance_samples",
-    "dequantisation_samples"). Raises DataError for an empty set or one that does not fit the model, NonFiniteError with the image's index.
+    Returns plain numbers: the headline (see the module's table), its "standard_error" (nan for a single example), "nats" (mean -log p
+    of an example), "n", and for a bound the number of draws under a name that says which bound ("elbo_samples", "importance_samples",
+    "dequantisation_samples"). Raises ConfigError for an argument, DataError for an empty set or one that does not fit the model,
+    NonFiniteError with the index of the first example whose log p is not finite.
     """
     key = jax.random.key(0) if key is None else key
     if samples < 1 or batch_size < 1:
@@ -94,7 +96,7 @@ def metrics_of(model, dataset, bound: str = "elbo") -> tuple[str, ...]:
 
 
 def check_metrics(model, dataset, metrics: tuple[str, ...], bound: str = "elbo") -> None:
-    """Raises ConfigError where nothing can be measured of this model on this set, and for a metric that cannot be."""
+    """Raises ConfigError if `evaluate` can measure nothing of this model on this set, or not one of `metrics`."""
     known = metrics_of(model, dataset, bound)
     if not known:
         wanted = f"log_prob or elbo, since samples of {_modelled(model, dataset)[1].said} are not compared with a set"
@@ -105,7 +107,7 @@ def check_metrics(model, dataset, metrics: tuple[str, ...], bound: str = "elbo")
 
 
 def _chosen(result: dict, metrics: tuple[str, ...]) -> dict:
-    """The headline, these metrics, and what belongs to them: standard errors and counts; () leaves all."""
+    """The headline, `metrics`, their standard errors, and the counts; everything for ()."""
     left_out = set(METRICS) - {headline(result)[0], *metrics} if metrics else set()
     return {name: value for name, value in result.items() if not {name, name.removesuffix("_standard_error")} & left_out}
 
@@ -123,20 +125,20 @@ def _scores(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, sampl
 
 
 def _modelled(model, dataset) -> tuple[str, Any]:
-    """The column that a model models and its feature; rulers, which have no configuration, model the first one."""
+    """Name and feature of the modelled column; for rulers, which have no configuration, the first column of the set."""
     name = getattr(getattr(model, "config", None), "modelled", None) or next(iter(dataset.features))
     return name, dataset.features[name]
 
 
 def _in_unit(nats: np.ndarray, feature, column, kind: str) -> dict[str, float]:
-    """The headline of so many nats an example, in the unit of what is modelled, with its standard error."""
+    """The headline from nats [N], -log p of every example, in the unit of the feature, with its standard error."""
     if feature.unit == "nats":
         return {"nats": float(nats.mean()), "standard_error": _standard_error(nats)}
     name = _unit_name(feature, kind)
     if feature.unit == "bits/dim":
         bits = bits_per_dim(nats, feature.dimensions)
         return {name: float(bits.mean()), "standard_error": _standard_error(bits)}
-    # A ratio of two sums: its standard error is that of the mean residual, over the mean count (the delta method).
+    # A ratio of two sums. Delta method: its standard error is that of the mean of nats - ratio * counts, over the mean count.
     counts = np.asarray(feature.counts(np.asarray(column)), np.float64)
     ratio = nats.sum() / counts.sum()
     return {name: float(ratio / np.log(2)), "standard_error": _standard_error(nats - ratio * counts) / float(counts.mean() * np.log(2))}
@@ -148,7 +150,7 @@ def _unit_name(feature, kind: str) -> str:
 
 
 def _classifier_metrics(scores: np.ndarray) -> dict[str, float | int]:
-    """Accuracy and log-loss of [-log p(label), wrong or not] for every example."""
+    """Accuracy and log-loss in nats from [N, 2]: -log p(label), and 1 where the prediction is wrong, else 0."""
     loss, wrong = scores.T
     errors = {"standard_error": _standard_error(wrong), "log_loss_standard_error": _standard_error(loss)}
     return {"accuracy": float(1 - wrong.mean()), "log_loss": float(loss.mean()), "n": len(loss)} | errors
@@ -162,14 +164,14 @@ def _check_fit(model, dataset) -> None:
 
 
 def _mesh_of(model) -> Mesh | None:
-    """The mesh that a model in training lives on."""
+    """The mesh over which the model's arrays are placed; None for arrays on one device or on the host."""
     leaves = jax.tree.leaves(model) if isinstance(model, nnx.Module) else []
     named = [leaf.sharding for leaf in leaves if isinstance(getattr(leaf, "sharding", None), NamedSharding)]
     return named[0].mesh if named else None
 
 
 def log_probs(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, samples: int = 1, mesh: Mesh | None = None) -> np.ndarray:
-    """log p of every image of the set, or its bound, in nats: float64 [N]."""
+    """log p of every example of the set, or its bound, in nats: float64 [N]; of a classifier float64 [N, 2], as `_score` gives it."""
     if isinstance(model, nnx.Module):
         model = model if mesh is None else sharding.place_state(mesh, model)
         score = _compiled(kind, samples, sharding.whole(mesh))
@@ -184,7 +186,7 @@ def log_probs(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, sam
 
 
 def _kind(model, bound: str) -> str:
-    """Which of the estimates of the module's table a model allows."""
+    """Which row of the module's table applies: "predictions", "exact", "density", the bound, or "samples"."""
     if bound not in ("elbo", "importance"):
         raise ConfigError("bound", "elbo or importance", bound)
     if hasattr(model, "predict"):
@@ -201,9 +203,9 @@ def _kind(model, bound: str) -> str:
 
 
 def _batches(dataset, batch_size: int, mesh: Mesh | None) -> Iterator[tuple[dict, np.ndarray]]:
-    """(batch, which of its rows are images and not padding); the batch holds each image's place in the set as "index".
+    """(batch, bool [B]: False for rows of padding); batch["index"] is each example's place in the set.
 
-    On a mesh each process reads its own rows of the batch, which is rounded up to a multiple of the devices.
+    On a mesh each process reads its own rows of the batch, whose size is rounded up to a multiple of the number of devices.
     """
     devices, process = (1, (0, 1)) if mesh is None else (mesh.size, (jax.process_index(), jax.process_count()))
     size = -(-batch_size // devices) * devices
@@ -216,7 +218,8 @@ def _batches(dataset, batch_size: int, mesh: Mesh | None) -> Iterator[tuple[dict
 
 @lru_cache(maxsize=16)
 def _compiled(kind: str, samples: int, out: NamedSharding | None):
-    """The compiled `(model, batch, key) -> log p [B]`; every process has the whole of it, and one compilation serves a whole run."""
+    """The compiled `(model, batch, key) -> log p [B]`, cached, so that the validations of a run compile once. With a mesh every process
+    gets all B values."""
     return jax.jit(lambda model, batch, key: _score(model, batch, key, kind, samples), out_shardings=out)
 
 
@@ -245,7 +248,7 @@ def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples
 
 
 def _score_on_host(kind: str, samples: int):
-    """The same for a model of NumPy arrays."""
+    """As `_compiled` for a ruler, a model of NumPy arrays: `(model, batch, key) -> log p [B]`."""
     noise = jax.jit(jax.vmap(lambda image, index, key: dequantise(image, jax.random.fold_in(key, index)), (0, 0, None)))
 
     def score(model, batch, key):
@@ -264,7 +267,7 @@ def dequantise(image: UInt[Array, "*shape"], key: PRNGKeyArray) -> Float[Array, 
 
 
 def _check(value: np.ndarray, start: int, kind: str) -> None:
-    """Every log p is finite, and that of a discrete image is not positive."""
+    """NonFiniteError for a log p that is not finite; ConfigError for an exact log p above 1e-3, since probabilities are at most 1."""
     if not np.isfinite(value).all():
         index = int(np.flatnonzero(~np.isfinite(value))[0])
         raise NonFiniteError(f"image {start + index}", "a finite log-probability", value[index])
@@ -275,7 +278,7 @@ def _check(value: np.ndarray, start: int, kind: str) -> None:
 
 
 def _standard_error(values: np.ndarray) -> float:
-    """Of the mean; nan (unknown) for a single value."""
+    """Standard error of the mean, sd / sqrt(N); nan for a single value."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
@@ -283,8 +286,8 @@ def rulers(fit, test, *, batch_size: int = 64, key: PRNGKeyArray | None = None, 
     """The results of the rulers on a test set by name: uniform, histogram, gaussian, ridge_gaussian (see rulers.py).
 
     fit: the data sets to fit them on, of which the last is the validation split, or one set. The results of the histogram and the ridge say
-    what was chosen on validation, as "smoothing" and "ridge". The result of one that needs more images to be fitted (`RULERS`) is {}.
-    samples: draws of the noise for each image, 16 by default, and 1 for more than 1024 values, whose density takes a minute for a test set.
+    what was chosen on validation, as "smoothing" and "ridge". A ruler for which `fit` has too few images (`RULERS`) has the result {}.
+    samples: draws of u for each image; by default 16, or 1 for images of more than 1024 values, where one draw can take a minute.
     """
     samples = samples or (16 if np.prod(test.image_shape) <= 1024 else 1)
     sets = fit if isinstance(fit, tuple | list) else [fit]
@@ -315,11 +318,11 @@ def rulers(fit, test, *, batch_size: int = 64, key: PRNGKeyArray | None = None, 
 
 
 def sample_metrics(model, dataset, key: PRNGKeyArray, batch_size: int = 64, mesh: Mesh | None = None) -> dict[str, float | int]:
-    """As many samples as the set has images, compared with them.
+    """Compares as many samples as the set has examples with these examples.
 
     Images: "frechet_pixels", the Frechet distance of pixel vectors scaled to [0, 1]; it compares means and covariances only, and says
-    little about sharpness. Points: "frechet_points", and the modes covered if the set knows its `centres` and `scale`. The distance is
-    biased upwards by about 1/n, so n is in the result; of a single example it is nan.
+    little about sharpness. Points: "frechet_points", and `mode_coverage` if the set's facts are `centres` and `scale`. The
+    distance has a positive bias of order 1/n, so n is in the result; for a single example it is nan.
     """
     if isinstance(model, nnx.Module) and mesh is not None:
         model = sharding.place_state(mesh, model)
@@ -344,7 +347,7 @@ def _numbers(x: np.ndarray, feature) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _compiled_draw(out: NamedSharding | None):
-    """Sample i depends on `fold_in(key, i)`, and on what row i of the batch gives, only."""
+    """The compiled `(model, index, given, key) -> samples [B, ...]`; sample i depends on `fold_in(key, index[i])` and given[i] only."""
 
     def draw(model, index, given, key):
         def one(i, given):
@@ -365,7 +368,7 @@ def frechet_distance(a: Num[np.ndarray, "N D"], b: Num[np.ndarray, "M D"]) -> fl
     (m1, c1), (m2, c2) = ((x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))) for x in (a.astype(np.float64), b.astype(np.float64)))
     values, vectors = np.linalg.eigh(c1)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    # The product is symmetric: real eigenvalues, where a general matrix root can turn complex.
+    # C1^1/2 C2 C1^1/2 is symmetric, so `eigvalsh` gives real eigenvalues; a root of C1 C2 could be complex by rounding.
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ c2 @ root), 0)).sum()
     return max(float(((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * cross), 0.0)  # rounding can make 0 negative
 
@@ -373,8 +376,8 @@ def frechet_distance(a: Num[np.ndarray, "N D"], b: Num[np.ndarray, "M D"]) -> fl
 def mode_coverage(points: Num[np.ndarray, "N d"], centres: Num[np.ndarray, "K d"], scale: float) -> dict[str, float | int]:
     """How well points cover a mixture of round Gaussians (Srivastava et al. 2017, section 4.1).
 
-    A point within 3 sigma of its nearest centre is of high quality; a mode with at least one such point is covered. "smallest_mode_share"
-    is the share of all points that are of high quality and belong to the least populated mode.
+    A point within 3 sigma of its nearest centre (sigma = `scale`) is of high quality; a mode is covered if it has at least one such
+    point. "smallest_mode_share" is the number of high-quality points of the mode with fewest of them, divided by N.
     """
     distance = np.linalg.norm(points[:, None] - centres[None], axis=-1)
     good = distance.min(axis=1) < 3 * scale
