@@ -91,7 +91,8 @@ def parse_command(command: type[Config], words: Sequence[str], description: str 
         flag, equals, value = word.partition("=")
         name, given = flag[2:].replace("-", "_"), [value] if equals else []
         if name not in hints or name in _positional(command):
-            raise ConfigError(flag, "a known option", "an unknown one", _nearest(name, set(hints) - set(_positional(command)), "--"))
+            names = [other for other in (*hints, "debug") if other not in _positional(command)]
+            raise ConfigError(flag, "a known option", "an unknown one", _nearest(name, names, "--"))
         if hints[name] is bool and not equals:
             given = ["True"]
         while not equals and hints[name] is not bool and rest and not rest[0].startswith("--") and (not given or _is_tuple(hints[name])):

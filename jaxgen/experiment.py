@@ -368,6 +368,8 @@ def finish(experiment: Experiment) -> None:
         complete_images(model, test, "top", wanted.completions, pictures[-1], key)
     if wanted.time_samplers and has(model, "method") and jax.process_count() == 1:
         benchmark.print_methods(model)
+    elif has(model, "method"):
+        say(f"speed     not measured; jaxgen bench {experiment.workdir}")
     say("pictures  " + "  ".join(map(str, [*pictures, folder / "curve.png"])))
     return sharding.wait_for_all("report")
 

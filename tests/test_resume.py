@@ -239,6 +239,7 @@ def test_a_loss_that_stays_finite_and_is_ruined_is_warned_of(copy, capsys):
     best = min(metrics["bits_per_dim"] for metrics in checkpoint.list_metrics(copy).values())
     far = rf"warning: bits_per_dim is \d+\.\d+: far from the best so far, {best:.6g} at step \d+; --from-step \d+ goes back to it"
     assert re.search("^test bits_per_dim ", out, re.M)
+    assert f"\nspeed     not measured; jaxgen bench {copy}\n" in out
     assert [bool(re.fullmatch(far, line)) for line in out.splitlines() if "warning" in line] == [True]
 
 

@@ -27,6 +27,13 @@ def test_an_unknown_option_is_answered_by_its_meaning_then_by_its_spelling(typed
     assert error.value.hint == (f"did you mean --{MEANT[typed]}?" if MEANT[typed] else "see --help")
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("num_samples", "n"), ("temp", "temperature"), ("debg", "debug"), ("ckpt", "step")])
+def test_the_options_of_a_command_too(typed, meant):
+    with pytest.raises(ConfigError) as error:
+        commands.parse("sample", ["runs/x", f"--{typed}=1"])
+    assert error.value.hint == f"did you mean --{meant}?"
+
+
 def test_every_synonym_is_of_a_field_that_there_is():
     fields = {name for name, _ in config._leaves(Experiment(GatedPixelCNNConfig()), "")}
     fields |= {field.name for one in [*MODELS, *commands.COMMANDS.values()] for field in dataclasses.fields(one)}
