@@ -6,8 +6,8 @@ and a notebook that only samples never pays for orbax, TFDS or matplotlib. Edito
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # true for editors and type checkers; a name that they know, so that typing need not be imported
 if TYPE_CHECKING:
     from jaxgen import (
         autoregressive,
@@ -53,7 +53,7 @@ __all__ = [
 _FUNCTIONS = {"load": "jaxgen.trained", "train": "jaxgen.notebook"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str):
     """`jaxgen.load`, `jaxgen.train` and the submodules, on demand."""
     if name in _FUNCTIONS:
         return getattr(import_module(_FUNCTIONS[name]), name)
