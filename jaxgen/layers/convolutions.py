@@ -148,6 +148,42 @@ def add_bias(x: Float[Array, "... E"], bias: Float[Array, "..."]) -> Float[Array
     return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
 
 
+def transposed_convolution(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], stride: int) -> Float[Array, "B R C E"]:
+    """y[r, c] = sum_{i, j} K[i, j] x'[r + i, c + j], x' = x with stride - 1 zeros between its pixels and padded; dtype of x.
+
+    The padding is that of Flax's `ConvTranspose` ("SAME"), so that R = stride H and C = stride W. On a CPU the rows r of one remainder
+    r mod stride (and so the columns) are computed together, as a convolution of x with the taps that do not meet the zeros: XLA's CPU
+    backend computes the kernel's gradient of the whole by a loop over indices, about 20 times slower. On other devices it is XLA's.
+    """
+    kernel = kernel.astype(x.dtype)
+    if jax.default_backend() != "cpu":
+        return jax.lax.conv_transpose(x, kernel, (stride,) * 2, "SAME", precision=EXACT)
+    padding = [n - 1 if stride > n - 1 else -(-(n + stride - 2) // 2) for n in kernel.shape[:2]]
+    kernel = jnp.pad(kernel, [(0, max(0, stride - n)) for n in kernel.shape[:2]] + [(0, 0), (0, 0)])  # a tap for every remainder
+
+    def part(*remainders: int):
+        """The pixels of y whose row and column have these remainders: row s a + p reads x[a - before + q] through tap first + s q."""
+        taps, around = kernel, []
+        for axis, (p, pad) in enumerate(zip(remainders, padding, strict=True)):
+            before, first = divmod(pad - p, stride)
+            taps = jax.lax.slice_in_dim(taps, first, None, stride, axis)
+            around.append((before, taps.shape[axis] - 1 - before))
+        return convolution(x, taps, around)
+
+    parts = jnp.stack([jnp.stack([part(p, q) for q in range(stride)], axis=3) for p in range(stride)], axis=2)  # [B, H, s, W, s, E]
+    return parts.reshape(x.shape[0], stride * x.shape[1], stride * x.shape[2], -1)
+
+
+class ConvTranspose(nnx.ConvTranspose):
+    """Flax's transposed convolution of images, same parameters and first values, by `transposed_convolution`; dtype of x."""
+
+    def __init__(self, features_in: int, features_out: int, kernel: int, stride: int, rngs: nnx.Rngs):
+        super().__init__(features_in, features_out, (kernel, kernel), strides=(stride, stride), rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B R C E"]:
+        return add_bias(transposed_convolution(x, self.kernel[...], self.strides[0]), self.bias[...])
+
+
 class VerticalConv(nnx.Module):
     """The vertical stack's convolution: m rows above and the row itself, m columns to each side, m = k // 2, zeros outside.
 

@@ -25,7 +25,7 @@ from jaxgen.checks import check_count, check_images, check_key, check_label, che
 from jaxgen.config import check_types
 from jaxgen.data.features import OfImagesOrPoints, modelled, smallest_unsigned
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import EXACT, scale_pixels
+from jaxgen.layers.convolutions import EXACT, ConvTranspose, scale_pixels
 
 SLOPE = 0.2  # of the leaky ReLU (Radford et al. 2016)
 
@@ -75,8 +75,8 @@ class ConvGenerator(nnx.Module):
         self.start = (height // 4, width // 4, config.hidden)
         half = max(1, config.hidden // 2)
         self.project = nnx.Linear(config.latent, self.start[0] * self.start[1] * config.hidden, precision=EXACT, rngs=rngs)
-        self.up1 = nnx.ConvTranspose(config.hidden, half, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
-        self.up2 = nnx.ConvTranspose(half, channels, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
+        self.up1 = ConvTranspose(config.hidden, half, 4, 2, rngs)
+        self.up2 = ConvTranspose(half, channels, 4, 2, rngs)
 
     def __call__(self, z: Float[Array, "B Z"]) -> Float[Array, "B H W C"]:
         x = nnx.relu(self.project(z)).reshape(-1, *self.start)

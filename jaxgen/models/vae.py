@@ -30,7 +30,7 @@ from jaxgen.checks import check_count, check_image_config, check_images, check_k
 from jaxgen.data.features import OfImages, given_to
 from jaxgen.distributions import bits_per_dim, gaussian_kl, gaussian_log_prob, gaussian_sample, pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import EXACT, embed, scale_pixels
+from jaxgen.layers.convolutions import EXACT, ConvTranspose, embed, scale_pixels
 
 LogDensity = Callable[[Float[Array, "B Z"]], Float[Array, " B"]]
 
@@ -105,8 +105,8 @@ class ConvDecoder(nnx.Module):
         half, quarter = config.hidden
         self.start = (config.image_shape[0] // 4, config.image_shape[1] // 4, quarter)
         self.project = nnx.Linear(inputs, prod(self.start), precision=EXACT, rngs=rngs)
-        self.up1 = nnx.ConvTranspose(quarter, half, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
-        self.up2 = nnx.ConvTranspose(half, half, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
+        self.up1 = ConvTranspose(quarter, half, 4, 2, rngs)
+        self.up2 = ConvTranspose(half, half, 4, 2, rngs)
         self.out = nnx.Conv(half, outputs, (3, 3), precision=EXACT, rngs=rngs)
 
     def __call__(self, z: Float[Array, "B I"]) -> Float[Array, "B H W D"]:
