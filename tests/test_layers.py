@@ -162,26 +162,19 @@ def test_a_convolution_is_the_sum_over_windows(case, images):
     np.testing.assert_allclose(kernel_found.reshape(h * w, 2, 3)[:taps], to_kernel.reshape(h * w, 2, 3)[:taps], atol=1e-4)
 
 
-@pytest.mark.parametrize("kernel, stride", [((4, 4), 2), ((3, 3), 2), ((5, 4), 3), ((2, 2), 2), ((1, 2), 2), ((3, 3), 1)])
+@pytest.mark.parametrize("kernel, stride", [(4, 2), (3, 2), (5, 3), (2, 2), (1, 2), (3, 1)])
 def test_a_transposed_convolution_and_its_gradients_are_those_of_flax(kernel, stride):
-    flax = nnx.ConvTranspose(3, 5, kernel, strides=(stride, stride), precision=layers.EXACT, rngs=nnx.Rngs(0))
-    x, weights = jnp.asarray(random(1, 2, 4, 3, 3)), flax.kernel[...]
-
-    y, back = jax.vjp(lambda x, layer: layer(x), x, flax)
-    own, own_back = jax.vjp(lambda x, weights: layers.transposed_convolution(x, weights, stride), x, weights)
-    assert y.shape == own.shape == (2, 4 * stride, 3 * stride, 5)
+    flax = nnx.ConvTranspose(3, 5, (kernel, kernel), strides=(stride, stride), precision=layers.EXACT, rngs=nnx.Rngs(0))
+    own = layers.ConvTranspose(3, 5, kernel, stride, nnx.Rngs(0))
+    own.bias[...] = flax.bias[...] = jnp.asarray(random(3, 5))
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), nnx.state(own, nnx.Param), nnx.state(flax, nnx.Param)))
+    x = jnp.asarray(random(1, 9, 4, 3, 3))
+    y, back = jax.vjp(lambda layer, x: layer(x), flax, x)
+    own_y, own_back = jax.vjp(lambda layer, x: layer(x), own, x)
+    assert y.shape == own_y.shape == (9, 4 * stride, 3 * stride, 5)
     direction = jnp.asarray(random(2, *y.shape))
-    at_x, at_layer = back(direction)
-    for wanted, got in zip((y, at_x, at_layer.kernel[...]), (own, *own_back(direction)), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6 * float(jnp.abs(wanted).max()))
-
-
-def test_the_transposed_layer_has_the_parameters_of_flax_and_follows_the_dtype():
-    flax = nnx.ConvTranspose(3, 5, (4, 4), strides=(2, 2), rngs=nnx.Rngs(0))
-    layer = layers.ConvTranspose(3, 5, 4, 2, nnx.Rngs(0))
-    layer.bias[...] = flax.bias[...] = jnp.asarray(random(3, 5))
-    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), nnx.state(layer, nnx.Param), nnx.state(flax, nnx.Param)))
-    x = jnp.asarray(random(1, 2, 4, 4, 3))
-    np.testing.assert_allclose(layer(x), flax(x), rtol=1e-5, atol=1e-5)
-    assert layer(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
-    np.testing.assert_allclose(layer(x.astype(jnp.bfloat16)).astype(jnp.float32), flax(x), rtol=0.03, atol=0.03)
+    wanted, got = ([one[0].kernel[...], one[0].bias[...], one[1]] for one in (back(direction), own_back(direction)))
+    for a, b in zip([y, *wanted], [own_y, *got], strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-6 * float(jnp.abs(a).max()))
+    assert own(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    np.testing.assert_allclose(own(x.astype(jnp.bfloat16)).astype(jnp.float32), y, atol=0.02 * float(jnp.abs(y).max()))

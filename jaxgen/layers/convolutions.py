@@ -127,9 +127,12 @@ def convolution(
 
     On a CPU, for at most FEW_IMAGES images, the windows are copied out and multiplied with the kernel in one product. That is faster than
     XLA's convolution there, five to nine times in a loop that adds up gradients image by image. Otherwise it is XLA's convolution: the
-    windows of many images would take too much memory.
+    windows of many images would take too much memory. With spread > 1 see `_between_zeros`: XLA computes the kernel's gradient of that
+    convolution by a loop over indices there, about 20 times slower than products.
     """
     kernel = kernel.astype(x.dtype)
+    if spread > 1 and stride == 1 and taps is None and jax.default_backend() == "cpu":
+        return _between_zeros(x, kernel, padding, spread)
     if jax.default_backend() != "cpu" or x.shape[0] > FEW_IMAGES:
         return jax.lax.conv_general_dilated(
             x, kernel, (stride,) * 2, padding, lhs_dilation=(spread,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=EXACT
@@ -148,40 +151,40 @@ def add_bias(x: Float[Array, "... E"], bias: Float[Array, "..."]) -> Float[Array
     return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
 
 
-def transposed_convolution(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], stride: int) -> Float[Array, "B R C E"]:
-    """y[r, c] = sum_{i, j} K[i, j] x'[r + i, c + j], x' = x with stride - 1 zeros between its pixels and padded; dtype of x.
+def _between_zeros(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], padding: Sequence, spread: int) -> Float[Array, "B R C E"]:
+    """`convolution` with spread s > 1 without the products with the zeros between the pixels.
 
-    The padding is that of Flax's `ConvTranspose` ("SAME"), so that R = stride H and C = stride W. On a CPU the rows r of one remainder
-    r mod stride (and so the columns) are computed together, as a convolution of x with the taps that do not meet the zeros: XLA's CPU
-    backend computes the kernel's gradient of the whole by a loop over indices, about 20 times slower. On other devices it is XLA's.
+    Output row s a + p reads x[a - before + i] through tap first + s i of the kernel, for i = 0, 1, ... So the rows of one remainder p
+    are a convolution of x with every s-th row of the kernel; columns likewise.
     """
-    kernel = kernel.astype(x.dtype)
-    if jax.default_backend() != "cpu":
-        return jax.lax.conv_transpose(x, kernel, (stride,) * 2, "SAME", precision=EXACT)
-    padding = [n - 1 if stride > n - 1 else -(-(n + stride - 2) // 2) for n in kernel.shape[:2]]
-    kernel = jnp.pad(kernel, [(0, max(0, stride - n)) for n in kernel.shape[:2]] + [(0, 0), (0, 0)])  # a tap for every remainder
+    size = [spread * (n - 1) + 2 + sum(pad) - k for n, pad, k in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)]
+    kernel = jnp.pad(kernel, [(0, max(0, spread - k)) for k in kernel.shape[:2]] + [(0, 0), (0, 0)])  # at least one tap a remainder
 
-    def part(*remainders: int):
-        """The pixels of y whose row and column have these remainders: row s a + p reads x[a - before + q] through tap first + s q."""
+    def part(*remainders: int) -> Array:
         taps, around = kernel, []
-        for axis, (p, pad) in enumerate(zip(remainders, padding, strict=True)):
-            before, first = divmod(pad - p, stride)
-            taps = jax.lax.slice_in_dim(taps, first, None, stride, axis)
-            around.append((before, taps.shape[axis] - 1 - before))
+        for axis, p in enumerate(remainders):
+            before, first = divmod(padding[axis][0] - p, spread)
+            taps = jax.lax.slice_in_dim(taps, first, None, spread, axis)
+            after = -(-size[axis] // spread) - x.shape[1 + axis] - before + taps.shape[axis] - 1
+            around.append((before, after))
         return convolution(x, taps, around)
 
-    parts = jnp.stack([jnp.stack([part(p, q) for q in range(stride)], axis=3) for p in range(stride)], axis=2)  # [B, H, s, W, s, E]
-    return parts.reshape(x.shape[0], stride * x.shape[1], stride * x.shape[2], -1)
+    parts = jnp.stack([jnp.stack([part(p, q) for q in range(spread)], axis=3) for p in range(spread)], axis=2)
+    batch, rows, _, columns, _, features = parts.shape  # [B, rows, p, columns, q, E]
+    return parts.reshape(batch, rows * spread, columns * spread, features)[:, : size[0], : size[1]]
 
 
 class ConvTranspose(nnx.ConvTranspose):
-    """Flax's transposed convolution of images, same parameters and first values, by `transposed_convolution`; dtype of x."""
+    """Flax's transposed convolution of images, H x W to stride H x stride W: the same parameters and first values, by `convolution`."""
 
     def __init__(self, features_in: int, features_out: int, kernel: int, stride: int, rngs: nnx.Rngs):
         super().__init__(features_in, features_out, (kernel, kernel), strides=(stride, stride), rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B R C E"]:
-        return add_bias(transposed_convolution(x, self.kernel[...], self.strides[0]), self.bias[...])
+        """y, in the dtype of x."""
+        (kernel, _), (stride, _) = self.kernel_size, self.strides
+        before = kernel - 1 if stride >= kernel else -(-(kernel + stride - 2) // 2)  # the rest of k + s - 2 zeros is after the last pixel
+        return add_bias(convolution(x, self.kernel[...], ((before, kernel + stride - 2 - before),) * 2, spread=stride), self.bias[...])
 
 
 class VerticalConv(nnx.Module):

@@ -1,0 +1,113 @@
+"""Speed of each layer of the library, forward and backward, as a share of the machine's peak of matrix products.
+
+    python -m experiments.layer_speed            # one core: about three minutes; --cores 2 for two, --only conv for some of them
+
+A layer whose gradient falls to a few percent of the peak is a cliff: XLA computes it by a loop over indices, where the same sum can be
+written as products. FLOPs are those of the traced program's products, forward; backward has twice as many (for the parameters and for the
+input). Results: experiments/results/layer_speed.md
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxgen import benchmark
+from jaxgen.layers import attention, convolutions, gated_resnet, masked, weight_norm
+from jaxgen.layers.convolutions import EXACT
+from jaxgen.models import diagonal_bilstm, language_model, row_lstm
+
+SIZE, WIDTH, BATCH = 16, 64, 64
+CLIFF = 0.1
+"""Share of the peak below which a layer is named."""
+
+
+def layers() -> dict[str, tuple[Any, Callable, tuple[int, ...]]]:
+    """Name -> (layer, how it is applied, shape of its input)."""
+    rngs, image = nnx.Rngs(0), (BATCH, SIZE, SIZE, WIDTH)
+    call = lambda layer, x: layer(x)  # noqa: E731
+    conv = lambda inputs, outputs, kernel, stride=1: nnx.Conv(  # noqa: E731
+        inputs, outputs, (kernel, kernel), strides=(stride, stride), precision=EXACT, rngs=rngs
+    )
+    wide = (BATCH, 2 * SIZE, 2 * SIZE)
+    shape = {"image_shape": (SIZE, SIZE, 1), "width": WIDTH // 2}
+    run = gated_resnet.Pass(label=None, key=None, initialise=False)
+    blocks = attention.make_blocks(SIZE, SIZE, 1, (SIZE, SIZE), (0, 0))
+    norm = lambda form, *size: weight_norm.WeightNorm(form, WIDTH, WIDTH, size, rngs)  # noqa: E731
+
+    def recur(gru, x):
+        """The states of all places of a sequence."""
+        return jax.lax.scan(lambda h, a: (gru(h, a),) * 2, jnp.zeros((BATCH, WIDTH)), gru.project(x).swapaxes(0, 1))[1]
+
+    return {
+        "Linear": (nnx.Linear(WIDTH, WIDTH, precision=EXACT, rngs=rngs), call, (BATCH * SIZE * SIZE, WIDTH)),
+        "Conv 3 x 3": (conv(WIDTH, WIDTH, 3), call, image),
+        "Conv 3 x 3, 3 features to 64": (conv(3, WIDTH, 3), call, (*wide, 3)),
+        "Conv 3 x 3, 64 features to 3": (conv(WIDTH, 3, 3), call, (*wide, WIDTH)),
+        "Conv 4 x 4, stride 2": (conv(WIDTH, WIDTH, 4, 2), call, image),
+        "ConvTranspose 4 x 4, stride 2": (convolutions.ConvTranspose(WIDTH, WIDTH, 4, 2, rngs), call, image),
+        "ConvTranspose 3 x 3, stride 2": (convolutions.ConvTranspose(WIDTH, WIDTH, 3, 2, rngs), call, image),
+        "VerticalConv 3": (convolutions.VerticalConv(WIDTH, WIDTH, 3, False, rngs), call, image),
+        "VerticalConv 7, factorized": (convolutions.VerticalConv(WIDTH, 2 * WIDTH, 7, True, rngs), call, image),
+        "HorizontalConv 3": (convolutions.HorizontalConv(WIDTH, 2 * WIDTH, 3, 1, "B", rngs), call, image),
+        "Masked1x1": (masked.Masked1x1(WIDTH, WIDTH, 1, rngs), call, image),
+        "MaskedConv 3": (masked.MaskedConv(WIDTH, WIDTH, 3, "B", 1, rngs), call, image),
+        "MaskedConv 7": (masked.MaskedConv(WIDTH, WIDTH, 7, "A", 1, rngs), call, image),
+        "WeightNorm Conv 2 x 3": (norm(weight_norm.Conv, 2, 3), call, image),
+        "WeightNorm Down 2 x 3": (norm(weight_norm.Down, 2, 3), call, image),
+        "WeightNorm Up 2 x 3": (norm(weight_norm.Up, 2, 3), lambda layer, x: layer(x, (2 * SIZE, 2 * SIZE)), image),
+        "Resnet 2 x 2": (gated_resnet.Resnet(WIDTH, (2, 2), rngs), lambda layer, x: layer(x, [], run), image),
+        "Attention, causal, one block": (attention.Attention(WIDTH, 4, rngs), lambda layer, x: layer(x, blocks), (BATCH, SIZE**2, WIDTH)),
+        "RowLSTMLayer": (row_lstm.RowLSTMLayer(row_lstm.RowLSTMConfig(**shape), rngs), lambda layer, x: layer(x, jnp.zeros(())), image),
+        "DiagonalLayer": (
+            diagonal_bilstm.DiagonalLayer(diagonal_bilstm.DiagonalBiLSTMConfig(**shape), rngs),
+            lambda layer, x: layer(x, jnp.zeros(())),
+            image,
+        ),
+        "GRU": (language_model.GRU(WIDTH, rngs), recur, (BATCH, SIZE**2, WIDTH)),
+    }
+
+
+def measure(layer, apply: Callable, shape: tuple[int, ...], repetitions: int) -> tuple[float, float, float]:
+    """(GFLOPs of the forward pass, its share of the peak, the share of the backward pass), medians over alternating repetitions."""
+    x = jax.random.normal(jax.random.key(0), shape)
+    y = apply(layer, x)
+    direction = jax.random.normal(jax.random.key(1), y.shape)
+    flops = benchmark.product_flops(apply, layer, x)
+    forward, _ = benchmark.compiled(apply, layer, x)
+    # The gradient alone needs some of the forward pass too; its time is the whole program's, less the forward's.
+    both, _ = benchmark.compiled(lambda layer, x, direction: jax.vjp(apply, layer, x)[1](direction), layer, x, direction)
+    peak, shares = benchmark.Peak("float32"), []
+    for _ in range(repetitions + 1):  # the first one is dropped
+        _, first, _ = benchmark.timed(forward, layer, x)
+        _, second, _ = benchmark.timed(both, layer, x, direction)
+        best = peak(2)
+        shares.append((flops / first / best, 2 * flops / second / best))
+    forward_share, backward_share = (statistics.median(part) for part in zip(*shares[1:], strict=True))
+    return flops / 1e9, forward_share, backward_share
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--only", default="", help="a part of the names of the layers")
+    options = parser.parse_args()
+    cores = benchmark.pin(options.cores)
+    facts = benchmark.environment("python -m experiments.layer_speed", cores)
+    print(", ".join(f"{name}: {facts[name]}" for name in ("date", "commit", "device", "cores", "second")))
+    print("| layer | GFLOP, forward | forward, of the peak | backward, of the peak |\n|---|---|---|---|")
+    for name, (layer, apply, shape) in layers().items():
+        if options.only.lower() in name.lower():
+            flops, forward, backward = measure(layer, apply, shape, options.repetitions)
+            mark = " **below**" if min(forward, backward) < CLIFF else ""
+            print(f"| {name} | {flops:.2f} | {forward:.0%} | {backward:.0%}{mark} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
