@@ -47,7 +47,7 @@ def layers() -> dict[str, tuple[Any, Callable, tuple[int, ...]]]:
         "Linear": (nnx.Linear(WIDTH, WIDTH, precision=EXACT, rngs=rngs), call, (BATCH * SIZE * SIZE, WIDTH)),
         "Conv 3 x 3": (conv(WIDTH, WIDTH, 3), call, image),
         "Conv 3 x 3, 3 features to 64": (conv(3, WIDTH, 3), call, (*wide, 3)),
-        "Conv 3 x 3, 64 features to 3": (conv(WIDTH, 3, 3), call, (*wide, WIDTH)),
+        "Conv 3 x 3, 64 features to 3": (convolutions.Conv(WIDTH, 3, 3, rngs), call, (*wide, WIDTH)),
         "Conv 4 x 4, stride 2": (conv(WIDTH, WIDTH, 4, 2), call, image),
         "ConvTranspose 4 x 4, stride 2": (convolutions.ConvTranspose(WIDTH, WIDTH, 4, 2, rngs), call, image),
         "ConvTranspose 3 x 3, stride 2": (convolutions.ConvTranspose(WIDTH, WIDTH, 3, 2, rngs), call, image),

@@ -131,6 +131,7 @@ CONVOLUTIONS = {
     "3 x 3 down to the pixel": {"kernel": (2, 3), "padding": ((1, 0), (1, 1)), "taps": 4},
     "one row": {"kernel": (1, 4), "padding": ((0, 0), (3, 0))},
     "stride 2": {"kernel": (2, 3), "padding": ((1, 0), (1, 1)), "stride": 2},
+    "fewer products than features": {"kernel": (2, 3), "padding": ((1, 0), (1, 2)), "features": (20, 3)},
     "transposed, cropped": {"kernel": (2, 3), "padding": ((1, 0), (1, 0)), "spread": 2},
 }
 
@@ -140,26 +141,27 @@ CONVOLUTIONS = {
 def test_a_convolution_is_the_sum_over_windows(case, images):
     """Both forms and their gradients."""
     stride, spread, (h, w) = case.get("stride", 1), case.get("spread", 1), case["kernel"]
-    x, kernel, taps = random(0, images, 5, 4, 2), random(1, h, w, 2, 3), case.get("taps", h * w)
-    kernel.reshape(h * w, 2, 3)[taps:] = 0
+    (inputs, outputs), taps = case.get("features", (2, 3)), case.get("taps", h * w)
+    x, kernel = random(0, images, 5, 4, inputs), random(1, h, w, inputs, outputs)
+    kernel.reshape(h * w, inputs, outputs)[taps:] = 0
     (top, bottom), (left, right) = case["padding"]
-    wide = np.zeros((images, 4 * spread + 1 + top + bottom, 3 * spread + 1 + left + right, 2), np.float32)
+    wide = np.zeros((images, 4 * spread + 1 + top + bottom, 3 * spread + 1 + left + right, inputs), np.float32)
     wide[:, top : top + 4 * spread + 1 : spread, left : left + 3 * spread + 1 : spread] = x
     rows, columns = ((n - k) // stride + 1 for n, k in zip(wide.shape[1:3], (h, w), strict=True))
-    y = np.zeros((images, rows, columns, 3), np.float32)
+    y = np.zeros((images, rows, columns, outputs), np.float32)
     to_x, to_kernel, ones = np.zeros_like(wide), np.zeros_like(kernel), random(2, *y.shape)
     for r, c, i, j in np.ndindex(rows, columns, h, w):
         seen = wide[:, stride * r + i, stride * c + j]
         y[:, r, c] += seen @ kernel[i, j]
         to_x[:, stride * r + i, stride * c + j] += ones[:, r, c] @ kernel[i, j].T
         to_kernel[i, j] += seen.T @ ones[:, r, c]
-    arguments = {name: value for name, value in case.items() if name != "kernel"}
+    arguments = {name: value for name, value in case.items() if name not in ("kernel", "features")}
     found, back = jax.vjp(lambda x, kernel: layers.convolution(x, kernel, **arguments), jnp.asarray(x), jnp.asarray(kernel))
     np.testing.assert_allclose(found, y, atol=1e-5)
     x_found, kernel_found = back(jnp.asarray(ones))
     x_wanted = to_x[:, top : top + 4 * spread + 1 : spread, left : left + 3 * spread + 1 : spread]
     np.testing.assert_allclose(x_found, x_wanted, atol=1e-4)
-    np.testing.assert_allclose(kernel_found.reshape(h * w, 2, 3)[:taps], to_kernel.reshape(h * w, 2, 3)[:taps], atol=1e-4)
+    np.testing.assert_allclose(*(k.reshape(h * w, inputs, outputs)[:taps] for k in (kernel_found, to_kernel)), atol=1e-4)
 
 
 @pytest.mark.parametrize("kernel, stride", [(4, 2), (3, 2), (5, 3), (2, 2), (1, 2), (3, 1)])

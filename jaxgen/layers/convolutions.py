@@ -128,16 +128,19 @@ def convolution(
     On a CPU, for at most FEW_IMAGES images, the windows are copied out and multiplied with the kernel in one product. That is faster than
     XLA's convolution there, five to nine times in a loop that adds up gradients image by image. Otherwise it is XLA's convolution: the
     windows of many images would take too much memory. With spread > 1 see `_between_zeros`: XLA computes the kernel's gradient of that
-    convolution by a loop over indices there, about 20 times slower than products.
+    convolution by a loop over indices there, about 20 times slower than products. For few features, such as the last layer of a decoder,
+    see `_few_features`.
     """
     kernel = kernel.astype(x.dtype)
     if spread > 1 and stride == 1 and taps is None and jax.default_backend() == "cpu":
         return _between_zeros(x, kernel, padding, spread)
+    (h, w, features_in, features), taps = kernel.shape, kernel.shape[0] * kernel.shape[1] if taps is None else taps
+    if jax.default_backend() == "cpu" and (stride, spread) == (1, 1) and h * w * features < features_in:
+        return _few_features(x, kernel, padding)
     if jax.default_backend() != "cpu" or x.shape[0] > FEW_IMAGES:
         return jax.lax.conv_general_dilated(
             x, kernel, (stride,) * 2, padding, lhs_dilation=(spread,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=EXACT
         )
-    (h, w, features_in, features), taps = kernel.shape, kernel.shape[0] * kernel.shape[1] if taps is None else taps
     x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, spread - 1) for p in padding), (0, 0, 0)])
     rows, columns = ((n - m) // stride + 1 for n, m in zip(x.shape[1:3], (h, w), strict=True))
     ends = stride * (rows - 1) + 1, stride * (columns - 1) + 1
@@ -149,6 +152,21 @@ def convolution(
 def add_bias(x: Float[Array, "... E"], bias: Float[Array, "..."]) -> Float[Array, "... E"]:
     """x + bias at every position, in the dtype of x; the bias is [E], or [B, E] for x [..., B, E]."""
     return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
+
+
+def _few_features(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], padding: Sequence) -> Float[Array, "B R C E"]:
+    """`convolution` where h w E < D: x is multiplied once with all taps; the products, which have fewer features, are shifted and added.
+
+    XLA's CPU backend reads x once for every tap instead, and copies x into another order for the kernel's gradient.
+    """
+    h, w, features_in, features = kernel.shape
+    products = dot(x, kernel.transpose(2, 0, 1, 3).reshape(features_in, -1), jnp.float32)
+    products = jax.lax.optimization_barrier(products)  # else XLA computes them again for every tap
+    y = jnp.zeros(())
+    for tap, part in enumerate(jnp.split(products, h * w, axis=-1)):
+        around = [(low - at, high + at - (n - 1), 0) for at, (low, high), n in zip(divmod(tap, w), padding, (h, w), strict=True)]
+        y = y + jax.lax.pad(part, jnp.float32(0), [(0, 0, 0), *around, (0, 0, 0)])
+    return y.astype(x.dtype)
 
 
 def _between_zeros(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], padding: Sequence, spread: int) -> Float[Array, "B R C E"]:
@@ -172,6 +190,17 @@ def _between_zeros(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], 
     parts = jnp.stack([jnp.stack([part(p, q) for q in range(spread)], axis=3) for p in range(spread)], axis=2)
     batch, rows, _, columns, _, features = parts.shape  # [B, rows, p, columns, q, E]
     return parts.reshape(batch, rows * spread, columns * spread, features)[:, : size[0], : size[1]]
+
+
+class Conv(nnx.Conv):
+    """Flax's convolution of images with an odd kernel k x k, H x W stay: the same parameters and first values, by `convolution`."""
+
+    def __init__(self, features_in: int, features_out: int, kernel: int, rngs: nnx.Rngs):
+        super().__init__(features_in, features_out, (kernel, kernel), rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W E"]:
+        """y, in the dtype of x."""
+        return add_bias(convolution(x, self.kernel[...], ((self.kernel_size[0] // 2,) * 2,) * 2), self.bias[...])
 
 
 class ConvTranspose(nnx.ConvTranspose):

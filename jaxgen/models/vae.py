@@ -30,7 +30,7 @@ from jaxgen.checks import check_count, check_image_config, check_images, check_k
 from jaxgen.data.features import OfImages, given_to
 from jaxgen.distributions import bits_per_dim, gaussian_kl, gaussian_log_prob, gaussian_sample, pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import EXACT, ConvTranspose, embed, scale_pixels
+from jaxgen.layers.convolutions import EXACT, Conv, ConvTranspose, embed, scale_pixels
 
 LogDensity = Callable[[Float[Array, "B Z"]], Float[Array, " B"]]
 
@@ -107,7 +107,7 @@ class ConvDecoder(nnx.Module):
         self.project = nnx.Linear(inputs, prod(self.start), precision=EXACT, rngs=rngs)
         self.up1 = ConvTranspose(quarter, half, 4, 2, rngs)
         self.up2 = ConvTranspose(half, half, 4, 2, rngs)
-        self.out = nnx.Conv(half, outputs, (3, 3), precision=EXACT, rngs=rngs)
+        self.out = Conv(half, outputs, 3, rngs)
 
     def __call__(self, z: Float[Array, "B I"]) -> Float[Array, "B H W D"]:
         x = nnx.silu(self.project(z)).reshape(-1, *self.start)
