@@ -2,8 +2,7 @@
 
     python -m experiments.layer_speed            # one core: about three minutes; --cores 2 for two, --only conv for some of them
 
-A layer whose gradient falls to a few percent of the peak is a cliff: XLA computes it by a loop over indices, where the same sum can be
-written as products. FLOPs are those of the traced program's products, forward; backward has twice as many (for the parameters and for the
+A layer whose gradient takes only a few percent of the peak is computed by a loop over indices where products would do. FLOPs are those of the traced program's products, forward; backward has twice as many (for the parameters and for the
 input). Results: experiments/results/layer_speed.md
 """
 
@@ -22,8 +21,8 @@ from jaxgen.layers.convolutions import EXACT
 from jaxgen.models import diagonal_bilstm, language_model, row_lstm
 
 SIZE, WIDTH, BATCH = 16, 64, 64
-CLIFF = 0.1
-"""Share of the peak below which a layer is named."""
+SLOW = 0.1
+"""Share of the peak below which a layer is marked."""
 
 
 def layers() -> dict[str, tuple[Any, Callable, tuple[int, ...]]]:
@@ -105,7 +104,7 @@ def main() -> None:
     for name, (layer, apply, shape) in layers().items():
         if options.only.lower() in name.lower():
             flops, forward, backward = measure(layer, apply, shape, options.repetitions)
-            mark = " **below**" if min(forward, backward) < CLIFF else ""
+            mark = f", below {SLOW:.0%}" if min(forward, backward) < SLOW else ""
             print(f"| {name} | {flops:.2f} | {forward:.0%} | {backward:.0%}{mark} |", flush=True)
 
 

@@ -164,7 +164,8 @@ def test_training_and_commands_name_no_model():
 
 @pytest.mark.parametrize("script", sorted((ROOT / "experiments").glob("*.py")), ids=lambda path: path.name)
 def test_experiments_import_only_the_public_surface(script):
-    assert dependencies(script) <= {"cli", "models", "data", "training", "experiment", "evaluation"}, script
+    measures = {"benchmark", "layers"} if script.name == "layer_speed.py" else set()  # the one script that times layers, not models
+    assert dependencies(script) <= {"cli", "models", "data", "training", "experiment", "evaluation"} | measures, script
 
 
 def test_nothing_is_longer_than_400_lines():
