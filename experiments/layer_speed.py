@@ -2,8 +2,9 @@
 
     python -m experiments.layer_speed            # one core: about three minutes; --cores 2 for two, --only conv for some of them
 
-A layer whose gradient takes only a few percent of the peak is computed by a loop over indices where products would do. FLOPs are those of the traced program's products, forward; backward has twice as many (for the parameters and for the
-input). Results: experiments/results/layer_speed.md
+A layer whose gradient takes only a few percent of the peak is computed by a loop over indices where products would do. FLOPs are those
+of the products in the traced program of the forward pass; the backward pass has twice as many, for the parameters and for the input.
+Results: experiments/results/layer_speed.md
 """
 
 import argparse
