@@ -49,7 +49,7 @@ SYNONYMS = {
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """Which of `names` was meant by the unknown `name`: the same last part elsewhere, a synonym, or a similar spelling; None if none is.
 
-    Of several the one in the same place (the same words before the last dot) goes first. Names are compared by their last parts: in
+    Of several the one in the most similar place (the words before the last dot) goes first. Names are compared by their last parts: in
     `optimizer.lr` and `optimizer.b2` most letters are equal, and they have nothing to do with each other.
     """
     names = list(names)
@@ -59,7 +59,7 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     found = found or [other for other in names if last in SYNONYMS.get(other, ()) or last in SYNONYMS.get(_last(other), ())]
     found = found or [other for other in names if _last(other) in close]
     found = found or ([] if place else difflib.get_close_matches(name, names, n=1))
-    return min(found, key=lambda other: other.rpartition(".")[0] != place, default=None)
+    return max(found, key=lambda other: difflib.SequenceMatcher(None, place, other.rpartition(".")[0]).ratio(), default=None)
 
 
 def _last(name: str) -> str:

@@ -16,6 +16,7 @@ MEANT = {
     "optimizer.beta1": "optimizer.b1", "model.channels": "model.width", "logdir": "workdir", "data.nmae": "data.name",
     "optimizer.nmae": "optimizer.name",
     "laptp": "laptop", "restrat": "restart", "dry_run": "dry-run", "debg": "debug", "train_steps": "train.steps", "optimizer.zz": None,
+    "optimiser.name": "optimizer.name", "dat.name": "data.name",
 }  # fmt: skip
 """An option that is not there, and the one that is meant."""
 
