@@ -19,6 +19,7 @@ concentrated on the integers can be arbitrarily large. The randomness of image i
 masked, and the sums are float64 on the host, so the result depends neither on the batch size nor on the number of devices.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -34,11 +35,13 @@ from jaxgen import sharding
 from jaxgen.data.features import given_to
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError, DataError, NonFiniteError, did_you_mean
-from jaxgen.metrics import METRICS, OF_SAMPLES, headline
+from jaxgen.frechet import frechet_distance, frechet_floor
+from jaxgen.metrics import FLOORS, METRICS, OF_SAMPLES, headline
 from jaxgen.rulers import RULERS, GaussianModel, HistogramModel, UniformModel, best_ridge, split
 
 __all__ = ["GaussianModel", "UniformModel", "bits_per_dim", "evaluate", "frechet_distance", "headline", "mode_coverage", "rulers"]
 
+_KNOWN: deque = deque(maxlen=4)  # (source, other source, floor) of the pairs of splits that `with_floor` was asked for last
 DRAWS = {"elbo": "elbo_samples", "importance": "importance_samples", "density": "dequantisation_samples"}
 
 
@@ -91,7 +94,7 @@ def metrics_of(model, dataset, bound: str = "elbo") -> tuple[str, ...]:
     pixels = feature.discrete and hasattr(feature, "levels")
     if not hasattr(model, "sample") or feature.discrete and not pixels:
         return likelihood
-    modes = OF_SAMPLES[2:] if {"centres", "scale"} == set(dataset.facts) else ()
+    modes = OF_SAMPLES[2:5] if {"centres", "scale"} == set(dataset.facts) else ()
     return *likelihood, "frechet_pixels" if pixels else "frechet_points", *modes
 
 
@@ -340,6 +343,26 @@ def sample_metrics(model, dataset, key: PRNGKeyArray, batch_size: int = 64, mesh
     return result | (mode_coverage(fake, **dataset.facts) if {"centres", "scale"} == set(dataset.facts) else {})
 
 
+def with_floor(result: dict[str, float | int], model, dataset, more) -> dict[str, float | int]:
+    """The result, and beside a Frechet distance its floor: that of two sets of real examples, each as large as the set (`frechet_floor`).
+
+    dataset: the set that was evaluated; more: another split, which gives as many examples again. If it is smaller, the halves are smaller
+    too, and "n_floor" is less than "n_real". The floor does not depend on the model and is computed once for a pair of splits.
+    """
+    name = next((name for name in FLOORS if np.isfinite(result.get(name, np.nan))), None)
+    if name is None:
+        return result
+    floor = next((floor for one, other, floor in _KNOWN if one is dataset.source and other is more.source), None)
+    if floor is None:
+        (column, feature), n = _modelled(model, dataset), len(dataset)
+        rows = np.random.default_rng(0).permutation(len(more))[:n]
+        real = np.concatenate([dataset.source.read(np.arange(n))[column], more.source.read(rows)[column]])
+        half = min(n, len(real) // 2)
+        floor = {FLOORS[name]: frechet_floor(_numbers(real, feature), half), "n_floor": half} if half > 1 else {}
+        _KNOWN.append((dataset.source, more.source, floor))
+    return result | floor
+
+
 def _numbers(x: np.ndarray, feature) -> np.ndarray:
     """Pixels scaled to [0, 1], or points as they are: float64 [B, D]."""
     return x.reshape(len(x), -1).astype(np.float64) / (feature.levels - 1 if feature.discrete else 1)
@@ -356,21 +379,6 @@ def _compiled_draw(out: NamedSharding | None):
         return jax.vmap(one)(index, given)
 
     return jax.jit(draw, out_shardings=out)
-
-
-def frechet_distance(a: Num[np.ndarray, "N D"], b: Num[np.ndarray, "M D"]) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2) between the Gaussians of two sets of feature vectors, in float64.
-
-    Raises DataError for a set of one vector, which has no covariance.
-    """
-    if min(len(a), len(b)) < 2:
-        raise DataError("frechet_distance", "at least 2 examples in each set, for its covariance", f"{len(a)} and {len(b)}")
-    (m1, c1), (m2, c2) = ((x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))) for x in (a.astype(np.float64), b.astype(np.float64)))
-    values, vectors = np.linalg.eigh(c1)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    # C1^1/2 C2 C1^1/2 is symmetric, so `eigvalsh` gives real eigenvalues; a root of C1 C2 could be complex by rounding.
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ c2 @ root), 0)).sum()
-    return max(float(((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * cross), 0.0)  # rounding can make 0 negative
 
 
 def mode_coverage(points: Num[np.ndarray, "N d"], centres: Num[np.ndarray, "K d"], scale: float) -> dict[str, float | int]:

@@ -25,6 +25,7 @@ from jaxgen.data.augment import augmented
 from jaxgen.drawing import complete_images, completes, draw_for, has, modelled, small_shape, write_grid
 from jaxgen.drawing import draw as draw  # for scripts, which import it from this file
 from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.metrics import FLOORS
 from jaxgen.models import MODELS, build, count_parameters
 from jaxgen.runs import checkpoint, directory, report
 from jaxgen.runs.report import ReportConfig
@@ -113,7 +114,7 @@ def train(
             state = _first_state(experiment, optimizer, mesh, batch, _trained_parts(experiment))
         with report.Reporter(experiment.workdir, resumed, writer=jax.process_index() == 0) as reporter, training.Interruption() as stop:
             say(_beginning(experiment, resumed))
-            run = _Run(experiment, checkpoints, reporter, validation_set, mesh)
+            run = _Run(experiment, checkpoints, reporter, validation_set, mesh, training_set)
             batches = training_set.batches(resumed, options.batch_size, options.seed)
             if experiment.data.augment:
                 process = (jax.process_index(), jax.process_count())
@@ -196,7 +197,7 @@ def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, se
         say(f"fitting in closed form in {experiment.workdir}")
         model = type(model).fit(sets[0], experiment.model, jax.random.key(experiment.train.seed))
         state = dataclasses.replace(training.init_state(model, optax.identity(), mesh), step=jnp.int32(1))
-        run = _Run(experiment, checkpoints, reporter, sets[1], mesh)
+        run = _Run(experiment, checkpoints, reporter, sets[1], mesh, sets[0])
         run.validate_and_save(1, state)
         run.save(1, state, last=True)  # raises if the save in validate_and_save failed and fails again
     return 0
@@ -241,6 +242,7 @@ class _Run:
     reporter: report.Reporter
     validation_set: Dataset
     mesh: jax.sharding.Mesh
+    training_set: Dataset | None = None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """A row of metrics every log_every steps, and a line of progress every few seconds."""
@@ -257,6 +259,7 @@ class _Run:
         key = jax.random.key(options.seed)
         wanted = self.experiment.report.metrics
         metrics = evaluation.evaluate(model, self.validation_set, batch_size=options.batch_size, key=key, mesh=self.mesh, metrics=wanted)
+        metrics = evaluation.with_floor(metrics, model, self.validation_set, self.training_set)
         name, value = evaluation.headline(metrics)
         say(f"step {step}  validation {name} {scores.not_computed(name, metrics) or f'{value:.4f}'}")
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and np.isfinite(value)}
@@ -385,6 +388,9 @@ def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size
     mesh = split_mesh(experiment.train) or sharding.make_mesh()
     wanted = experiment.report.metrics
     result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=mesh, metrics=wanted)
+    if set(FLOORS) & set(result):
+        more = load_data(experiment, "test" if dataset.split == "train" else "train")
+        result = evaluation.with_floor(result, model, dataset, more)
     ruled, fitted = {}, 0
     small = np.prod(dataset.image_shape) <= RULER_DIMENSIONS
     if experiment.report.rulers and small and evaluation.headline(result)[0].startswith("bits_per_dim") and "image" in dataset.features:

@@ -35,10 +35,17 @@ METRICS = {
     "modes_covered": Metric("modes", "higher", "modes covered", chooses=False),
     "high_quality_fraction": Metric("fraction of points", "higher", "points close to a mode", chooses=False),
     "smallest_mode_share": Metric("fraction of points", "higher", "share of the smallest mode", chooses=False),
+    "frechet_pixels_floor": Metric("Frechet distance of pixels, real against real", "lower", "Frechet distance of pixels", chooses=False),
+    "frechet_points_floor": Metric("Frechet distance of points, real against real", "lower", "Frechet distance of points", chooses=False),
 }
 """Ordered: the headline of an evaluation is the first of these that its result has."""
-OF_SAMPLES = ("frechet_pixels", "frechet_points", "modes_covered", "high_quality_fraction", "smallest_mode_share")
+OF_SAMPLES = (
+    "frechet_pixels", "frechet_points", "modes_covered", "high_quality_fraction", "smallest_mode_share",
+    "frechet_pixels_floor", "frechet_points_floor",
+)  # fmt: skip
 """Metrics that compare samples with a data set; as many samples are drawn as the set has examples."""
+FLOORS = {name: f"{name}_floor" for name in ("frechet_pixels", "frechet_points")}
+"""What stands beside a distance of samples: the same distance of real examples."""
 
 
 def headline(result: Mapping[str, object]) -> tuple[str, float]:

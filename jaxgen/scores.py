@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxgen.metrics import METRICS, headline
+from jaxgen.metrics import FLOORS, METRICS, headline
 from jaxgen.rulers import RULERS
 
 
@@ -23,7 +23,9 @@ def lines(
         chosen = "".join(f", {name} {of_ruler[name]:.3g}" for name in ("smoothing", "ridge") if name in of_ruler)
         label = f"  {ruler.replace('_', ' ')} ruler"
         yield _line(label, headline(of_ruler)[1] if of_ruler else math.nan, of_ruler, noun, few) + chosen
-    for other in sorted(set(result) - {"nats", "n", "standard_error", name}):
+    for floor in sorted(set(FLOORS.values()) & set(result)):
+        yield _line("  real against real", result[floor], {"n": result["n_floor"]}, noun)
+    for other in sorted(set(result) - {"nats", "n", "standard_error", "n_floor", name, *FLOORS.values()}):
         if math.isfinite(result[other]) or not_computed(other, result):  # the standard error of a single example is not
             yield f"{'  ' + other:<27} {not_computed(other, result) or result[other]}"
 

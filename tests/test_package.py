@@ -43,11 +43,12 @@ MAY_IMPORT = {
     "trained": {"config", "errors", "models", "runs", "sharding"},
     "stages": {"config", "errors", "models", "runs", "trained", "training"},
     "rulers": {"errors"},
-    "evaluation": {"data", "errors", "metrics", "rulers", "sharding", "distributions"},
+    "frechet": {"errors"},
+    "evaluation": {"data", "errors", "frechet", "metrics", "rulers", "sharding", "distributions"},
     "drawing": {"errors", "data", "runs", "sharding"},
     "benchmark": {"commands", "autoregressive", "errors", "config", "data", "layers", "models", "runs", "sampling", "sharding", "training"},
     "scores": {"metrics", "rulers"},
-    "experiment": {"benchmark", "config", "data", "drawing", "errors", "evaluation", "models", "runs", "scores", "sharding"}
+    "experiment": {"benchmark", "config", "data", "drawing", "errors", "evaluation", "metrics", "models", "runs", "scores", "sharding"}
     | {"stages", "trained", "training"},
     "notebook": {"data", "errors", "experiment", "runs", "trained", "training"},
     "cli": {"benchmark", "commands", "checks", "config", "data", "drawing"}
