@@ -26,7 +26,7 @@ from jaxgen.commands import Bench, Complete, Evaluate, Sample, Show, Upscale, gu
 from jaxgen.data import DataConfig
 from jaxgen.drawing import complete_images, completes, draw, draw_for, given, has, modelled, small_shape, upscale_images, write_grid
 from jaxgen.errors import ConfigError, did_you_mean
-from jaxgen.experiment import Experiment, dry_run, finish, load_data, print_evaluation, read_data, split_mesh, train
+from jaxgen.experiment import Experiment, dry_run, finish, load_data, print_evaluation, read_data, train
 from jaxgen.models import MODELS, count_parameters
 from jaxgen.runs import checkpoint, figures, report
 from jaxgen.training import OptimizerConfig
@@ -219,7 +219,7 @@ def _open(options, models: Sequence[type]):
     if (name := saved.get("data", {}).get("class", "DataConfig")) not in [cls.__name__ for cls in known]:
         raise ConfigError("data", "the class of the library", name, "the script that trained it: python my_model.py COMMAND RUN")
     experiment = config.from_json(known, saved)
-    return experiment, trained.load(options.run, step=options.step, models=models, mesh=split_mesh(experiment.train))
+    return experiment, trained.load(options.run, step=options.step, models=models, mesh=sharding.split_mesh(experiment.train.fsdp))
 
 
 def evaluate(options: Evaluate, models: Sequence[type] = ()) -> int:

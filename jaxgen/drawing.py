@@ -101,6 +101,11 @@ def modelled(model):
     return features.modelled(model.config)
 
 
+def noun(model_config) -> str:
+    """How an example of what a model models is called."""
+    return features.modelled(model_config).noun
+
+
 def write_grid(path, samples: np.ndarray, model, mask: np.ndarray | None = None) -> None:
     """Write a file of samples: a PNG grid of images, plotted points, or lines of text. Only process 0 writes; ConfigError if it cannot."""
     feature = modelled(model)

@@ -22,7 +22,7 @@ from jaxgen import benchmark, config, evaluation, scores, sharding, trained, tra
 from jaxgen import stages as staging
 from jaxgen.data import DataConfig, Dataset
 from jaxgen.data.augment import augmented
-from jaxgen.drawing import complete_images, completes, draw_for, has, modelled, small_shape, write_grid
+from jaxgen.drawing import complete_images, completes, draw_for, has, modelled, noun, small_shape, write_grid
 from jaxgen.drawing import draw as draw  # for scripts, which import it from this file
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.metrics import FLOORS
@@ -181,7 +181,7 @@ def _train_stages(experiment: Experiment, sets: tuple[Dataset, Dataset]) -> int:
 def _trained_parts(experiment: Experiment) -> dict[str, Any]:
     """{name: model} of the stages, with the averaged weights of their runs; split over the devices if the whole will be (fsdp > 1)."""
     runs = {name: stage.start_from or experiment.of_stage(name).workdir for name, stage in experiment.stages.items()}
-    mesh = split_mesh(experiment.train)
+    mesh = sharding.split_mesh(experiment.train.fsdp)
     return {name: trained.load(run, models=staging.classes(getattr(experiment.model, name)), mesh=mesh) for name, run in runs.items()}
 
 
@@ -355,7 +355,7 @@ def finish(experiment: Experiment) -> None:
     """
     folder, test = epath.Path(experiment.workdir), load_data(experiment, "test")
     split = experiment.train.fsdp > 1  # then the model stays split over the devices
-    model = trained.load(experiment.workdir, models=staging.classes(experiment.model), mesh=split_mesh(experiment.train))
+    model = trained.load(experiment.workdir, models=staging.classes(experiment.model), mesh=sharding.split_mesh(experiment.train.fsdp))
     say(f"\nreport of {experiment.workdir}")
     print_evaluation(experiment, model, test, experiment.train.batch_size)
     saved = checkpoint.list_metrics(experiment.workdir)
@@ -377,20 +377,14 @@ def finish(experiment: Experiment) -> None:
     return sharding.wait_for_all("report")
 
 
-def split_mesh(options: TrainConfig):
-    """The mesh over which a run with fsdp > 1 splits its model, if their number is a multiple of fsdp; None otherwise."""
-    return sharding.make_mesh(options.fsdp) if options.fsdp > 1 and jax.device_count() % options.fsdp == 0 else None
-
-
 def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size: int, samples: int = 1, bound: str = "elbo") -> None:
     """Prints the headline with its standard error, computed on all devices. For bits/dim of images up to RULER_DIMENSIONS values also
     those of the rulers, by the same evaluator, unless report.rulers is off."""
-    mesh = split_mesh(experiment.train) or sharding.make_mesh()
+    mesh = sharding.split_mesh(experiment.train.fsdp) or sharding.make_mesh()
     wanted = experiment.report.metrics
     result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=mesh, metrics=wanted)
     if set(FLOORS) & set(result):
-        more = load_data(experiment, "test" if dataset.split == "train" else "train")
-        result = evaluation.with_floor(result, model, dataset, more)
+        result = evaluation.with_floor(result, model, dataset, load_data(experiment, "test" if dataset.split == "train" else "train"))
     ruled, fitted = {}, 0
     small = np.prod(dataset.image_shape) <= RULER_DIMENSIONS
     if experiment.report.rulers and small and evaluation.headline(result)[0].startswith("bits_per_dim") and "image" in dataset.features:
@@ -399,8 +393,3 @@ def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size
     for line in scores.lines(dataset.split, result, noun(model.config), small_shape(model), ruled, fitted):
         say(line)
     warn(scores.ruined(result, modelled(model)))
-
-
-def noun(model_config) -> str:
-    """The word for one example of the modelled feature, such as "image"."""
-    return model_config.features[model_config.modelled].noun

@@ -173,6 +173,11 @@ def first_process_says(answer: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(answer)))
 
 
+def split_mesh(fsdp: int) -> Mesh | None:
+    """The mesh over which a run with fsdp > 1 splits its model, where the devices of this machine allow it; None for all others."""
+    return make_mesh(fsdp) if fsdp > 1 and jax.device_count() % fsdp == 0 else None
+
+
 def on_first_process(work: Callable[[], None]) -> None:
     """Run `work` on process 0 while the others wait; every process must call it.
 
