@@ -31,6 +31,8 @@ def to_json(config: Any) -> dict[str, Any]:
 def from_json(classes: type | Iterable[type], data: Any) -> Any:
     """The dataclass that `to_json` wrote, one of `classes`; fields that the file lacks keep their defaults.
 
+    A class whose attribute EARLIER names a field has another value for files that were written before the field existed.
+
     Raises ConfigError for an unknown class or field (with the nearest known one), a missing field and a wrong type.
     """
     given = (classes,) if isinstance(classes, type) else tuple(classes)
@@ -154,6 +156,7 @@ def _from_dict(data: Any, allowed: tuple[type, ...], name: str, known: Classes) 
     for field in dataclasses.fields(cls):
         if field.name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{name}.{field.name}", type_name(hints[field.name]), "nothing: the field is missing")
+    data = getattr(cls, "EARLIER", {}) | data
     return cls(**{key: _convert(value, hints[key], f"{name}.{key}", known) for key, value in data.items() if key != "class"})
 
 

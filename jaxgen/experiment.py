@@ -80,6 +80,8 @@ def train(
         if restart:
             raise ConfigError("--from-step", "either --from-step or --restart", "both")
         checkpoint.check_step(experiment.workdir, from_step, "--from-step")
+    if not restart and (saved := checkpoint.begun_config(experiment.workdir)):
+        experiment = dataclasses.replace(experiment, data=experiment.data.as_begun(saved.get("data") or {}))
     options = experiment.train
     if experiment.stages and closed_form(jax.eval_shape(lambda: build(experiment.model))):
         raise ConfigError("stages", "none: the model is fitted in closed form, from the data alone", ", ".join(experiment.stages))

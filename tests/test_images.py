@@ -27,11 +27,11 @@ def test_one_file_is_split_into_three_without_loss(tmp_path: Path) -> None:
     assert set(parts["train"].labels.tolist()) == {0, 1, 2}  # sorted by class in the file, but split after a shuffle
 
 
-def test_train_and_test_files_hold_out_the_end_of_train(tmp_path: Path) -> None:
+def test_train_and_test_files_of_earlier_runs_hold_out_the_end_of_train(tmp_path: Path) -> None:
     train, test = pixels(57, seed=1), pixels(8, seed=2)
     np.savez_compressed(tmp_path / "train.npz", image=train, label=np.arange(57) % 4)
     np.savez(tmp_path / "test.npz", image=test, label=np.zeros(8, np.uint8))
-    loaded = {split: data.load(f"{tmp_path}/", split) for split in images.SPLITS}
+    loaded = {split: data.load(f"{tmp_path}/", split, splits=1) for split in images.SPLITS}
     np.testing.assert_array_equal(loaded["train"].images, train[:52])
     np.testing.assert_array_equal(loaded["validation"].images, train[52:])
     np.testing.assert_array_equal(loaded["validation"].labels, np.arange(52, 57) % 4)
@@ -225,7 +225,7 @@ def test_pictures_come_back_exactly(tmp_path: Path, shape: tuple, suffix: str) -
     save_pictures(tmp_path, image, suffix)
     (tmp_path / "README.txt").write_text("not a picture")
     (tmp_path / "._000.png").write_text("not a picture either")
-    loaded = [data.load(str(tmp_path), split) for split in images.SPLITS]
+    loaded = [data.load(str(tmp_path), split, splits=1) for split in images.SPLITS]
     assert [len(part) for part in loaded] == [24, 3, 3]
     assert sorted(x.tobytes() for part in loaded for x in part.images) == sorted(x.tobytes() for x in image)
     assert loaded[0].labels is None

@@ -5,16 +5,25 @@ wanted and what came. Nothing is rounded or clipped.
 
 Splits
   digits                a fixed permutation of the 1797 images: 1293 train, 144 validation, 360 test.
-  one file or folder    a fixed permutation: the last 10 % test, the 10 % before them validation, the rest train.
-  train / test parts    as given; without a validation part, the last 10 % of train (at most 10,000) are held out for it.
+  one file              a fixed permutation: the last 10 % test, the 10 % before them validation, the rest train.
+  a folder of pictures  by a hash of each file's name: about 10 % test, 10 % validation, the rest train; one more picture moves no other,
+                        except in a folder so small that a split would be empty.
+  train / test parts    as given, named train or training, test or testing, validation, valid or val in any case of letters; without a
+                        validation part, 10 % of train (at most 10,000) are held out for it, by the same hash or by a fixed permutation.
+
+This is rule 2 of `DataConfig.splits`. Runs made before it have rule 1: folders of pictures are split as one file is, names of parts are
+written as train, test, validation, valid or val, and the last 10 % of train in their order are held out.
 """
 
+import hashlib
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int, Int32, UInt
+from jaxtyping import Float32, Float64, Int, Int32, UInt
 
 from jaxgen.data.archives import PACKED, Raw, listed, read_arrays
 from jaxgen.data.arrays import ArraySource
@@ -25,9 +34,11 @@ from jaxgen.data.pictures import read_pictures
 from jaxgen.errors import ConfigError, DataError
 
 SPLITS = ("train", "validation", "test")
-PART_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+PART_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val"), "test": ("test", "testing")}
 MAX_CHANNELS = 4  # more is a channel-first array, [N, C, H, W], far more often than a picture
 SPLIT_SEED = 1
+RULE = 2
+"""The rule of splits for new runs; see above."""
 
 
 def permutation(n: int, seed: int, epoch: int) -> Int[np.ndarray, " n"]:
@@ -152,27 +163,34 @@ def digits(split: str, levels: int | None) -> ArraySource:
     return source.select(rows[split])
 
 
-def read_path(path: Path, split: str, levels: int | None, **conversion: Any) -> ArraySource:
+def read_path(path: Path, split: str, levels: int | None, rule: int = RULE, **conversion: Any) -> ArraySource:
     """One split of an `.npz` file, of a folder with train/validation/test parts, or of a folder of pictures.
 
-    conversion: the other fields of `Reading`, for pictures.
+    rule: of splits. conversion: the other fields of `Reading`, for pictures.
     """
     how = Reading(levels, **conversion)
-    parts = _parts(path) if path.is_dir() else {}
+    parts = _parts(path, rule) if path.is_dir() else {}
     if not parts:
         raw = _read(path, how)
         source = array_source(raw.images, raw.labels, raw.origin, how.levels or raw.levels, raw.vectors)
-        return source.select(fraction(len(source), split, path))
+        hashed = rule > 1 and raw.files
+        return source.select(by_name(raw.files, path)[split] if hashed else fraction(len(source), split, path))
     if "train" not in parts:
         raise DataError(str(path), wanted="a train part (train.npz or train/)", got=", ".join(part.name for part in parts.values()))
-    return _part(parts, split, how, path)
+    return _part(parts, split, how, path, rule)
 
 
-def _parts(path: Path) -> dict[str, Path]:
-    """The files or folders train, validation (valid, val) and test in `path`, those that exist."""
-    found = {}
+def _parts(path: Path, rule: int) -> dict[str, Path]:
+    """The files or folders train, validation and test in `path`, those that exist, by any name of PART_NAMES."""
+    found, entries = {}, sorted(path.iterdir())
     for split, names in PART_NAMES.items():
-        candidates = [path / (name + suffix) for name in names for suffix in (".npz", "") if (path / (name + suffix)).exists()]
+        if rule == 1:
+            known = [name + suffix for name in names if not name.endswith("ing") for suffix in (".npz", "")]
+            candidates = [item for item in entries if item.name in known]
+        else:
+            known = [name + suffix for name in names for suffix in (".npz", "")]
+            candidates = [item for item in entries if item.name.lower() in known and (item.is_dir() or item.suffix)]
+        candidates.sort(key=lambda item: known.index(item.name.lower()))
         if len(candidates) > 1:
             raise DataError(str(path), wanted=f"one {split} part", got=" and ".join(part.name for part in candidates))
         if candidates:
@@ -180,13 +198,13 @@ def _parts(path: Path) -> dict[str, Path]:
     return found
 
 
-def _part(parts: dict[str, Path], split: str, how: Reading, path: Path) -> ArraySource:
+def _part(parts: dict[str, Path], split: str, how: Reading, path: Path, rule: int) -> ArraySource:
     """`split` of a set given in parts; train decides levels, classes and the shape for the others."""
     raw = _read(parts["train"], how)
     train = array_source(raw.images, raw.labels, raw.origin, how.levels or raw.levels, raw.vectors)
     if "validation" not in parts and split != "test":
-        cut = len(train) - held_out(len(train))
-        return _not_empty(train.select(slice(cut) if split == "train" else slice(cut, None)), split, path)
+        kept, held = _without(len(train), raw.files, rule)
+        return _not_empty(train.select(kept if split == "train" else held), split, path)
     if split == "train":
         return train
     if split not in parts:
@@ -225,6 +243,37 @@ def fraction(n: int, split: str, path: Path) -> Int[np.ndarray, " M"]:
     return rows[split]
 
 
+def by_name(files: Sequence[str], path: Path) -> dict[str, Int[np.ndarray, " M"]]:
+    """{split: rows, ascending} of pictures with these names: u < 0.1 is test, u < 0.2 validation, the rest train (`_places`).
+
+    Where no picture has such a u, the one with the smallest u that is left is taken. Raises DataError for fewer than 3 pictures.
+    """
+    if len(files) < 3:
+        raise DataError(str(path), "at least 3 images, to split them into train, validation and test", len(files))
+    u = _places(files)
+    order, first = np.argsort(u, kind="stable"), min(max(1, int((u < 0.1).sum())), len(files) - 2)
+    second = min(max(first + 1, int((u < 0.2).sum())), len(files) - 1)
+    return {"test": np.sort(order[:first]), "validation": np.sort(order[first:second]), "train": np.sort(order[second:])}
+
+
+def _without(n: int, files: Sequence[str], rule: int) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " M"]]:
+    """The rows of a train part that are trained on, and those held out for validation, both ascending."""
+    if rule == 1:
+        order, count = np.arange(n)[::-1], held_out(n)
+    elif files:
+        u = _places(files)
+        order, count = np.argsort(u, kind="stable"), min(max(1, int((u < 0.1).sum())), 10_000)
+    else:
+        order, count = permutation(n, SPLIT_SEED, 0), held_out(n)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def _places(files: Sequence[str]) -> Float64[np.ndarray, " N"]:
+    """For each name a number u in [0, 1) that depends on this name alone: the first 8 bytes of its sha256, over 2**64."""
+    digests = (hashlib.sha256(unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")).digest() for name in files)
+    return np.array([int.from_bytes(digest[:8]) / 2**64 for digest in digests])
+
+
 def _not_empty(source: ArraySource, split: str, path: Path) -> ArraySource:
     if not len(source):
         raise DataError(str(path), wanted=f"enough images for a {split} split", got="1 in all", hint="one is held out for validation")
@@ -246,7 +295,8 @@ def _text(index: tuple[int, ...]) -> str:
 def _load(place: str | Path, split: str, config: Any) -> ArraySource:
     if place == "digits":
         return digits(split, config.levels)
-    return read_path(place, split, config.levels, size=config.size, mode=config.mode, background=config.background, cache=config.cache)
+    conversion = {name: getattr(config, name) for name in ("size", "mode", "background", "cache")}
+    return read_path(place, split, config.levels, config.splits, **conversion)
 
 
 KIND = Kind(

@@ -3,7 +3,8 @@
 A new kind of data needs one module with its `KIND` (kind.py) and one line of the table.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from jaxgen.data import images, points, text, tfds
 from jaxgen.data.augment import AUGMENTATIONS
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.decoding import Reading
-from jaxgen.data.images import check_split
+from jaxgen.data.images import RULE, check_split
 from jaxgen.data.kind import Kind, UnknownName
 from jaxgen.errors import ConfigError, DataError, did_you_mean
 
@@ -41,6 +42,8 @@ class DataConfig:
     size: tuple[int, ...] = ()
     mode: Literal["L", "RGB"] | None = None  # make every picture grey (L) or colour (RGB) of 8 bits
     background: str = "white"  # the colour behind what is transparent, with mode: a name or #rrggbb
+    splits: int = RULE  # the rule by which your own files are split; 1 is that of runs made before there was another
+    EARLIER = {"splits": 1}  # not a field: what a saved configuration without the field meant
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -49,6 +52,8 @@ class DataConfig:
             raise ConfigError("data.levels", wanted="2 to 65536", got=self.levels)
         if unknown := set(self.augment) - set(AUGMENTATIONS):
             raise ConfigError("data.augment", wanted=f"some of {', '.join(AUGMENTATIONS)}", got=min(unknown))
+        if self.splits not in (1, RULE):
+            raise ConfigError("data.splits", wanted=f"1 or {RULE}", got=self.splits)
         Reading(self.levels, self.size, self.mode, self.background).check()
 
     def load(self, split: str) -> Dataset:
@@ -60,10 +65,14 @@ class DataConfig:
         own = type(self).load is not DataConfig.load  # a subclass with its own `load`, which knows no cache
         return self.load(split) if own else load(**self._arguments, split=split, cache=folder)
 
+    def as_begun(self, saved: Mapping[str, Any]) -> "DataConfig":
+        """This configuration with the rule of splits of a run that has begun, from its saved configuration (JSON) of the data."""
+        return replace(self, splits=saved.get("splits", self.EARLIER["splits"]))
+
     @property
     def _arguments(self) -> dict[str, Any]:
         """The arguments of `load`: all fields that say how data are read."""
-        return {name: getattr(self, name) for name in ("name", "levels", "data_dir", "manual_dir", "size", "mode", "background")}
+        return {name: getattr(self, name) for name in ("name", "levels", "data_dir", "manual_dir", "size", "mode", "background", "splits")}
 
 
 # Set here and not in the class, since it is made from the table; --help shows it.
@@ -94,6 +103,7 @@ def load(
     size: tuple[int, ...] = (),
     mode: Literal["L", "RGB"] | None = None,
     background: str = "white",
+    splits: int = RULE,
     cache: Path | None = None,
 ) -> Dataset:
     """One split of a data set; the arguments are the fields of `DataConfig`. cache: folder for converted pictures, or None.
@@ -101,7 +111,7 @@ def load(
     Raises DataError for a name that is unknown and for faulty data (file, index, wanted, got), ConfigError for a faulty argument.
     """
     check_split(split)
-    config = _Asked(name, levels, data_dir, manual_dir, size=size, mode=mode, background=background, cache=cache)
+    config = _Asked(name, levels, data_dir, manual_dir, size=size, mode=mode, background=background, splits=splits, cache=cache)
     if name == ARRAYS:
         hint = "in Python, jaxgen.evaluation.evaluate(model, dataset) scores a model on arrays"
         raise DataError(name, wanted="a data set that has a name", got="arrays in memory, which are not kept on disk", hint=hint)

@@ -274,6 +274,13 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     return readable[max(readable)]["config"]
 
 
+def begun_config(path: str | os.PathLike) -> dict[str, Any]:
+    """`read_config` of a run that has checkpoints, {} where none can be read."""
+    folder = directory.folder(path) / STEPS
+    readable = manifests.readable(folder, directory.steps(folder))
+    return readable[max(readable)]["config"] if readable else {}
+
+
 def newest(path: str | os.PathLike) -> int | None:
     """The newest step of a run's checkpoints, damaged ones too; None where there is none."""
     return max(directory.steps(directory.folder(path) / STEPS), default=None)

@@ -1,0 +1,94 @@
+"""How files of one's own become train, validation and test, by rule 2, and that runs made before keep rule 1."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxgen import config, data
+from jaxgen.data import DataConfig
+from jaxgen.data.images import SPLITS
+from jaxgen.errors import ConfigError, DataError
+
+
+def save(folder: Path, names: range) -> None:
+    """Pictures of 2x2 whose value is their number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.fromarray(np.full((2, 2), name, np.uint8)).save(folder / f"{name}.png")
+
+
+def loaded(folder: Path, **how) -> dict[str, set[int]]:
+    """The numbers of the pictures of every split."""
+    return {split: {int(image[0, 0, 0]) for image in data.load(str(folder), split, **how).images} for split in SPLITS}
+
+
+def place(name: str) -> float:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+
+
+def test_pictures_are_split_by_their_names(tmp_path: Path) -> None:
+    save(tmp_path, range(100))
+    before = loaded(tmp_path)
+    want = {split: {n for n in range(100) if low <= place(f"{n}.png") < high} for split, low, high in
+            (("train", 0.2, 1.0), ("validation", 0.1, 0.2), ("test", 0.0, 0.1))}  # fmt: skip
+    assert before == want and min(map(len, want.values())) > 5
+    save(tmp_path, range(100, 120))
+    after = loaded(tmp_path)
+    assert all(before[split] == {n for n in after[split] if n < 100} for split in SPLITS)
+
+
+@pytest.mark.parametrize("n", [3, 4, 7, 12])
+def test_a_small_folder_has_an_example_in_every_split(tmp_path: Path, n: int) -> None:
+    save(tmp_path, range(n))
+    parts = loaded(tmp_path)
+    assert min(map(len, parts.values())) >= 1 and sum(map(len, parts.values())) == n == len(set.union(*parts.values()))
+
+
+def test_two_pictures_are_too_few(tmp_path: Path) -> None:
+    save(tmp_path, range(2))
+    with pytest.raises(DataError, match="at least 3 images"):
+        data.load(str(tmp_path), "train")
+
+
+def test_every_class_is_trained_where_a_tenth_of_train_is_held_out(tmp_path: Path) -> None:
+    for place_, name in enumerate("abc"):
+        save(tmp_path / "train" / name, range(20 * place_, 20 * place_ + 20))
+        save(tmp_path / "test" / name, range(200 + place_, 201 + place_))
+    train, validation = (data.load(str(tmp_path), split) for split in ("train", "validation"))
+    assert set(train.labels.tolist()) == {0, 1, 2} and len(validation) + len(train) == 60
+    parts = loaded(tmp_path)
+    assert not parts["train"] & parts["validation"] and parts["test"] == {200, 201, 202}
+    held = {20 * place_ + i for place_, name in enumerate("abc") for i in range(20) if place(f"{name}/{20 * place_ + i}.png") < 0.1}
+    assert parts["validation"] == held
+    assert loaded(tmp_path, splits=1)["validation"] == {54, 55, 56, 57, 58, 59}  # nothing but the last class
+
+
+def test_a_class_sorted_archive_holds_out_every_class(tmp_path: Path) -> None:
+    image = np.arange(200, dtype=np.uint8).reshape(200, 1, 1, 1)
+    np.savez(tmp_path / "train.npz", image=image, label=np.arange(200) // 50)
+    np.savez(tmp_path / "test.npz", image=image[:5], label=np.zeros(5, int))
+    train, validation = (data.load(str(tmp_path), split) for split in ("train", "validation"))
+    assert len(validation) == 20 and set(validation.labels.tolist()) == set(train.labels.tolist()) == {0, 1, 2, 3}
+    assert sorted([*train.images.ravel(), *validation.images.ravel()]) == list(range(200))
+
+
+@pytest.mark.parametrize("names", [("Train", "Test", "VAL"), ("training", "testing", "Valid"), ("TRAINING", "Testing", "Validation")])
+def test_parts_are_found_in_any_case_of_letters(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for start, name in enumerate(names):
+        save(tmp_path / name, range(10 * start, 10 * start + 4))
+    assert loaded(tmp_path) == {"train": {0, 1, 2, 3}, "test": {10, 11, 12, 13}, "validation": {20, 21, 22, 23}}
+    assert data.load(str(tmp_path), "train", splits=1).num_classes == 3  # as it was
+
+
+def test_the_rule_is_kept_in_the_configuration(tmp_path: Path) -> None:
+    new = config.to_json(DataConfig("x"))
+    assert new["splits"] == 2 and config.from_json(DataConfig, new) == DataConfig("x")
+    old = json.loads(json.dumps({name: value for name, value in new.items() if name != "splits"}))
+    assert config.from_json(DataConfig, old).splits == 1
+    assert DataConfig("x").as_begun(old).splits == 1 and DataConfig("x").as_begun(new).splits == 2
+    with pytest.raises(ConfigError, match="data.splits"):
+        DataConfig("x", splits=3)
