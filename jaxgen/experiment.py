@@ -109,9 +109,8 @@ def train(
             return code
         state = _first_state(experiment, optimizer, mesh)
         resumed, state = checkpoints.restore(state, from_step) or (0, state)
-        if not resumed and (experiment.stages or hasattr(shapes, "initialise")):
+        if not resumed and (experiment.stages or hasattr(shapes, "initialise")):  # initialise: on the first global batch, never again
             state = None  # frees its memory before the next state is made
-            # Data-dependent values are set on the first global batch, never again.
             batch = training_set.batch(0, options.batch_size, options.seed, process=(0, 1)) if hasattr(shapes, "initialise") else None
             state = _first_state(experiment, optimizer, mesh, batch, _trained_parts(experiment))
         with report.Reporter(experiment.workdir, resumed, writer=jax.process_index() == 0) as reporter, training.Interruption() as stop:
@@ -119,8 +118,7 @@ def train(
             run = _Run(experiment, checkpoints, reporter, validation_set, mesh, training_set)
             batches = training_set.batches(resumed, options.batch_size, options.seed)
             if experiment.data.augment:
-                process = (jax.process_index(), jax.process_count())
-                batches = augmented(batches, experiment.data.augment, options.seed, resumed, process)
+                batches = augmented(batches, experiment.data.augment, options.seed, resumed, (jax.process_index(), jax.process_count()))
             state = training.fit(
                 state,
                 training.make_train_step(optimizer, mesh, options.ema_decay, options.accumulate),
