@@ -92,3 +92,11 @@ def test_the_rule_is_kept_in_the_configuration(tmp_path: Path) -> None:
     assert DataConfig("x").as_begun(old).splits == 1 and DataConfig("x").as_begun(new).splits == 2
     with pytest.raises(ConfigError, match="data.splits"):
         DataConfig("x", splits=3)
+
+
+def test_class_folders_with_numbers_are_in_the_order_of_the_numbers(tmp_path: Path) -> None:
+    for number in range(12):
+        save(tmp_path / "train" / str(number), range(10 * number, 10 * number + 10))
+    for splits, names in ((2, range(12)), (1, sorted(range(12), key=str))):
+        train = data.load(str(tmp_path), "train", splits=splits)
+        assert [list(names)[label] for label in train.labels] == [int(image[0, 0, 0]) // 10 for image in train.images]

@@ -48,6 +48,7 @@ class Reading:
     """How files are read: the fields of `DataConfig` that say it, and `cache`, the folder that keeps converted pictures.
 
     levels: V where the user gave it. size: (), (side,) or (height, width). mode: None, L or RGB. background: behind what is transparent.
+    numbered: class folders that all have numbers for names are in the order of the numbers; False: in that of the alphabet.
     """
 
     levels: int | None = None
@@ -55,6 +56,7 @@ class Reading:
     mode: str | None = None
     background: str = "white"
     cache: Path | None = None
+    numbered: bool = True
 
     @property
     def converts(self) -> bool:

@@ -12,7 +12,8 @@ Splits
                         validation part, 10 % of train (at most 10,000) are held out for it, by the same hash or by a fixed permutation.
 
 This is rule 2 of `DataConfig.splits`. Runs made before it have rule 1: folders of pictures are split as one file is, names of parts are
-written as train, test, validation, valid or val, and the last 10 % of train in their order are held out.
+written as train, test, validation, valid or val, class folders 0 .. 10 are in the order of the alphabet, and the last 10 % of train in
+their order are held out.
 """
 
 import hashlib
@@ -168,7 +169,7 @@ def read_path(path: Path, split: str, levels: int | None, rule: int = RULE, **co
 
     rule: of splits. conversion: the other fields of `Reading`, for pictures.
     """
-    how = Reading(levels, **conversion)
+    how = Reading(levels, **conversion, numbered=rule > 1)
     parts = _parts(path, rule) if path.is_dir() else {}
     if not parts:
         raw = _read(path, how)

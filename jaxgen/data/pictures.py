@@ -43,7 +43,7 @@ class _Found:
 def read_pictures(path: Path, how: Reading = AS_IT_IS) -> Raw:
     """All pictures of a folder in the order of their names; pictures in sub-folders get the sub-folder's place in the alphabet as label."""
     try:
-        found = _find(path)
+        found = _find(path, how.numbered)
         names = tuple(item.relative_to(path).as_posix() for item in found.paths)
         kept = _Cache(path, found.paths, how) if how.cache and how.converts else None
     except OSError as error:
@@ -62,9 +62,11 @@ def read_pictures(path: Path, how: Reading = AS_IT_IS) -> Raw:
     return Raw(images, labels, f"{path}:image", found.classes, files=names, levels=own_levels)
 
 
-def _find(path: Path) -> _Found:
+def _find(path: Path, numbered: bool) -> _Found:
     """The pictures of a folder; DataError where there are none or where it is not clear which are meant."""
     folders = sorted(item for item in path.iterdir() if item.is_dir() and not _hidden(item.name))
+    if numbered and all(folder.name.isascii() and folder.name.isdecimal() for folder in folders):
+        folders.sort(key=lambda folder: int(folder.name))
     files = [(name, None) for name in _pictures(path)]
     classed = [(name, place) for place, folder in enumerate(folders) for name in _pictures(folder)]
     if files and classed:
