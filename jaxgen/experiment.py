@@ -83,8 +83,8 @@ def train(
     if not restart and (saved := checkpoint.begun_config(experiment.workdir)):
         experiment = dataclasses.replace(experiment, data=experiment.data.as_begun(saved.get("data") or {}))
     options = experiment.train
-    if experiment.stages and closed_form(jax.eval_shape(lambda: build(experiment.model))):
-        raise ConfigError("stages", "none: the model is fitted in closed form, from the data alone", ", ".join(experiment.stages))
+    if closed_form(jax.eval_shape(lambda: build(experiment.model))):
+        _check_closed_form(experiment)
     training_set, validation_set = (load_data(experiment, split, sets) for split in ("train", "validation"))
     if experiment.data.augment and "image" not in training_set.features:
         raise ConfigError("data.augment", "none, since only images are augmented", ", ".join(experiment.data.augment))
@@ -201,6 +201,16 @@ def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, se
         run.validate_and_save(1, state)
         run.save(1, state, last=True)  # raises if the save in validate_and_save failed and fails again
     return 0
+
+
+def _check_closed_form(experiment: Experiment) -> None:
+    """Raise ConfigError for a setting that would be without effect, since the model is fitted from the data as they are, not by steps."""
+    default = OptimizerConfig()
+    chosen = {f"optimizer.{one.name}": one.name for one in dataclasses.fields(default)}
+    changed = {path: value for path, name in chosen.items() if (value := getattr(experiment.optimizer, name)) != getattr(default, name)}
+    given = {"stages": ", ".join(experiment.stages), "data.augment": ", ".join(experiment.data.augment)}
+    for name, value in (changed | {name: value for name, value in given.items() if value}).items():
+        raise ConfigError(name, "its default: the model is fitted in closed form, without steps", value)
 
 
 def closed_form(model) -> bool:

@@ -46,7 +46,7 @@ def trained(images, labels, steps=200, size=128):
     return nnx.merge(graph, params)
 
 
-def test_a_short_training_on_digits_is_as_good_as_logistic_regression(digits):
+def test_a_short_training_on_digits_is_within_two_standard_errors_of_logistic_regression(digits):
     """The convolutional one, which a longer training makes as good as an SVM, is in experiments/classifier_digits.py."""
     (images, labels), (test_images, test_labels) = digits
     x, test_x = (each.reshape(len(each), -1) / 16 for each in (images, test_images))

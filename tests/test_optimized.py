@@ -1,6 +1,6 @@
 """With XLA's optimizer, which users have and the rest of the suite does without: cached and naive samples have the same bits.
 
-One case for every model; `make thorough` repeats all cases of all three samplers so.
+One case for every autoregressive image model; `make thorough` repeats all cases of all three samplers so.
 """
 
 import os

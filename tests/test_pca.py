@@ -8,6 +8,7 @@ from flax import nnx
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA as Oracle
 
+from jaxgen import cli
 from jaxgen.data import Dataset, load
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.models import PCA, PCAConfig
@@ -108,3 +109,12 @@ def test_what_has_no_density_is_one_line():
 def test_a_set_of_few_dimensions_has_as_many_components():
     assert PCAConfig.defaults_for(load("ring", "test").features) == {"components": 2}
     assert PCAConfig.defaults_for(load("digits", "test").features) == {}
+
+
+@pytest.mark.parametrize("option", ["--data.augment=flip", "--optimizer.learning_rate=9", "--optimizer.name=sgd"])
+def test_a_setting_without_effect_is_an_error(option, tmp_path, capsys):
+    assert cli.command("train", ["pca", "--data.name=digits", option, f"--workdir={tmp_path / 'run'}"]) == 2
+    name = option.partition("=")[0].removeprefix("--")
+    err = capsys.readouterr().err
+    assert err.startswith(f"jaxgen: {name}: wanted its default: the model is fitted in closed form, without steps, got ") and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
