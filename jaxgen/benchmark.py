@@ -7,7 +7,7 @@ the wall clock is reported too. On an accelerator, time is the wall clock. Compi
 is measured anew around every repetition, and medians are reported.
 
 FLOPs are those of the matrix products and convolutions of the cached sampler, two for a multiply-add, counted from its traced program. A
-model whose program has products that another program could leave out gives the number without them in `flops_per_image() -> int`. Training
+model whose sampler computes products that are not needed defines `flops_per_image() -> int`, the FLOPs of the needed ones. Training
 counts three times the sampler's FLOPs: one forward and two backward products.
 
 Comparison sizes, used when no run is given, are class methods of a configuration: `comparison()` and, for a second, `comparison_local()`.
@@ -41,12 +41,12 @@ BATCHES = (1, 16, 64)
 REPETITIONS = 5
 PEAK_SIZES = {"cpu": (768, 1024)}  # of square matrices; an accelerator needs larger ones
 ACCELERATOR_PEAK_SIZES = (4096, 8192)
-NAIVE_SECONDS, NAIVE_PASSES = 10.0, 4  # a longer naive sampler is timed for a few of its passes only
+NAIVE_SECONDS, NAIVE_PASSES = 10.0, 4  # one that would take longer is timed for so many passes, and extrapolated
 Row = dict[str, Any]
 
 
 def prepare_process(cores: int) -> list[int] | None:
-    """Pin this process to `cores` cores, before jax starts its threads; the cores, or None where the system cannot pin.
+    """Pin this process to `cores` cores, before jax starts its threads. Returns the cores, or None where the system cannot pin.
 
     Raises ConfigError if there are fewer cores.
     """
@@ -70,7 +70,8 @@ def _pin(cores: Iterable[int]) -> None:
 
 
 def flops_per_image(model) -> int:
-    """FLOPs of the products of the cached sampler for one image: the model's own number, or half of the traced program's for two."""
+    """FLOPs of the products of the cached sampler for one image: `model.flops_per_image()`, or without that method
+    half of the FLOPs of the traced program for 2 images."""
     if hasattr(model, "flops_per_image"):
         return model.flops_per_image()
     given = random_given(model, 2)
@@ -255,7 +256,8 @@ def _positions(model) -> int:
 
 
 def measure(model, batches: Sequence[int] = BATCHES, train_batch: int | None = 16, repetitions: int = REPETITIONS) -> Iterable[Row]:
-    """The rows of one model, each as soon as it is measured: cached at every batch, naive and fixed-point at one, training."""
+    """The rows of one model, each as soon as it is measured: cached at every batch, naive and fixed-point at
+    the middle one, training."""
     peak, images = Peak(getattr(model.config, "dtype", "float32")), hasattr(model, "sample_and_passes")
     flops = flops_per_image(model)
     for batch in batches:

@@ -65,7 +65,7 @@ def main(experiment: Experiment, laptop: Experiment | None = None, argv: Sequenc
 
 
 def _no_command(words: list[str]) -> list[str]:
-    """The words of a script's training, which begin with an option; any other first word is a mistyped command."""
+    """The words unchanged; ConfigError if the first is not an option, since it is then a mistyped command."""
     if words and not words[0].startswith("-"):
         wanted = f"one of {', '.join(commands.COMMANDS)}, or --field value to train"
         raise ConfigError("command", wanted, repr(words[0]), did_you_mean(words[0], commands.COMMANDS))
@@ -83,7 +83,7 @@ class Train:
     from_step: int | None = None
 
     def __call__(self) -> int:
-        """Do it: the exit code."""
+        """Train and write the report, or do the dry run; returns the exit code."""
         options = self.experiment.train
         sharding.start_distributed()
         sharding.check_batch_size(options.batch_size, parts=options.accumulate)
@@ -98,7 +98,7 @@ class Train:
 def parse_train(
     experiment: Experiment, argv: Sequence[str], prog: str, about: str, flags: Sequence[str], found: dict | None = None
 ) -> Train:
-    """The training that a command line asks for: overrides of the experiment's fields, and the flags; `found` as in `config.parse`."""
+    """The `Train` of a command line: overrides of the experiment's fields, and the flags; `found` as in `config.parse`."""
     about = "\n".join([about, "", "Flags:", *(f"  {flag:<11} {FLAGS[flag]}" for flag in flags)])
     argv, from_step = _from_step(argv)
     words = [word for word in argv if word not in flags]
@@ -118,9 +118,9 @@ def _from_step(words: Sequence[str]) -> tuple[list[str], int | None]:
 
 
 def _of_other_runs(experiment: Experiment, words: list[str]) -> dict[str, object]:
-    """{"model.codes.width": 64, ...}: the configurations of the parts that start from other runs.
+    """{"model.codes.width": 64, ...}: the fields of the parts that start from other runs, as these runs saved them.
 
-    A run that has checkpoints of its own holds these parts: then its configuration says what they are, and the other runs may be gone.
+    Once this run has checkpoints, they hold these parts: then the fields come from its own config, and the other runs may be deleted.
     """
     experiment = config.parse(experiment, _only("--stages.", words) + _only("--workdir", words))
     own = {}
@@ -155,7 +155,7 @@ def command(name: str, words: Sequence[str], prog: str = "jaxgen", models: Seque
 
 
 def execute(options, models: Sequence[type] = ()) -> int:
-    """Do what a dataclass of commands.py says: the exit code."""
+    """Carry out a command, a dataclass of commands.py; returns the exit code."""
     return COMMANDS[type(options)](options, models)
 
 
@@ -255,7 +255,7 @@ def sample(options: Sample, models: Sequence[type] = ()) -> int:
 
 
 def _between(model, options):
-    """Weights of the classes [n, num_classes] from --label to --to, once for each row of the grid."""
+    """Class weights [n, num_classes]; in every row of the grid they go from class --label to class --to."""
     classes, columns = getattr(model.config, "num_classes", 0), figures.columns_of(options.n)
     if not classes or options.label is None:
         raise ConfigError("--to", "--label, and a class-conditional model", "no label" if classes else type(model).__name__)
@@ -289,12 +289,12 @@ def upscale(options: Upscale, models: Sequence[type] = ()) -> int:
 
 
 def _out(options, name: str, ending: str = ".png"):
-    """Where the file goes, checked before anything is drawn."""
+    """The path of the file to write; ConfigError, before anything is drawn, if it cannot be written."""
     return report.check_out(options.out or epath.Path(options.run) / name, ending)
 
 
 def _sampler_options(model, options, **defaults) -> dict:
-    """The options of the sampler that differ from their defaults; an error where the model's sampler has no such option."""
+    """The options of the sampler that differ from their defaults; ConfigError where the model's sampler has no such option."""
     given = {name: getattr(options, name) for name, default in defaults.items() if getattr(options, name) != default}
     for name in given:
         if not has(model, name):
@@ -303,7 +303,7 @@ def _sampler_options(model, options, **defaults) -> dict:
 
 
 def bench(options: Bench, models: Sequence[type] = ()) -> int:
-    """Sampling and training speed in images per CPU second, beside the peak of this machine's matrix products."""
+    """Sampling and training speed in images per CPU second (accelerator: second), beside the peak of this machine's matrix products."""
     cores = benchmark.pin(options.cores)  # jax has started no thread yet
     return benchmark.run(options, _open(options, models)[1] if options.run else None, cores)
 
@@ -319,4 +319,4 @@ def show(options: Show, models: Sequence[type] = ()) -> int:
 
 
 COMMANDS = {Evaluate: evaluate, Sample: sample, Complete: complete, Upscale: upscale, Bench: bench, Show: show}
-"""The dataclass of a command -> what it does."""
+"""The dataclass of a command -> the function that carries it out."""

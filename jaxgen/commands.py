@@ -2,7 +2,7 @@
 
     jaxgen sample runs/x --n 16   ->   Sample(run="runs/x", n=16)
 
-What the commands do stands in cli.py. This file imports no jax, so that help and mistyped options answer at once.
+cli.py has the functions that carry them out. This file imports no jax, so that help and mistyped options answer at once.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Evaluate(Show):
     split: Split = "test"
     """which part of the data set"""
     batch_size: int | None = None
-    """None: as in training; the result does not depend on it"""
+    """None: as in training; it changes speed and memory, not the result"""
     samples: int = 1
     """draws per image of a bound; k of the importance-weighted bound"""
     bound: Literal["elbo", "importance"] = "elbo"
@@ -56,7 +56,7 @@ class Evaluate(Show):
 
 @dataclass(frozen=True)
 class _Pictures(Show):
-    """What the commands that draw have in common."""
+    """The options of all commands that draw."""
 
     n: int = 64
     """how many images, points or strings are drawn"""
@@ -111,7 +111,7 @@ class Upscale(_Pictures):
 
 @dataclass(frozen=True)
 class Bench:
-    """Sampling and training speed in images per CPU second, beside the peak of this machine's matrix products."""
+    """Sampling and training speed in images per CPU second (accelerator: second), beside the peak of this machine's matrix products."""
 
     run: Annotated[str | None, *RUN] = None
     """run directory; None: a model of the comparison size, freshly drawn"""
@@ -173,14 +173,14 @@ def written(command) -> str:
 
 
 def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
-    """Run a command; an error is one line on stderr and its exit code, with a traceback only under --debug."""
+    """Run a command; an error is printed as one line on stderr and gives its exit code; --debug adds the traceback."""
     debug = "--debug" in argv
     try:
         return command([word for word in argv if word != "--debug"])
     except KeyboardInterrupt:
         print("jaxgen: interrupted; checkpoints that were saved before are intact", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of `jaxgen show RUN | head` has left; without this Python would report it once more at exit
+    except BrokenPipeError:  # in `jaxgen show RUN | head`, head has exited; without this Python would report it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001  (any other error: one line, and the traceback under --debug)

@@ -54,7 +54,7 @@ def parse(
 ) -> Config:
     """The config with the command line's overrides: `--model.width 64`, `--model.width=64`, `--model.image_shape 28 28 1` or `=28,28,1`.
 
-    found: values that replace defaults, {"model.image_shape": (8, 8, 1)}; the command line goes before them. flags: words that the
+    found: values that replace defaults, {"model.image_shape": (8, 8, 1)}; the command line overrides them. flags: words that the
     caller has taken off the command line, such as --restart, for the hint beside a mistyped one. `--help` prints every field
     with its type and default and exits with 0. Raises ConfigError for an unknown option, a wrong type, or a combination that the
     dataclasses refuse; all new values of one dataclass are applied together.
@@ -194,7 +194,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _is_open(hint: Any) -> bool:
-    """A field that may hold any dataclass of the closed set, such as the model of an experiment."""
+    """Whether a field may hold any of the known dataclasses, such as the model of an experiment."""
     return hint in (Any, object) or isinstance(hint, TypeVar)
 
 

@@ -37,18 +37,18 @@ class CheckpointError(JaxgenError):
 
 
 class NonFiniteError(JaxgenError):
-    """The loss or a gradient is NaN or infinite; the update was not applied."""
+    """A loss or gradient in training (the update is then not applied) or a log-probability in evaluation is NaN or infinite."""
 
     exit_code = 5
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The hint `did you mean X?` with the name most like `name`; "" where none is like it."""
+    """The hint `did you mean X?` with the name most similar to `name`; "" if none is similar."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"did you mean {close[0]}?" if close else ""
 
 
 def shown(value: object) -> str:
-    """What came, as an error shows it: on one line and not too long."""
+    """The repr of a value on one line of at most 80 characters; "nothing" for ""."""
     text = "nothing" if isinstance(value, str) and not value else " ".join(repr(value).split())
     return text if len(text) <= 80 else text[:77] + "..."

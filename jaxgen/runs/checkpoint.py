@@ -6,9 +6,9 @@
     workdir/checkpoints/200/manifest.json   config, data fingerprint, metrics, versions, dtypes, shapes, sha256 of every file (manifest.py)
 
 A save writes everything into `200.1.tmp`, the manifest last, flushes it and renames the folder. That one rename is the commit: a step that
-is listed has its manifest, and what ends in `.tmp` was never finished and goes at the next save or start. Deleting is the same backwards:
-rename to `.tmp`, then remove. Object stores (gs://) have no rename: there a step is written in place, the manifest, written last, is the
-commit, and deleting begins with it.
+is listed has its manifest, and what ends in `.tmp` is unfinished and is removed at the next save or start. Deleting renames to `.tmp` and
+then removes. Object stores (gs://) have no rename: there a step is written in place, writing the manifest, last, is the
+commit, and deleting removes the manifest first.
 
 orbax writes and reads the arrays; its CheckpointManager is not used. The last hook before the manager's own rename is deprecated and the
 manager writes two more files after it, so that no manifest of every file fits inside its commit; it refuses to save over the damaged step
@@ -48,8 +48,9 @@ class Checkpointer:
 
     config is the run's configuration as JSON (`jaxgen.load` builds `config["model"]`), fingerprint says what its data is. A run that has
     checkpoints goes on only with the same config, directory.HARMLESS excepted, and the same fingerprint; restart=True deletes them instead.
-    best_metric names the metric whose best step is kept beside the newest two; default: the first that chooses by the table of metrics.
-    complete(config) gives fields that the version which began the run did not have their defaults, so that they count as unchanged.
+    best_metric names the metric whose best step is kept beside the newest two; default: the first
+    metric of metrics.METRICS with `chooses` that was measured.
+    complete(config) adds to a configuration saved by an older version the fields that it lacks, with their defaults.
     Raises ConfigError (a folder that cannot be written, another live run, changed config or data), CheckpointError (another model).
     """
 
@@ -213,7 +214,7 @@ class Checkpointer:
                 self._discard(self._steps / str(step))
 
     def _discard(self, path: epath.Path) -> None:
-        """Deletes; a failure costs space until the next save or start, never the run."""
+        """Deletes a folder, in three tries; a failure is only printed, and the next save or start tries again."""
         for wait in (0.1, 0.5, None) if _primary() else ():
             try:
                 return self._delete(path)
@@ -310,7 +311,7 @@ def check_step(path: str | os.PathLike, step: int, argument: str = "step") -> tu
 
 
 def _choose(folder: epath.Path, steps: Sequence[int]) -> int:
-    """The first intact step as a number that processes can send each other."""
+    """The first intact step, or NONE_SAVED or ALL_DAMAGED: one integer, which process 0 can send to the others."""
     found = manifests.first_intact(folder, steps)
     if found is not None:
         return found
@@ -318,7 +319,7 @@ def _choose(folder: epath.Path, steps: Sequence[int]) -> int:
 
 
 def _best_first(folder: epath.Path, steps: Sequence[int]) -> list[int]:
-    """By score; the steps whose manifest cannot be read come last, so that a damaged run is named and not passed over."""
+    """The steps by score, best first. Steps whose manifest cannot be read come last, so that the error names them if no other is intact."""
     ranked = manifests.ranked(manifests.readable(folder, steps))
     return ranked + [step for step in steps if step not in ranked]
 
@@ -366,7 +367,7 @@ def _orbax_restore(folder: epath.Path, targets: dict[str, Any]) -> dict[str, Any
 
 @contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """On a full disk orbax logs a traceback or two for every array; the cause is raised to us anyway."""
+    """Silences these loggers: on a full disk orbax logs tracebacks for every array, and also raises the error, which we report."""
     levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     try:
         for logger in levels:
@@ -378,7 +379,7 @@ def _quiet(*names: str) -> Iterator[None]:
 
 
 def _cause(error: Exception) -> str:
-    """What the operating system said; orbax wraps it into some thousand characters of context."""
+    """The operating system's message in an error of orbax, which has some thousand characters; else its first line."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(code[1])) if code else (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 

@@ -1,6 +1,6 @@
 """Pictures: grids of images and curves of metrics, as PNG files.
 
-Images come as everywhere: uint8 [n, H, W, C] in {0 .. levels-1}. Small images are enlarged without smoothing, so that every pixel shows.
+Images are unsigned integers [n, H, W, C] in {0 .. levels-1}. Small images are enlarged without smoothing, so that every pixel shows.
 """
 
 import io
@@ -17,7 +17,7 @@ from jaxgen.metrics import METRICS, OF_SAMPLES
 GIVEN_COLOR = (255, 140, 0)  # orange, drawn around the pixels that a completion was given
 GAP_COLOR = 128
 GAP = 4  # pixels between images
-TILE = 72  # aim of the longer side of an image, in pixels
+TILE = 72  # target for the longer side of an enlarged image, in pixels
 
 
 def image_grid(
@@ -25,8 +25,8 @@ def image_grid(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The images in rows, as one RGB picture; 0 is black and levels - 1 is white or full color.
 
-    mask [H, W] or [n, H, W]: True where a completion was given its pixels; an orange line runs around these, and they keep their colors. It
-    lies in the gap between the images and on the edge of the pixels beside the given ones, which are at least two picture pixels wide.
+    mask [H, W] or [n, H, W]: True where pixels were given to a completion; an orange line runs around these, which keep their colors. It is
+    drawn outside of the given pixels: over the edge of the pixels beside them (each is enlarged to 2 x 2 or more) and over the gap.
     columns: images in a row, by default about as many as there are rows.
     """
     images = np.asarray(images)

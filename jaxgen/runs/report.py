@@ -36,18 +36,18 @@ LOG = logging.getLogger("jaxgen")
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What is drawn and measured beside the training itself; a run that goes on may change all of it.
+    """What is drawn and measured besides training; a resumed run may change every field.
 
     A metric of samples (frechet_pixels) that is named in `metrics` is measured for a model with a likelihood too: as many samples as the
     split has examples. Samplers can be timed later, too: `jaxgen bench RUN`.
     """
 
     samples: int = 64  # samples in a grid; 0: no grid
-    samples_every: int = 1  # validations from one grid to the next; the last has one
+    samples_every: int = 1  # a grid at every so many validations, and at the last
     completions: int = 64  # images in the grid of completions at the end; 0: none
     rulers: bool = True  # whether the test score stands beside those of the uniform and Gaussian models
     time_samplers: bool = False  # whether the cached and the naive sampler are timed at the end, which can take minutes
-    metrics: tuple[str, ...] = ()  # metrics that stand beside the headline; (): those that the kind of model gives of itself
+    metrics: tuple[str, ...] = ()  # metrics to report with the headline; (): all that the model's method gives
 
     def __post_init__(self):
         for name, least in (("samples", 0), ("samples_every", 1), ("completions", 0)):
