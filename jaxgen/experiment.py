@@ -66,11 +66,8 @@ class Experiment:
         return Experiment(getattr(self.model, name), self.data, stage.optimizer, stage.train, workdir, wanted, stage.stages)
 
 
-def train(
-    experiment: Experiment, restart: bool = False, sets: tuple[Dataset, Dataset] | None = None, from_step: int | None = None
-) -> int:
-    """Train, or go on from the newest intact checkpoint. Returns 0 at the end (also at train.max_minutes), or after a checkpoint was
-    saved on a signal 130 (SIGINT) or 75 (any other).
+def train(experiment: Experiment, restart=False, sets: tuple[Dataset, Dataset] | None = None, from_step: int | None = None) -> int:
+    """Train, or go on from the newest intact checkpoint. Returns 0 at the end; 130 (SIGINT) or 75 after a signal and a checkpoint.
 
     sets: (train, validation) that are in memory already; None loads those that `experiment.data` names. A run with stages trains them
     first, in their order; once it has a checkpoint of its own, which holds their weights too, it does not read their folders again.
@@ -83,7 +80,8 @@ def train(
     if not restart and (saved := checkpoint.begun_config(experiment.workdir)):
         experiment = dataclasses.replace(experiment, data=experiment.data.as_begun(saved.get("data") or {}))
     options = experiment.train
-    if closed_form(jax.eval_shape(lambda: build(experiment.model))):
+    shapes = jax.eval_shape(lambda: build(experiment.model, options.seed))
+    if closed_form(shapes):
         _check_closed_form(experiment)
     training_set, validation_set = (load_data(experiment, split, sets) for split in ("train", "validation"))
     if experiment.data.augment and "image" not in training_set.features:
@@ -100,7 +98,6 @@ def train(
     with opened as checkpoints:
         if restart:  # all at once: if this run is killed now, it must not go on with the old weights of a later stage
             _clear_stages(experiment)
-        shapes = jax.eval_shape(lambda: build(experiment.model, options.seed))
         evaluation.check_metrics(shapes, validation_set, experiment.report.metrics)
         if closed_form(shapes):
             return _fit(experiment, build(experiment.model, options.seed), checkpoints, (training_set, validation_set), mesh)
@@ -204,12 +201,10 @@ def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, se
 
 
 def _check_closed_form(experiment: Experiment) -> None:
-    """Raise ConfigError for a setting that would be without effect, since the model is fitted from the data as they are, not by steps."""
-    default = OptimizerConfig()
-    chosen = {f"optimizer.{one.name}": one.name for one in dataclasses.fields(default)}
-    changed = {path: value for path, name in chosen.items() if (value := getattr(experiment.optimizer, name)) != getattr(default, name)}
-    given = {"stages": ", ".join(experiment.stages), "data.augment": ", ".join(experiment.data.augment)}
-    for name, value in (changed | {name: value for name, value in given.items() if value}).items():
+    """Raise ConfigError for a setting without effect on a model that is fitted from the data as they are, not by steps."""
+    lists, default = {"stages": experiment.stages, "data.augment": experiment.data.augment}, vars(OptimizerConfig())
+    given = {f"optimizer.{name}": value for name, value in vars(experiment.optimizer).items() if value != default[name]}
+    for name, value in (given | {name: ", ".join(value) for name, value in lists.items() if value}).items():
         raise ConfigError(name, "its default: the model is fitted in closed form, without steps", value)
 
 

@@ -81,13 +81,14 @@ UNKNOWN = "wanted a known option, got an unknown one"
 OTHER_MODEL = "checkpoint is VAEConfig, config is GatedPixelCNNConfig: choose another workdir, or start over with --restart"
 PLAYERS = "wanted a learning rate for every submodule with parameters, got ['generator']; add 'discriminator'"
 NUMBERS = "store whole numbers 0 .. levels-1 as uint8; nothing is rounded here"
+MORE = "more levels, up to 65536, are named: levels=, on the command line --data.levels"
 TRAIN_ERRORS = [
     # data
     ("--data.name=narrow.npz --model.image_shape=8,8,1", 3, "narrow.npz/train: wanted images of shape [8, 8, 1] as the model, got ..."),
     ("--data.name=flat.npz", 3, "flat.npz:image: wanted shape [N, H, W] or [N, H, W, C] with C of 1 to 4, got [100, 64]"),
     ("--data.name=floats.npz", 3, f"floats.npz:image: wanted dtype uint8, got float64; {NUMBERS}"),
     ("--data.name=hole.npz", 3, f"hole.npz:image[0, 2, 1, 0]: wanted uint8, got nan (float64); {NUMBERS}"),
-    ("--data.name=high.npz", 3, "high.npz:image[0, 0, 0, 0]: wanted a value in 0..255 (8 bits), got 300"),
+    ("--data.name=high.npz", 3, f"high.npz:image[0, 0, 0, 0]: wanted a value in 0..255 (8 bits), got 300; {MORE}"),
     ("--data.name=negative.npz", 3, "negative.npz:image[0, ..., 0]: wanted a value in 0..255 (8 bits), got -1"),
     ("--data.name=ok.npz --data.levels=16", 3, "ok.npz:image[0, ..., 0]: wanted a value in 0..15 (16 levels), got 16"),
     ("--data.name=empty.npz", 3, "empty.npz:image: wanted at least one image, got 0 (the set is empty)"),

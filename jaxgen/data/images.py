@@ -101,7 +101,7 @@ def check_range(images: np.ndarray, origin: str, levels: int | None, rows: Int[n
         index = _first((images < 0) | (images > top))
         place = index if rows is None else (int(rows[index[0]]), *index[1:])
         why = f"{levels} levels" if levels else "8 bits"
-        hint = "" if levels else "more levels, up to 65536, are named: levels=, on the command line --data.levels"
+        hint = "" if levels or int(images[index]) < 0 else "more levels, up to 65536, are named: levels=, on the command line --data.levels"
         raise DataError(f"{origin}[{_text(place)}]", wanted=f"a value in 0..{top} ({why})", got=int(images[index]), hint=hint)
 
 
