@@ -191,6 +191,7 @@ def sampling(model, method: str | None, batch: int, peak: Peak, repetitions: int
     given, chosen = random_given(model, batch), {} if method is None else {"method": method}
     if method == "cached" and jax.device_count() > 1:
         chosen["mesh"] = sharding.make_mesh()
+        model = sharding.place_state(chosen["mesh"], model)
     key = jax.random.key(0)
     if method == "fixed_point":
         program, seconds = compiled(lambda model, key: model.sample_and_passes(key, batch, **given), model, key)

@@ -18,7 +18,7 @@ import optax
 from etils import epath
 from flax import nnx
 
-from jaxgen import benchmark, config, evaluation, scores, sharding, trained, training
+from jaxgen import benchmark, config, evaluation, printing, scores, sharding, trained, training
 from jaxgen import stages as staging
 from jaxgen.data import DataConfig, Dataset
 from jaxgen.data.augment import augmented
@@ -296,13 +296,13 @@ class _Run:
         except CheckpointError as error:
             if last:
                 raise
-            print(f"jaxgen: warning: {error}; training goes on", file=sys.stderr)
+            printing.say(f"jaxgen: warning: {error}; training goes on", sys.stderr)
 
 
 def say(text: str) -> None:
     """One line on stdout, from the first process only."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        printing.say(text)
 
 
 def warn(text: str) -> None:

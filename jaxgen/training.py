@@ -8,6 +8,8 @@ an optimizer of its own. The step is the same for all models.
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from jaxtyping import PRNGKeyArray
 from jaxgen import sharding
 from jaxgen.errors import ConfigError, NonFiniteError
 from jaxgen.optimizers import OptimizerConfig, learning_rates, make_optimizer
+from jaxgen.printing import say
 from jaxgen.statistics import each, values
 
 __all__ = ["OptimizerConfig", "TrainConfig", "TrainState", "fit", "init_state", "learning_rates", "make_optimizer", "make_train_step"]
@@ -254,6 +257,8 @@ def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_dec
 class Interruption:
     """SIGTERM and Ctrl-C ask the loop to stop after the current step; a second Ctrl-C stops at once.
 
+    Only the main thread may handle signals: in another one none is handled, and a line on stderr says so.
+
     Several processes agree on the step through jax's own preemption notice, which is SIGTERM, so that all save the same one; there Ctrl-C
     is passed on as that notice.
     """
@@ -264,6 +269,9 @@ class Interruption:
 
     def __enter__(self):
         wanted = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
+        if threading.current_thread() is not threading.main_thread():
+            say("jaxgen: training in a thread: Ctrl-C and SIGTERM do not save, the last checkpoint stays", sys.stderr)
+            wanted = []
         self._before = {number: signal.signal(number, self._handle) for number in wanted}
         return self
 

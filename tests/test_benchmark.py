@@ -217,6 +217,24 @@ def test_the_report_of_a_run_has_both_methods_and_their_ratio(monkeypatch, capsy
     assert np.isfinite(float(out[3].removeprefix("cached / naive")))
 
 
+def test_on_four_devices_the_samplers_of_a_report_are_timed():
+    """The cached one draws over all devices, from a model that was loaded on one."""
+    code = """
+import jax
+from jaxgen import benchmark
+from jaxgen.models import GatedPixelCNNConfig, build
+assert jax.device_count() == 4
+benchmark.PEAK_SIZES = {"cpu": (32,)}
+model = build(GatedPixelCNNConfig(image_shape=(4, 4, 1), levels=2, width=4, layers=1, head_width=4))
+benchmark.print_methods(model, batch=4)
+print([row["method"] for row in benchmark.measure(model, (4,), 4, 1)])
+"""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "cached / naive" in done.stdout and "'cached', 'naive', 'fixed_point', 'train'" in done.stdout
+
+
 def test_a_model_that_draws_nothing_is_one_line():
     with pytest.raises(ConfigError, match="^RUN: wanted a model that draws samples, got Classifier$"):
         benchmark.run(parsed("run"), build(ClassifierConfig(hidden=(4,))), None)

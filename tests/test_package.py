@@ -25,6 +25,7 @@ PACKAGE = [path for path in CODE if path.is_relative_to(ROOT / "jaxgen")]
 MAY_IMPORT = {
     "errors": set(),
     "synonyms": set(),
+    "printing": set(),
     "config": {"errors", "synonyms"},
     "commands": {"errors", "config"},
     "checks": {"config", "errors"},
@@ -33,13 +34,13 @@ MAY_IMPORT = {
     "metrics": set(),
     "data": {"errors", "runs"},
     "statistics": {"errors"},
-    "runs": {"errors", "metrics", "sharding"},
+    "runs": {"errors", "metrics", "printing", "sharding"},
     "sampling": {"errors", "checks", "distributions"},
     "autoregressive": {"data", "errors", "checks", "distributions", "sampling"},
     "layers": {"autoregressive", "errors", "config", "checks", "distributions", "sampling"},
     "models": {"autoregressive", "errors", "config", "checks", "data", "distributions", "layers", "sampling", "statistics"},
     "optimizers": {"errors"},
-    "training": {"errors", "optimizers", "sharding", "statistics"},
+    "training": {"errors", "optimizers", "printing", "sharding", "statistics"},
     "trained": {"config", "errors", "models", "runs", "sharding"},
     "stages": {"config", "errors", "models", "runs", "trained", "training"},
     "rulers": {"errors"},
@@ -48,8 +49,8 @@ MAY_IMPORT = {
     "drawing": {"errors", "data", "runs", "sharding"},
     "benchmark": {"commands", "autoregressive", "errors", "config", "data", "layers", "models", "runs", "sampling", "sharding", "training"},
     "scores": {"metrics", "rulers"},
-    "experiment": {"benchmark", "config", "data", "drawing", "errors", "evaluation", "metrics", "models", "runs", "scores", "sharding"}
-    | {"stages", "trained", "training"},
+    "experiment": {"benchmark", "config", "data", "drawing", "errors", "evaluation", "metrics", "models", "printing", "runs", "scores"}
+    | {"sharding", "stages", "trained", "training"},
     "notebook": {"data", "errors", "experiment", "runs", "trained", "training"},
     "cli": {"benchmark", "commands", "checks", "config", "data", "drawing"}
     | {"errors", "experiment", "models", "runs", "sharding", "stages", "trained", "training"},

@@ -34,6 +34,7 @@ from etils import epath
 from jaxgen import metrics as metrics_table
 from jaxgen import sharding
 from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.printing import say
 from jaxgen.runs import directory, leaves
 from jaxgen.runs import manifest as manifests
 from jaxgen.runs.lock import RunLock
@@ -63,7 +64,7 @@ class Checkpointer:
         restart: bool = False,
         complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     ):
-        self.workdir = directory.folder(workdir)
+        self.workdir = directory.for_writing(workdir)
         self._steps, self._local = self.workdir / STEPS, directory.is_local(self.workdir)
         # As they will be read back: tuples become lists.
         self._config, self._fingerprint = (json.loads(json.dumps(dict(facts))) for facts in (config, fingerprint or {}))
@@ -90,7 +91,13 @@ class Checkpointer:
                 completed = last | {"config": json.loads(json.dumps(self._complete(last["config"])))}
                 directory.check_same_run(self.workdir, completed, self._config, self._fingerprint)
             self._clear(restart)
+            rows = self.workdir / "metrics.jsonl"
+            if not self.steps() and not restart and rows.exists() and rows.stat().length:
+                say(f"jaxgen: WARNING: {self.workdir} has metrics and no checkpoint; training begins at step 0", sys.stderr)
             directory.write_json(self.workdir / CONFIG, self._config)
+        except OSError as error:
+            self.close()
+            raise ConfigError("workdir", "a folder that can be written", f"{self.workdir} ({error.strerror or error})") from None
         except BaseException:
             self.close()
             raise
@@ -170,6 +177,7 @@ class Checkpointer:
     def _write(self, folder: epath.Path, step: int, arrays: dict[str, Any], metrics: Mapping[str, Any]) -> None:
         sharding.on_first_process(lambda: self._prepare(folder, arrays))
         _orbax_save(folder / ARRAYS, {name: array for name, array in arrays.items() if array.size})
+        sharding.on_first_process(lambda: _prove(folder / ARRAYS, arrays))
         sharding.on_first_process(lambda: self._commit(folder, self._facts(step, arrays, metrics)))
 
     def _prepare(self, folder: epath.Path, arrays: dict[str, Any]) -> None:
@@ -220,7 +228,7 @@ class Checkpointer:
                 return self._delete(path)
             except OSError as error:  # something is still being written there
                 if wait is None:
-                    print(f"jaxgen: {path} cannot be deleted: {error}", file=sys.stderr)
+                    say(f"jaxgen: {path} cannot be deleted: {error}", sys.stderr)
                 else:
                     time.sleep(wait)
         return None
@@ -350,6 +358,17 @@ def _orbax_save(folder: epath.Path, arrays: dict[str, Any]) -> None:
 
     with _quiet("absl", "asyncio"):
         ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).save(folder, args=ocp.args.PyTreeSave(arrays))
+
+
+def _prove(folder: epath.Path, arrays: Mapping[str, Any]) -> None:
+    """OSError unless all arrays of a checkpoint that was just written are found in it. They are listed, not read: some milliseconds."""
+    import orbax.checkpoint as ocp
+
+    with _quiet("absl"):
+        found = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(folder).item_metadata
+    missing = {name for name, array in arrays.items() if array.size} - set(getattr(found, "tree", found) or {})
+    if missing:
+        raise OSError(f"what was written cannot be read: {len(missing)} arrays are missing, the first is {min(missing)}")
 
 
 def _orbax_restore(folder: epath.Path, targets: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from etils import epath
 
 import jaxgen
 from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.printing import say
 
 STORES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs"}
 """Object stores, and the package that each needs."""
@@ -43,6 +45,26 @@ def folder(path: str | os.PathLike) -> epath.Path:
     if text.partition("/")[0].endswith(":"):
         raise ConfigError("workdir", f"a folder, or one that starts with {' or '.join(STORES)}", text)
     return epath.Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def for_writing(workdir: str | os.PathLike) -> epath.Path:
+    """`folder` of a workdir in which a run is going to save.
+
+    Raises ConfigError for names in which saving cannot work: `[...]` and backslash, which the library of the checkpoints takes for
+    patterns; bytes that are not UTF-8; the home of an unknown user; a folder in the place of config.json.
+    """
+    text, path = os.fspath(workdir), folder(workdir)
+    if not is_local(text):
+        return path
+    if re.search(r"\\|\[.*\]", os.fspath(path)):
+        raise ConfigError("workdir", "a path without [...] and without backslash", ascii(os.fspath(path)), "choose another name")
+    if re.search("[\ud800-\udfff]", os.fspath(path)):
+        raise ConfigError("workdir", "a path in UTF-8", ascii(text))
+    if text.startswith("~") and os.path.expanduser(text) == text:
+        raise ConfigError("workdir", "a home folder that exists", text, f"./{text} is a folder of this name")
+    if (path / "config.json").is_dir():
+        raise ConfigError("workdir", "a folder in which config.json is a file", f"the folder {path / 'config.json'}")
+    return path
 
 
 def is_local(path: str | os.PathLike) -> bool:
@@ -99,7 +121,7 @@ def versions() -> dict[str, str]:
 def report_versions(saved: Mapping[str, Any]) -> None:
     """One line on stderr if the saved versions are not those of today, since a new version may change a run's numbers."""
     if changes := differences(saved, versions()):
-        print(f"jaxgen: versions changed: {', '.join(f'{name} from {change}' for name, change in changes.items())}", file=sys.stderr)
+        say(f"jaxgen: versions changed: {', '.join(f'{name} from {change}' for name, change in changes.items())}", sys.stderr)
 
 
 def check_same_run(where: epath.Path, old: Mapping[str, Any], config: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
@@ -124,7 +146,7 @@ def check_same_run(where: epath.Path, old: Mapping[str, Any], config: Mapping[st
         got = ", ".join(f"{name} changed from {change}" for name, change in sorted(changes.items()))
         raise ConfigError("config", f"as in {where}", got, "undo it, choose another workdir, or start over with --restart")
     for name, change in allowed.items():
-        print(f"jaxgen: {name} changed from {change}", file=sys.stderr)
+        say(f"jaxgen: {name} changed from {change}", sys.stderr)
 
 
 def check_model(where: epath.Path, old: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from etils import epath
 
 from jaxgen.errors import ConfigError
+from jaxgen.printing import say
 
 NAME = "lock"
 
@@ -39,8 +40,13 @@ class RunLock:
         if previous and not local and _alive_here(previous):
             raise _refusal(self._path, previous)
         if previous:
-            print(f"jaxgen: taking over {self._path} from a run that is gone: {_describe(previous)}", file=sys.stderr)
-        self._write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "start": time.strftime("%Y-%m-%d %H:%M:%S")}))
+            say(f"jaxgen: taking over {self._path} from a run that is gone: {_describe(previous)}", sys.stderr)
+        try:
+            self._write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "start": time.strftime("%Y-%m-%d %H:%M:%S")}))
+        except OSError:  # a full disk
+            if self._descriptor is not None:
+                os.close(self._descriptor)  # which releases the lock: a notebook may try again
+            raise
 
     def _write(self, text: str) -> None:
         """Replace the text. A reader may find the file empty between the two calls, which `_holder` reads as no holder."""
@@ -74,7 +80,7 @@ def _lock(path: epath.Path) -> int:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             os.close(descriptor)
             raise _refusal(path, _holder(path)) from None
-        print(f"jaxgen: {path}: this file system has no locks ({error.strerror}); never start two runs in this folder", file=sys.stderr)
+        say(f"jaxgen: {path}: this file system has no locks ({error.strerror}); never start two runs in this folder", sys.stderr)
     return descriptor
 
 

@@ -15,10 +15,15 @@ from typing import Any
 
 from etils import epath
 
-from jaxgen.runs.directory import flush
+from jaxgen.printing import say
+from jaxgen.runs.directory import flush, is_step
 
 NAME = "manifest.json"
 FORMAT = 1
+FIELDS = {
+    "step": int, "config": dict, "fingerprint": dict, "metrics": dict, "score": int | float, "versions": dict,
+    "arrays": dict, "files": dict,
+}  # fmt: skip
 LARGEST = 64 * 2**20  # bytes; a manifest of ten thousand arrays has about 2 MB
 
 
@@ -48,10 +53,29 @@ def read(folder: epath.Path) -> dict[str, Any]:
         raise Damaged(NAME, f"cannot be read ({error.strerror or error})") from None
     if head != b'{"sha256": "%s",' % hashlib.sha256(body).hexdigest().encode():
         raise Damaged(NAME, "its own sha256 does not match")
-    manifest = json.loads(b"{" + body)
-    if manifest["format"] != FORMAT:
-        raise Damaged(NAME, f"format {manifest['format']}, this version of jaxgen reads format {FORMAT}")
+    try:
+        manifest = json.loads(b"{" + body)
+    except ValueError:
+        raise Damaged(NAME, "not JSON") from None
+    if manifest.get("format") != FORMAT:
+        raise Damaged(NAME, f"format {manifest.get('format')}, this version of jaxgen reads format {FORMAT}")
+    _check_fields(manifest)
+    if is_step(folder.name) and manifest["step"] != int(folder.name):
+        raise Damaged(NAME, f"it is of step {manifest['step']}: the folder was copied or renamed; delete it, or give it its old name")
     return manifest
+
+
+def _check_fields(manifest: dict[str, Any]) -> None:
+    """`Damaged` where a field is missing or of another type than `Checkpointer` writes."""
+    for name, kinds in FIELDS.items():
+        if not isinstance(manifest.get(name), kinds) and not (name == "score" and manifest.get(name, 0) is None):
+            raise Damaged(NAME, f"its field {name!r} is {manifest.get(name, 'missing')!r:.80}")
+    for name, entry in manifest["files"].items():
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+            raise Damaged(NAME, f"its entry of the file {name} is {entry!r:.80}")
+    for name, entry in manifest["arrays"].items():
+        if not isinstance(entry, dict) or not {"dtype", "shape"} <= entry.keys():
+            raise Damaged(NAME, f"its entry of the array {name} is {entry!r:.80}")
 
 
 def verify(folder: epath.Path) -> dict[str, Any]:
@@ -107,7 +131,7 @@ def first_intact(folder: epath.Path, steps: Sequence[int]) -> int | None:
             if not isinstance(damage, Damaged):
                 raise
             file = folder / str(step) / damage.file
-            print(f"jaxgen: WARNING: checkpoint {step} is damaged and not used: {file}: {damage.reason}", file=sys.stderr)
+            say(f"jaxgen: WARNING: checkpoint {step} is damaged and not used: {file}: {damage.reason}", sys.stderr)
     return None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxgen.metrics import METRICS
+from jaxgen.printing import say
 
 PROGRESS_SECONDS = 10.0
 """The time from one line to the next."""
@@ -64,7 +65,7 @@ class Progress:
             return
         if len(parts) > 1:
             parts.append(f"time left {_duration((steps - step) * (now - first_time) / (step - first_step))}")
-        print("  ".join([f"step {step:>{len(str(steps))}}/{steps}", *parts]), flush=True)
+        say("  ".join([f"step {step:>{len(str(steps))}}/{steps}", *parts]))
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -1,0 +1,38 @@
+"""The one function with which a run prints: whatever happens to the output, the run goes on."""
+
+import os
+import sys
+from contextlib import suppress
+from typing import Any
+
+
+def say(text: str, file: Any = None) -> None:
+    """Print a line on the text file `file` (None: stdout) and flush it; raises nothing.
+
+    Letters that the file's encoding does not have are written as escapes (\\u017e). A file that cannot be written (its reader has left, its
+    disk is full) is replaced by the null device; stderr says so once.
+    """
+    file = sys.stdout if file is None else file
+    if file is None:  # a program without a console
+        return
+    try:
+        try:
+            print(text, file=file, flush=True)
+        except UnicodeEncodeError:
+            encoding = file.encoding or "ascii"
+            print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
+    except (OSError, ValueError) as error:  # ValueError: the file is closed
+        _drop(file)
+        if file is not sys.stderr and sys.stderr is not None:
+            cause = getattr(error, "strerror", None) or error
+            say(f"jaxgen: the output cannot be written ({cause}); nothing more is printed there, and the run goes on", sys.stderr)
+
+
+def _drop(file: Any) -> None:
+    """All later writes to the file, and what its buffer still holds, go to the null device."""
+    with suppress(OSError, ValueError):  # a file that is not the system's has no number
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(null, file.fileno())
+        finally:
+            os.close(null)

@@ -1,0 +1,157 @@
+"""Runs that go on, or are refused at once, whatever is wrong around them: outputs, names of folders, copied steps, threads."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from saved_runs import CONFIG, DATA, state, two_steps
+
+from jaxgen import printing, training
+from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.runs import checkpoint, manifest
+from jaxgen.runs.checkpoint import Checkpointer
+
+ROOT = Path(__file__).resolve().parent.parent
+run = pytest.fixture(two_steps, name="run")
+
+
+# --- What is printed ------------------------------------------------------------------------------------------------------------------
+
+
+def test_letters_that_the_output_does_not_have_are_escaped(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    printing.say("runs/\u017elu\u0165")
+    assert out.buffer.getvalue() == b"runs/\\u017elu\\u0165\n"
+
+
+@pytest.mark.parametrize("output", ["closed pipe", "full disk", "closed file"])
+def test_an_output_that_cannot_be_written_is_said_once_and_the_program_ends_well(output):
+    """A process of its own: at its end Python flushes stdout once more."""
+    close = "import sys; sys.stdout.close()" if output == "closed file" else ""
+    program = f"from jaxgen.printing import say\n{close}\nfor step in range(3): say('step')"
+    if output == "full disk":
+        if not Path("/dev/full").exists():
+            pytest.skip("this system has no /dev/full")
+        out = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, out = os.pipe()
+        os.close(reader)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True)
+    os.close(out)
+    assert done.returncode == 0
+    assert done.stderr.count("the run goes on") == (3 if output == "closed file" else 1) and "Traceback" not in done.stderr
+
+
+# --- The folder of a run --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a\\b", os.fsdecode(b"a\xff")])
+def test_a_name_in_which_no_checkpoint_could_be_read_is_refused_before_training(name, tmp_path):
+    with pytest.raises(ConfigError, match="^workdir: wanted a path"):
+        Checkpointer(tmp_path / name, CONFIG, DATA)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a[", "b]", "c*", "d ?", "\u017elu\u0165"])
+def test_other_names_work(name, tmp_path):
+    with Checkpointer(tmp_path / name, CONFIG, DATA) as saver:
+        saver.save(1, state(1))
+        assert saver.restore(state(0))[0] == 1
+
+
+def test_the_home_of_nobody_and_a_folder_for_the_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="a home folder that exists, got ~nosuchuser/run"):
+        Checkpointer("~nosuchuser/run", CONFIG, DATA)
+    (tmp_path / "run" / "config.json").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="config.json is a file"):
+        Checkpointer("run", CONFIG, DATA)
+
+
+def test_a_save_that_cannot_be_read_does_not_count(run, monkeypatch):
+    save = checkpoint._orbax_save
+    monkeypatch.setattr(checkpoint, "_orbax_save", lambda folder, arrays: save(folder, {"step": arrays["step"]}))
+    with pytest.raises(CheckpointError, match="cannot be read: 1 arrays are missing, the first is model/w"):
+        run.save(3, state(3))
+    assert run.steps() == [1, 2]
+
+
+def test_a_copied_step_is_not_restored(run, capsys):
+    steps = run.workdir / "checkpoints"
+    shutil.copytree(steps / "1", steps / "9")
+    (steps / "2").rename(steps / "8")
+    assert run.restore(state(0))[0] == 1
+    err = capsys.readouterr().err
+    assert "it is of step 1: the folder was copied or renamed" in err and "it is of step 2" in err
+
+
+@pytest.mark.parametrize("field", [*manifest.FIELDS, "format"])
+@pytest.mark.parametrize("value", [None, "x"])
+def test_a_manifest_whose_hash_is_right_and_whose_fields_are_not_is_damaged(run, field, value):
+    if (field, value) == ("score", None):
+        return  # a checkpoint without metrics has no score
+    folder = run.workdir / "checkpoints" / "2"
+    facts = manifest.read(folder) | {field: value}
+    rewrite(folder, facts)
+    with pytest.raises(manifest.Damaged, match=field):
+        manifest.verify(folder)
+    assert run.restore(state(0))[0] == 1
+
+
+@pytest.mark.parametrize("field", ["files", "arrays"])
+def test_a_manifest_with_a_wrong_entry_is_damaged(run, field):
+    folder = run.workdir / "checkpoints" / "2"
+    rewrite(folder, manifest.read(folder) | {field: {"step": 3}})
+    with pytest.raises(manifest.Damaged, match="its entry of the"):
+        manifest.verify(folder)
+
+
+def rewrite(folder: Path, facts: dict) -> None:
+    """The manifest with these facts and its right hash."""
+    body = json.dumps(facts)[1:]
+    digest = manifest.hashlib.sha256(body.encode()).hexdigest()
+    (folder / manifest.NAME).write_text(f'{{"sha256": "{digest}",\n{body}')
+
+
+def test_metrics_without_checkpoints_are_said(run, capsys):
+    run.close()
+    (run.workdir / "metrics.jsonl").write_text('{"step": 1}\n')
+    shutil.rmtree(run.workdir / "checkpoints")
+    Checkpointer(run.workdir, CONFIG, DATA).close()
+    assert "has metrics and no checkpoint; training begins at step 0" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_at_the_start_is_one_line_and_holds_no_lock(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for name in ("pwrite", "fsync"):
+        with monkeypatch.context() as patch, pytest.raises(ConfigError, match="No space left on device"):
+            patch.setattr(os, name, full)
+            Checkpointer(tmp_path, CONFIG, DATA)
+    Checkpointer(tmp_path, CONFIG, DATA).close()
+
+
+# --- Threads --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_in_a_thread_no_signal_is_handled_and_a_line_says_so(capsys):
+    before, stopped = signal.getsignal(signal.SIGINT), []
+
+    def work():
+        with training.Interruption() as stop:
+            stopped.append(stop(1))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert stopped == [False] and signal.getsignal(signal.SIGINT) is before
+    assert "training in a thread" in capsys.readouterr().err
