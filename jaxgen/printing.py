@@ -1,8 +1,10 @@
 """The one function with which a run prints: whatever happens to the output, the run goes on."""
 
+import logging
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -36,3 +38,16 @@ def _drop(file: Any) -> None:
             os.dup2(null, file.fileno())
         finally:
             os.close(null)
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Silences these loggers: on a full disk orbax logs tracebacks for every array, and also raises the error, which we report."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)

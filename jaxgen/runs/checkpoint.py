@@ -16,15 +16,13 @@ that a run fell back from; its retention counts damaged steps. Its save takes as
 """
 
 import json
-import logging
 import math
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -34,7 +32,7 @@ from etils import epath
 from jaxgen import metrics as metrics_table
 from jaxgen import sharding
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.printing import say
+from jaxgen.printing import quiet, say
 from jaxgen.runs import directory, leaves
 from jaxgen.runs import manifest as manifests
 from jaxgen.runs.lock import RunLock
@@ -356,7 +354,7 @@ def _orbax_save(folder: epath.Path, arrays: dict[str, Any]) -> None:
     """Every process writes its shards; returns on all of them when the folder is complete."""
     import orbax.checkpoint as ocp
 
-    with _quiet("absl", "asyncio"):
+    with quiet("absl", "asyncio"):
         ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).save(folder, args=ocp.args.PyTreeSave(arrays))
 
 
@@ -364,7 +362,7 @@ def _prove(folder: epath.Path, arrays: Mapping[str, Any]) -> None:
     """OSError unless all arrays of a checkpoint that was just written are found in it. They are listed, not read: some milliseconds."""
     import orbax.checkpoint as ocp
 
-    with _quiet("absl"):
+    with quiet("absl"):
         found = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(folder).item_metadata
     missing = {name for name, array in arrays.items() if array.size} - set(getattr(found, "tree", found) or {})
     if missing:
@@ -382,19 +380,6 @@ def _orbax_restore(folder: epath.Path, targets: dict[str, Any]) -> dict[str, Any
 
     args = ocp.args.PyTreeRestore(targets, restore_args={name: how(leaf) for name, leaf in targets.items()}, partial_restore=True)
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder, args=args)
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Silences these loggers: on a full disk orbax logs tracebacks for every array, and also raises the error, which we report."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-    try:
-        for logger in levels:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
 
 
 def _cause(error: Exception) -> str:
