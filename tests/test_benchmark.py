@@ -225,7 +225,8 @@ from jaxgen import benchmark
 from jaxgen.models import GatedPixelCNNConfig, build
 assert jax.device_count() == 4
 benchmark.PEAK_SIZES = {"cpu": (32,)}
-model = build(GatedPixelCNNConfig(image_shape=(4, 4, 1), levels=2, width=4, layers=1, head_width=4))
+config = GatedPixelCNNConfig(image_shape=(4, 4, 1), levels=2, width=4, layers=1, head_width=4)
+model = jax.device_put(build(config), jax.devices()[0])  # as it is after loading
 benchmark.print_methods(model, batch=4)
 print([row["method"] for row in benchmark.measure(model, (4,), 4, 1)])
 """
