@@ -1,6 +1,6 @@
 """With XLA's optimizer, which users have and the rest of the suite does without: cached and naive samples have the same bits.
 
-One case for every autoregressive image model; `make thorough` repeats all cases of all three samplers so.
+One case for every autoregressive model; `make thorough` repeats all cases of all three samplers so.
 """
 
 import os
@@ -8,7 +8,11 @@ from contextlib import contextmanager
 
 import jax
 import numpy as np
+from flax import nnx
 from test_models import every_model, labels_of, make
+
+from jaxgen.models import LanguageModel, LanguageModelConfig
+from jaxgen.sampling import sample_sequence
 
 SHAPE = (3, 5, 1)  # no other test has it, so that no program compiled without the optimizer is used here
 
@@ -31,3 +35,11 @@ def test_cached_and_naive_give_the_same_bits_with_the_optimizer(entry):
         cached, naive = (np.asarray(model.sample(key, n, label, method=method)) for method in ("cached", "naive"))
     np.testing.assert_array_equal(cached, naive)
     assert 0 < naive.mean() < 1
+
+
+def test_strings_have_the_same_bits_with_the_optimizer():
+    model, key = LanguageModel(LanguageModelConfig(6, 7, width=5), rngs=nnx.Rngs(0)), jax.random.key(0)
+    with optimizer():
+        cached, naive = (np.asarray(draw) for draw in (model.sample(key, 9), sample_sequence(model, key, 9, 6, stop=0, method="naive")))
+    np.testing.assert_array_equal(cached, naive)
+    assert len(np.unique(cached)) > 3

@@ -63,7 +63,7 @@ def check_split(split: str) -> None:
         raise ConfigError("split", wanted=f"one of {', '.join(SPLITS)}", got=repr(split))
 
 
-def check_images(images: np.ndarray, origin: str, levels: int | None = None) -> UInt[np.ndarray, "N H W C"]:
+def check_pixels(images: np.ndarray, origin: str, levels: int | None = None) -> UInt[np.ndarray, "N H W C"]:
     """Images in the smallest unsigned type for `levels`, from integers [N, H, W] or [N, H, W, C] in {0 .. levels-1}, else DataError.
 
     levels: None stands for 256.
@@ -140,7 +140,7 @@ def array_source(
     images: np.ndarray, labels: np.ndarray | None, origin: str, levels: int | None, vectors: np.ndarray | None = None
 ) -> ArraySource:
     """The checked set of these arrays; levels and the number of classes are inferred where they are not given."""
-    checked = check_images(images, origin, levels)
+    checked = check_pixels(images, origin, levels)
     columns, features = {"image": checked}, {"image": Image(checked.shape[1:], levels or infer_levels(checked))}
     if labels is not None:
         columns["label"] = check_labels(labels, len(checked), origin.replace(":image", ":label"))
@@ -217,7 +217,7 @@ def _part(parts: dict[str, Path], split: str, how: Reading, path: Path, rule: in
 def _like_train(raw: Raw, train: ArraySource, train_raw: Raw) -> ArraySource:
     """The checked set of another part, which must agree with train in shape, levels and classes."""
     image, label, vector = (train.features.get(name) for name in ("image", "label", "vector"))
-    columns = {"image": check_images(raw.images, raw.origin, image.levels)}
+    columns = {"image": check_pixels(raw.images, raw.origin, image.levels)}
     if columns["image"].shape[1:] != image.shape:
         wanted = f"images of shape {list(image.shape)} as in {train_raw.origin}"
         raise DataError(f"{raw.origin}[0]", wanted=wanted, got=list(columns["image"].shape[1:]))
