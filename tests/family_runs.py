@@ -36,7 +36,8 @@ def train_all(folder: Path, names: list[str], killed_in_its_save: bool = False) 
         if name == CLOSED_FORM and killed_in_its_save:
             manifest.write = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
         data = data_of(CONFIGS[name])
-        parts = {"optimizer": OptimizerConfig(learning_rate=1e-2), "train": options, "report": ReportConfig(samples=0)}
+        optimizer = OptimizerConfig() if name == CLOSED_FORM else OptimizerConfig(learning_rate=1e-2)  # it has none
+        parts = {"optimizer": optimizer, "train": options, "report": ReportConfig(samples=0)}
         run = Experiment(CONFIGS[name], DataConfig("arrays"), workdir=str(folder / name), **parts)
         assert experiment.train(run, sets=(data, data)) == 0
 
