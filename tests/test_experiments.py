@@ -44,7 +44,7 @@ PARAMETERS = {
     "vae_digits": (100_081, 100_081),
     "vae_mnist": (688_464, 688_464),
 }
-NO_SINGLE_RUN = {"compare_autoregressive", "memory", "step_cost"}  # scripts of another form
+NO_SINGLE_RUN = {"compare_autoregressive", "layer_speed", "memory", "step_cost"}  # scripts of another form
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
 SCRIPTS = [name for name in NAMES if name not in NO_SINGLE_RUN]
 LAPTOPS = ["gan_digits", "gan_ring", "vae_digits", "vae_mnist"]  # that of gated_pixelcnn_digits is what .ci/run ends with
