@@ -12,7 +12,8 @@ import platform
 import subprocess
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+if __name__ == "__main__":  # before jax starts; whoever imports this file keeps the devices that there are
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
 import flax
 import jax
