@@ -101,7 +101,7 @@ def train(experiment: Experiment, restart=False, sets: tuple[Dataset, Dataset] |
         evaluation.check_metrics(shapes, validation_set, experiment.report.metrics)
         if closed_form(shapes):
             return _fit(experiment, build(experiment.model, options.seed), checkpoints, (training_set, validation_set), mesh)
-        begun = sharding.first_process_says(len(checkpoints.steps()))
+        begun = not experiment.stages or sharding.first_process_says(len(checkpoints.steps()))
         if not begun and (code := _train_stages(experiment, (training_set, validation_set))):
             return code
         state = _first_state(experiment, optimizer, mesh)

@@ -274,11 +274,10 @@ def read_model(
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
     """The configuration of a run as JSON, from its newest checkpoint; raises CheckpointError where there is none."""
     folder, steps = _existing(path)
-    readable = manifests.readable(folder, steps)
-    if not readable:
-        manifests.first_intact(folder, steps)  # names the damaged files
-        raise _all_damaged(folder, steps)
-    return readable[max(readable)]["config"]
+    if found := begun_config(path):
+        return found
+    manifests.first_intact(folder, steps)  # names the damaged files
+    raise _all_damaged(folder, steps)
 
 
 def begun_config(path: str | os.PathLike) -> dict[str, Any]:
