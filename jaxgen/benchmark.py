@@ -35,6 +35,7 @@ from jaxgen.data.features import given_to, random_batch
 from jaxgen.errors import ConfigError, did_you_mean
 from jaxgen.layers.convolutions import EXACT
 from jaxgen.models import MODELS, build, count_parameters
+from jaxgen.printing import say
 from jaxgen.runs import report
 
 BATCHES = (1, 16, 64)
@@ -360,17 +361,17 @@ def run(options: commands.Bench, model, cores: list[int] | None) -> int:
     chosen = comparisons if options.all else {name: comparisons[name]}
     facts = environment(commands.written(options), cores) | {"models": [], "results": []}
     where = f"{facts['cores']} core(s)" if facts["cores"] else "not pinned"
-    print(f"{facts['device']}, {where}, jax {facts['versions']['jax']}; images per second of {facts['second']}")
-    print(HEADER, flush=True)
+    say(f"{facts['device']}, {where}, jax {facts['versions']['jax']}; images per second of {facts['second']}")
+    say(HEADER)
     models = [(type(model).__name__, model)] if model is not None else ((name, build(one)) for name, one in chosen.items())
     for name, one in models:
         facts["models"].append(_described(one) | {"model": name})
         for row in measure(one, options.batches, options.train_batch or None, options.repetitions):
             facts["results"].append(row | {"model": name})
-            print(line(facts["results"][-1]), flush=True)
+            say(line(facts["results"][-1]))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(facts, indent=2) + "\n")
-    print(f"written to {out}")
+    say(f"written to {out}")
     return 0
 
 
@@ -382,9 +383,9 @@ def print_methods(model, batch: int = 16) -> None:
     """Cached and naive sampling of so many images, and their ratio: three lines in the report of a run."""
     peak = Peak(getattr(model.config, "dtype", "float32"))
     flops, rates = flops_per_image(model), {}
-    print(HEADER)
+    say(HEADER)
     for method in ("cached", "naive"):
         row = sampling(model, method, batch, peak, 2, flops)
         rates[method] = row["images_per_second"]
-        print(line(row), flush=True)
-    print(f"cached / naive  {rates['cached'] / rates['naive']:.4g}")
+        say(line(row))
+    say(f"cached / naive  {rates['cached'] / rates['naive']:.4g}")

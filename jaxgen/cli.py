@@ -26,8 +26,10 @@ from jaxgen.commands import Bench, Complete, Evaluate, Sample, Show, Upscale, gu
 from jaxgen.data import DataConfig
 from jaxgen.drawing import complete_images, completes, draw, draw_for, given, has, modelled, small_shape, upscale_images, write_grid
 from jaxgen.errors import ConfigError, did_you_mean
-from jaxgen.experiment import Experiment, dry_run, finish, load_data, print_evaluation, read_data, train
+from jaxgen.experiment import Experiment, dry_run, train
+from jaxgen.final_report import finish, load_data, print_evaluation, read_data
 from jaxgen.models import MODELS, count_parameters
+from jaxgen.printing import say
 from jaxgen.runs import checkpoint, figures, report
 from jaxgen.training import OptimizerConfig
 
@@ -250,7 +252,7 @@ def sample(options: Sample, models: Sequence[type] = ()) -> int:
         seconds.append(time.perf_counter() - start)
     write_grid(out, samples, model)
     rate, compiling = f"{options.n / seconds[1]:.1f} {feature.noun}s/s", max(seconds[0] - seconds[1], 0)
-    print(f"{options.n} samples, {rate} ({compiling:.1f} s to compile): {out}")
+    say(f"{options.n} samples, {rate} ({compiling:.1f} s to compile): {out}")
     return 0
 
 
@@ -271,7 +273,7 @@ def complete(options: Complete, models: Sequence[type] = ()) -> int:
     out = _out(options, "completions.png")
     dataset = load_data(experiment, options.split)
     complete_images(model, dataset, options.keep, options.n, out, jax.random.key(options.seed), options.label, **extra)
-    print(f"{options.n} completions, {options.keep} given (outlined in orange): {out}")
+    say(f"{options.n} completions, {options.keep} given (outlined in orange): {out}")
     return 0
 
 
@@ -284,7 +286,7 @@ def upscale(options: Upscale, models: Sequence[type] = ()) -> int:
     out = _out(options, "upscaled.png")
     dataset = load_data(experiment, options.split)
     upscale_images(model, dataset, options.n, out, jax.random.key(options.seed), options.label, **extra)
-    print(f"{options.n} pictures, every fourth a small image (outlined in orange) and then draws from it: {out}")
+    say(f"{options.n} pictures, every fourth a small image (outlined in orange) and then draws from it: {out}")
     return 0
 
 

@@ -1,39 +1,37 @@
 """An experiment: one configuration, and what is done with it, the same for every family of models.
 
-`train` wires the data, the train step, validation, reports and checkpoints together; `finish` writes the report at the end; `dry_run` only
-looks at shapes. A model's methods (`log_prob`, `elbo`, `sample(..., known=)`), never its class, decide what is done with it.
+`train` wires the data, the train step, validation, reports and checkpoints together; `dry_run` only looks at shapes; the report at the end,
+`finish`, is in final_report.py. A model's methods (`log_prob`, `elbo`, `sample(..., known=)`), not its class, decide what is done with it.
 """
 
 import dataclasses
 import signal
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from etils import epath
 from flax import nnx
 
-from jaxgen import benchmark, config, evaluation, printing, scores, sharding, trained, training
+from jaxgen import config, evaluation, printing, scores, sharding, trained, training
 from jaxgen import stages as staging
 from jaxgen.data import DataConfig, Dataset
 from jaxgen.data.augment import augmented
-from jaxgen.drawing import complete_images, completes, draw_for, has, modelled, noun, small_shape, write_grid
 from jaxgen.drawing import draw as draw  # for scripts, which import it from this file
+from jaxgen.drawing import draw_for, modelled, noun
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.metrics import FLOORS
+from jaxgen.final_report import finish as finish
+from jaxgen.final_report import load_data as load_data
 from jaxgen.models import MODELS, build, count_parameters
-from jaxgen.runs import checkpoint, directory, report
+from jaxgen.runs import checkpoint, report
 from jaxgen.runs.report import ReportConfig
+from jaxgen.sharding import announce, warn
 from jaxgen.stages import Stage
 from jaxgen.training import OptimizerConfig, TrainConfig
 
-RULER_DIMENSIONS = 4096
-"""Largest H W C for which the Gaussian ruler's covariance is fitted."""
 PREEMPTED, INTERRUPTED = 75, 130
 """Exit codes of a run that a signal stopped after saving."""
 
@@ -111,7 +109,7 @@ def train(experiment: Experiment, restart=False, sets: tuple[Dataset, Dataset] |
             batch = training_set.batch(0, options.batch_size, options.seed, process=(0, 1)) if hasattr(shapes, "initialise") else None
             state = _first_state(experiment, optimizer, mesh, batch, _trained_parts(experiment))
         with report.Reporter(experiment.workdir, resumed, writer=jax.process_index() == 0) as reporter, training.Interruption() as stop:
-            say(_beginning(experiment, resumed))
+            announce(_beginning(experiment, resumed))
             run = _Run(experiment, checkpoints, reporter, validation_set, mesh, training_set)
             batches = training_set.batches(resumed, options.batch_size, options.seed)
             if experiment.data.augment:
@@ -131,7 +129,8 @@ def train(experiment: Experiment, restart=False, sets: tuple[Dataset, Dataset] |
             run.save(int(state.step), state, last=True)
             if stop.signal is None:
                 return 0
-            say(f"stopped by {signal.Signals(stop.signal).name} after step {int(state.step)}; saved; the same command goes on from there")
+            name = signal.Signals(stop.signal).name
+            announce(f"stopped by {name} after step {int(state.step)}; saved; the same command goes on from there")
             return INTERRUPTED if stop.signal == signal.SIGINT else PREEMPTED
 
 
@@ -167,7 +166,7 @@ def _train_stages(experiment: Experiment, sets: tuple[Dataset, Dataset]) -> int:
         part = experiment.of_stage(name)
         last = 1 if closed_form(jax.eval_shape(lambda: build(part.model))) else part.train.steps  # noqa: B023 (called at once)
         done = (checkpoint.newest(part.workdir) or 0) >= last
-        say(f"stage {name} of {experiment.workdir}")
+        announce(f"stage {name} of {experiment.workdir}")
         if code := train(part, sets=sets):
             return code
         if not done:
@@ -188,10 +187,10 @@ def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, se
     state = training.init_state(model, optax.identity(), mesh)
     resumed, _ = checkpoints.restore(state) or (0, state)
     if resumed:
-        say(f"{experiment.workdir} is finished: its model has a closed form; --restart starts over")
+        announce(f"{experiment.workdir} is finished: its model has a closed form; --restart starts over")
         return 0
     with report.Reporter(experiment.workdir, 0, writer=jax.process_index() == 0) as reporter:
-        say(f"fitting in closed form in {experiment.workdir}")
+        announce(f"fitting in closed form in {experiment.workdir}")
         model = type(model).fit(sets[0], experiment.model, jax.random.key(experiment.train.seed))
         state = dataclasses.replace(training.init_state(model, optax.identity(), mesh), step=jnp.int32(1))
         run = _Run(experiment, checkpoints, reporter, sets[1], mesh, sets[0])
@@ -266,7 +265,7 @@ class _Run:
         metrics = evaluation.evaluate(model, self.validation_set, batch_size=options.batch_size, key=key, mesh=self.mesh, metrics=wanted)
         metrics = evaluation.with_floor(metrics, model, self.validation_set, self.training_set)
         name, value = evaluation.headline(metrics)
-        say(f"step {step}  validation {name} {scores.not_computed(name, metrics) or f'{value:.4f}'}")
+        announce(f"step {step}  validation {name} {scores.not_computed(name, metrics) or f'{value:.4f}'}")
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float) and np.isfinite(value)}
         self.reporter.scalars(step, {f"validation_{name}": value for name, value in numbers.items()})
         earlier = checkpoint.list_metrics(self.experiment.workdir) if self.checkpoints.steps() else {}
@@ -299,32 +298,6 @@ class _Run:
             printing.say(f"jaxgen: warning: {error}; training goes on", sys.stderr)
 
 
-def say(text: str) -> None:
-    """One line on stdout, from the first process only."""
-    if jax.process_index() == 0:
-        printing.say(text)
-
-
-def warn(text: str) -> None:
-    """"warning: text" on stdout, among the numbers that it is about; nothing for an empty text."""
-    if text:
-        say(f"warning: {text}")
-
-
-def read_data(experiment: Experiment, split: str) -> Dataset:
-    """One split by name; converted pictures are cached in WORKDIR/data-cache, unless workdir is an object store."""
-    if not directory.is_local(experiment.workdir):
-        return experiment.data.load(split)
-    return experiment.data.load_keeping(split, Path(experiment.workdir) / "data-cache")
-
-
-def load_data(experiment: Experiment, split: str, sets: tuple[Dataset, Dataset] | None = None) -> Dataset:
-    """One split, from `sets` (train, validation) or by name. DataError unless it has the features that the model's configuration needs."""
-    dataset = sets[split == "validation"] if sets else read_data(experiment, split)
-    dataset.expect(experiment.model.features)
-    return dataset
-
-
 def dry_run(experiment: Experiment) -> int:
     """Print shapes, parameter count, memory and sharding of a run; nothing is computed and no data is read."""
     mesh = sharding.make_mesh(experiment.train.fsdp)
@@ -350,51 +323,3 @@ def dry_run(experiment: Experiment) -> int:
     size = experiment.train.batch_size
     print(f"batch                 {size} {noun(experiment.model)}s, {size // jax.device_count()} per device")
     return 0
-
-
-def finish(experiment: Experiment) -> None:
-    """The report at the end of a run: test metrics beside the rulers, samples, completions, and sampling speed if
-    report.time_samplers is set.
-
-    Every process loads and evaluates; only process 0 draws, or with fsdp > 1 all together.
-    """
-    folder, test = epath.Path(experiment.workdir), load_data(experiment, "test")
-    split = experiment.train.fsdp > 1  # then the model stays split over the devices
-    model = trained.load(experiment.workdir, models=staging.classes(experiment.model), mesh=sharding.split_mesh(experiment.train.fsdp))
-    say(f"\nreport of {experiment.workdir}")
-    print_evaluation(experiment, model, test, experiment.train.batch_size)
-    saved = checkpoint.list_metrics(experiment.workdir)
-    warn(scores.ruined(saved.pop(max(saved)), None, saved))
-    if jax.process_index() > 0 and not split:
-        return sharding.wait_for_all("report")
-    wanted, key, pictures = experiment.report, jax.random.key(experiment.train.seed), []
-    if wanted.samples and hasattr(model, "sample"):
-        pictures.append(folder / f"samples{modelled(model).ending}")
-        write_grid(pictures[-1], draw_for(model, test, key, wanted.samples), model)
-    if wanted.completions and completes(model):
-        pictures.append(folder / "completions.png")
-        complete_images(model, test, "top", wanted.completions, pictures[-1], key)
-    if wanted.time_samplers and has(model, "method") and jax.process_count() == 1:
-        benchmark.print_methods(model)
-    elif has(model, "method"):
-        say(f"speed     not measured; jaxgen bench {experiment.workdir}")
-    say("pictures  " + "  ".join(map(str, [*pictures, folder / "curve.png"])))
-    return sharding.wait_for_all("report")
-
-
-def print_evaluation(experiment: Experiment, model, dataset: Dataset, batch_size: int, samples: int = 1, bound: str = "elbo") -> None:
-    """Prints the headline with its standard error, computed on all devices. For bits/dim of images up to RULER_DIMENSIONS values also
-    those of the rulers, by the same evaluator, unless report.rulers is off."""
-    mesh = sharding.split_mesh(experiment.train.fsdp) or sharding.make_mesh()
-    wanted = experiment.report.metrics
-    result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=mesh, metrics=wanted)
-    if set(FLOORS) & set(result):
-        result = evaluation.with_floor(result, model, dataset, load_data(experiment, "test" if dataset.split == "train" else "train"))
-    ruled, fitted = {}, 0
-    small = np.prod(dataset.image_shape) <= RULER_DIMENSIONS
-    if experiment.report.rulers and small and evaluation.headline(result)[0].startswith("bits_per_dim") and "image" in dataset.features:
-        fit = [load_data(experiment, split) for split in ("train", "validation") if split != dataset.split]
-        ruled, fitted = evaluation.rulers(fit, dataset), sum(map(len, fit))
-    for line in scores.lines(dataset.split, result, noun(model.config), small_shape(model), ruled, fitted):
-        say(line)
-    warn(scores.ruined(result, modelled(model)))

@@ -1,4 +1,4 @@
-"""The one function with which a run prints: whatever happens to the output, the run goes on."""
+"""How a run prints: whatever happens to the output, the run goes on."""
 
 import logging
 import os

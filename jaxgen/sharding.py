@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxgen import printing
 from jaxgen.errors import ConfigError
 
 SMALL = 2**10
@@ -199,3 +200,15 @@ def wait_for_all(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def announce(text: str) -> None:
+    """One line on stdout, from the first process only."""
+    if jax.process_index() == 0:
+        printing.say(text)
+
+
+def warn(text: str) -> None:
+    """"warning: text" on stdout, among the numbers that it is about, from the first process only; nothing for an empty text."""
+    if text:
+        announce(f"warning: {text}")

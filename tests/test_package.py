@@ -29,10 +29,10 @@ MAY_IMPORT = {
     "config": {"errors", "synonyms"},
     "commands": {"errors", "config"},
     "checks": {"config", "errors"},
-    "sharding": {"errors"},
+    "sharding": {"errors", "printing"},
     "distributions": {"errors"},
     "metrics": set(),
-    "data": {"errors", "runs"},
+    "data": {"errors", "printing", "runs"},
     "statistics": {"errors"},
     "runs": {"errors", "metrics", "printing", "sharding"},
     "sampling": {"errors", "checks", "distributions"},
@@ -47,12 +47,14 @@ MAY_IMPORT = {
     "frechet": {"errors"},
     "evaluation": {"data", "errors", "frechet", "metrics", "rulers", "sharding", "distributions"},
     "drawing": {"errors", "data", "runs", "sharding"},
-    "benchmark": {"commands", "autoregressive", "errors", "config", "data", "layers", "models", "runs", "sampling", "sharding", "training"},
+    "benchmark": {"commands", "autoregressive", "errors", "config", "data", "layers", "models", "printing", "runs"}
+    | {"sampling", "sharding", "training"},
     "scores": {"metrics", "rulers"},
-    "experiment": {"benchmark", "config", "data", "drawing", "errors", "evaluation", "metrics", "models", "printing", "runs", "scores"}
+    "final_report": {"benchmark", "data", "drawing", "evaluation", "metrics", "runs", "scores", "sharding", "stages", "trained"},
+    "experiment": {"config", "data", "drawing", "errors", "evaluation", "final_report", "models", "printing", "runs", "scores"}
     | {"sharding", "stages", "trained", "training"},
     "notebook": {"data", "errors", "experiment", "runs", "trained", "training"},
-    "cli": {"benchmark", "commands", "checks", "config", "data", "drawing"}
+    "cli": {"benchmark", "commands", "checks", "config", "data", "drawing", "final_report", "printing"}
     | {"errors", "experiment", "models", "runs", "sharding", "stages", "trained", "training"},
     "__main__": {"errors", "cli", "commands"},
 }

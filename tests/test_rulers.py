@@ -10,7 +10,7 @@ from flax import nnx
 from scipy import stats
 from test_evaluation import random_set
 
-from jaxgen import experiment, scores
+from jaxgen import experiment, final_report, scores
 from jaxgen.data import DataConfig, Dataset, load
 from jaxgen.data.features import ClassLabel, Image, Points, Tokens
 from jaxgen.evaluation import GaussianModel, evaluate, headline, rulers
@@ -119,7 +119,7 @@ def test_rulers_of_one_image_are_those_that_can_be_fitted():
 def test_a_report_on_one_example_says_what_cannot_be_computed(capsys):
     run = experiment.Experiment(GANConfig((2,), 0, latent=2, hidden=8), DataConfig("ring"))
     model = jax.jit(lambda: GAN(run.model, rngs=nnx.Rngs(0)))()
-    experiment.print_evaluation(run, model, Dataset(load("ring", "test").source.select(slice(1)), "ring", "test"), 64)
+    final_report.print_evaluation(run, model, Dataset(load("ring", "test").source.select(slice(1)), "ring", "test"), 64)
     out, err = capsys.readouterr()
     assert out.startswith("test frechet_points         cannot be computed of 1 example: it needs at least 2\n")
     assert err == "" and "nan" not in out and "modes_covered " in out

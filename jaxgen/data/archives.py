@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen.errors import ConfigError, DataError, did_you_mean
+from jaxgen.printing import say
 
 MAGIC = (b"PK", b"\x93NUMPY")  # an archive, one array
 COLUMNS = ("image", "label", "vector")
@@ -86,7 +87,7 @@ def _named(loaded: Any, path: Path, suffix: str) -> dict[str, Any]:
 @functools.cache
 def say_once(text: str) -> None:
     """One line on stderr, once for each text: a set is read again for every split."""
-    print(f"jaxgen: {text}", file=sys.stderr)
+    say(f"jaxgen: {text}", sys.stderr)
 
 
 def damaged(path: Path, error: BaseException) -> DataError:

@@ -1,0 +1,84 @@
+"""The report at the end of a run, and the data and the evaluation that it shares with the commands on a finished run.
+
+`experiment` is everywhere a `jaxgen.experiment.Experiment`; experiment.py imports this file, which therefore cannot import its class.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from jaxgen import benchmark, evaluation, scores, sharding, trained
+from jaxgen import stages as staging
+from jaxgen.data import Dataset
+from jaxgen.drawing import complete_images, completes, draw_for, has, modelled, noun, small_shape, write_grid
+from jaxgen.metrics import FLOORS
+from jaxgen.runs import checkpoint, directory
+from jaxgen.sharding import announce, warn
+
+RULER_DIMENSIONS = 4096
+"""Largest H W C for which the Gaussian ruler's covariance is fitted."""
+
+
+def read_data(experiment: Any, split: str) -> Dataset:
+    """One split by name; converted pictures are cached in WORKDIR/data-cache, unless workdir is an object store."""
+    if not directory.is_local(experiment.workdir):
+        return experiment.data.load(split)
+    return experiment.data.load_keeping(split, Path(experiment.workdir) / "data-cache")
+
+
+def load_data(experiment: Any, split: str, sets: tuple[Dataset, Dataset] | None = None) -> Dataset:
+    """One split, from `sets` (train, validation) or by name. DataError unless it has the features that the model's configuration needs."""
+    dataset = sets[split == "validation"] if sets else read_data(experiment, split)
+    dataset.expect(experiment.model.features)
+    return dataset
+
+
+def finish(experiment: Any) -> None:
+    """The report at the end of a run: test metrics beside the rulers, samples, completions, and sampling speed if
+    report.time_samplers is set.
+
+    Every process loads and evaluates; only process 0 draws, or with fsdp > 1 all together.
+    """
+    folder, test = epath.Path(experiment.workdir), load_data(experiment, "test")
+    split = experiment.train.fsdp > 1  # then the model stays split over the devices
+    model = trained.load(experiment.workdir, models=staging.classes(experiment.model), mesh=sharding.split_mesh(experiment.train.fsdp))
+    announce(f"\nreport of {experiment.workdir}")
+    print_evaluation(experiment, model, test, experiment.train.batch_size)
+    saved = checkpoint.list_metrics(experiment.workdir)
+    warn(scores.ruined(saved.pop(max(saved)), None, saved))
+    if jax.process_index() > 0 and not split:
+        return sharding.wait_for_all("report")
+    wanted, key, pictures = experiment.report, jax.random.key(experiment.train.seed), []
+    if wanted.samples and hasattr(model, "sample"):
+        pictures.append(folder / f"samples{modelled(model).ending}")
+        write_grid(pictures[-1], draw_for(model, test, key, wanted.samples), model)
+    if wanted.completions and completes(model):
+        pictures.append(folder / "completions.png")
+        complete_images(model, test, "top", wanted.completions, pictures[-1], key)
+    if wanted.time_samplers and has(model, "method") and jax.process_count() == 1:
+        benchmark.print_methods(model)
+    elif has(model, "method"):
+        announce(f"speed     not measured; jaxgen bench {experiment.workdir}")
+    announce("pictures  " + "  ".join(map(str, [*pictures, folder / "curve.png"])))
+    return sharding.wait_for_all("report")
+
+
+def print_evaluation(experiment: Any, model, dataset: Dataset, batch_size: int, samples: int = 1, bound: str = "elbo") -> None:
+    """Prints the headline with its standard error, computed on all devices. For bits/dim of images up to RULER_DIMENSIONS values also
+    those of the rulers, by the same evaluator, unless report.rulers is off."""
+    mesh = sharding.split_mesh(experiment.train.fsdp) or sharding.make_mesh()
+    wanted = experiment.report.metrics
+    result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=mesh, metrics=wanted)
+    if set(FLOORS) & set(result):
+        result = evaluation.with_floor(result, model, dataset, load_data(experiment, "test" if dataset.split == "train" else "train"))
+    ruled, fitted = {}, 0
+    small = np.prod(dataset.image_shape) <= RULER_DIMENSIONS
+    if experiment.report.rulers and small and evaluation.headline(result)[0].startswith("bits_per_dim") and "image" in dataset.features:
+        fit = [load_data(experiment, split) for split in ("train", "validation") if split != dataset.split]
+        ruled, fitted = evaluation.rulers(fit, dataset), sum(map(len, fit))
+    for line in scores.lines(dataset.split, result, noun(model.config), small_shape(model), ruled, fitted):
+        announce(line)
+    warn(scores.ruined(result, modelled(model)))
