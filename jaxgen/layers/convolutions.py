@@ -160,8 +160,10 @@ def _few_features(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], p
     XLA's CPU backend reads x once for every tap instead, and copies x into another order for the kernel's gradient.
     """
     h, w, features_in, features = kernel.shape
-    products = dot(x, kernel.transpose(2, 0, 1, 3).reshape(features_in, -1), jnp.float32)
+    # As matrices: for more axes XLA copies them into another order for the kernel's gradient.
+    products = dot(x.reshape(-1, features_in), kernel.transpose(2, 0, 1, 3).reshape(features_in, -1), jnp.float32)
     products = jax.lax.optimization_barrier(products)  # else XLA computes them again for every tap
+    products = products.reshape(*x.shape[:3], -1)
     y = jnp.zeros(())
     for tap, part in enumerate(jnp.split(products, h * w, axis=-1)):
         around = [(low - at, high + at - (n - 1), 0) for at, (low, high), n in zip(divmod(tap, w), padding, (h, w), strict=True)]
