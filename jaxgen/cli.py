@@ -7,11 +7,12 @@ jaxgen evaluate | sample | complete | upscale | bench | show  RUN
 A script takes these commands too, for runs of its own model: python my_model.py sample RUN
 """
 
+import dataclasses
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,11 +24,12 @@ from jaxgen import benchmark, commands, config, sharding, trained
 from jaxgen import stages as staging
 from jaxgen.checks import interpolate
 from jaxgen.commands import Bench, Complete, Evaluate, Sample, Show, Upscale, guarded
-from jaxgen.data import DataConfig
+from jaxgen.data import DataConfig, Dataset
+from jaxgen.data.loading import NotThere
 from jaxgen.drawing import complete_images, completes, draw, draw_for, given, has, modelled, small_shape, upscale_images, write_grid
-from jaxgen.errors import ConfigError, did_you_mean
+from jaxgen.errors import ConfigError, DataError, did_you_mean
 from jaxgen.experiment import Experiment, dry_run, train
-from jaxgen.final_report import finish, load_data, print_evaluation, read_data
+from jaxgen.final_report import Seen, finish, load_data, print_evaluation, read_data
 from jaxgen.models import MODELS, count_parameters
 from jaxgen.printing import say
 from jaxgen.runs import checkpoint, figures, report
@@ -40,6 +42,7 @@ FLAGS = {
     "--dry-run": "print parameters, shapes, memory and sharding; compute nothing, read no data",
     "--restart": "delete the checkpoints of an earlier run in workdir",
     "--from-step": "N: go back to checkpoint N, once; the later checkpoints and rows of metrics are deleted after it was read",
+    "--allow-data-change": "go on, with a warning, where the data have other examples than when the run began",
     "--debug": "a traceback with every error",
 }
 
@@ -77,12 +80,13 @@ def _no_command(words: list[str]) -> list[str]:
 @dataclass(frozen=True)
 class Train:
     """Training of an experiment to its end, with the report; dry_run only looks at shapes, restart deletes what an earlier run saved,
-    from_step goes back to that checkpoint."""
+    from_step goes back to that checkpoint, allow_data_change goes on with other examples."""
 
     experiment: Experiment
     dry_run: bool = False
     restart: bool = False
     from_step: int | None = None
+    allow_data_change: bool = False
 
     def __call__(self) -> int:
         """Train and write the report, or do the dry run; returns the exit code."""
@@ -91,7 +95,7 @@ class Train:
         sharding.check_batch_size(options.batch_size, parts=options.accumulate)
         if self.dry_run:
             return dry_run(self.experiment)
-        code = train(self.experiment, restart=self.restart, from_step=self.from_step)
+        code = train(self.experiment, self.restart, from_step=self.from_step, allow_data_change=self.allow_data_change)
         if code == 0:
             finish(self.experiment)
         return code
@@ -106,7 +110,7 @@ def parse_train(
     words = [word for word in argv if word not in flags]
     found = (found or {}) | ({} if {"-h", "--help"} & set(words) else _of_other_runs(experiment, words))
     experiment = config.parse(experiment, words, about, prog, found, flags)
-    return Train(experiment, "--dry-run" in argv, "--restart" in argv, from_step)
+    return Train(experiment, "--dry-run" in argv, "--restart" in argv, from_step, "--allow-data-change" in argv)
 
 
 def _from_step(words: Sequence[str]) -> tuple[list[str], int | None]:
@@ -186,7 +190,8 @@ def train_command(words: list[str]) -> int:
         options = " and ".join(f"--{size}" for size in sorted(missing))
         print(f"a dry run reads no data: the real run takes {options} from {other.name}; give them to see its sizes")
     about = f"Train {name}; sizes that the data decides, such as the image shape and the levels, come from the data unless given."
-    return parse_train(experiment, words, f"jaxgen train {name}", about, ("--dry-run", "--restart", "--from-step", "--debug"), found)()
+    flags = [flag for flag in FLAGS if flag != "--laptop"]
+    return parse_train(experiment, words, f"jaxgen train {name}", about, flags, found)()
 
 
 def module_name(model: type) -> str:
@@ -224,11 +229,27 @@ def _open(options, models: Sequence[type]):
     return experiment, trained.load(options.run, step=options.step, models=models, mesh=sharding.split_mesh(experiment.train.fsdp))
 
 
+def _reader(options, experiment: Experiment) -> Callable[[str], Dataset]:
+    """The function that reads a split of the run's data, from --data if that is given, and compares it with the run's fingerprint."""
+    data = experiment.data if options.data is None else experiment.data.moved_to(options.data)
+    here = dataclasses.replace(experiment, data=data, workdir=options.run)
+    seen = Seen(checkpoint.read_fingerprint(options.run), options.allow_data_change)
+
+    def read(split: str) -> Dataset:
+        try:
+            return load_data(here, split, None, seen)
+        except NotThere as error:
+            raise DataError(error.argument, error.wanted, error.got, "--data PATH says where the data of this run are now") from error
+
+    return read
+
+
 def evaluate(options: Evaluate, models: Sequence[type] = ()) -> int:
     """The metric of a split with its standard error, beside the rulers."""
     experiment, model = _open(options, models)
     batch_size = options.batch_size or experiment.train.batch_size
-    print_evaluation(experiment, model, load_data(experiment, options.split), batch_size, options.samples, options.bound)
+    read = _reader(options, experiment)
+    print_evaluation(experiment, model, read(options.split), batch_size, options.samples, options.bound, read)
     return 0
 
 
@@ -244,7 +265,10 @@ def sample(options: Sample, models: Sequence[type] = ()) -> int:
     out = _out(options, f"samples{feature.ending}", feature.ending)
     label = options.label if options.to is None else _between(model, options)
     by_examples = given(model) - {"label"}
-    drawn = partial(draw_for, model, load_data(experiment, "test")) if by_examples else partial(draw, model)
+    if not by_examples and (options.data or options.allow_data_change):
+        name = "--data" if options.data else "--allow-data-change"
+        raise ConfigError(name, "a model that draws for examples of its data", f"{type(model).__name__}, which reads none")
+    drawn = partial(draw_for, model, _reader(options, experiment)("test")) if by_examples else partial(draw, model)
     seconds = []
     for _ in range(2):  # the first call compiles
         start = time.perf_counter()
@@ -271,7 +295,7 @@ def complete(options: Complete, models: Sequence[type] = ()) -> int:
         raise ConfigError("RUN", "a model that can complete images", type(model).__name__)
     extra = _sampler_options(model, options, temperature=1.0)
     out = _out(options, "completions.png")
-    dataset = load_data(experiment, options.split)
+    dataset = _reader(options, experiment)(options.split)
     complete_images(model, dataset, options.keep, options.n, out, jax.random.key(options.seed), options.label, **extra)
     say(f"{options.n} completions, {options.keep} given (outlined in orange): {out}")
     return 0
@@ -284,7 +308,7 @@ def upscale(options: Upscale, models: Sequence[type] = ()) -> int:
         raise ConfigError("RUN", "a model that upscales images (low_resolution is set)", type(model).__name__)
     extra = _sampler_options(model, options, temperature=1.0)
     out = _out(options, "upscaled.png")
-    dataset = load_data(experiment, options.split)
+    dataset = _reader(options, experiment)(options.split)
     upscale_images(model, dataset, options.n, out, jax.random.key(options.seed), options.label, **extra)
     say(f"{options.n} pictures, every fourth a small image (outlined in orange) and then draws from it: {out}")
     return 0

@@ -37,7 +37,18 @@ class Show:
 
 
 @dataclass(frozen=True)
-class Evaluate(Show):
+class _ReadsData(Show):
+    """The options of all commands that read the data of the run."""
+
+    _: dataclasses.KW_ONLY
+    data: str | None = None
+    """path of the data, or TFDS's folder of prepared sets, if they have moved"""
+    allow_data_change: bool = False
+    """go on, with a warning, where the data are not those that the run was trained on"""
+
+
+@dataclass(frozen=True)
+class Evaluate(_ReadsData):
     """The metric of a split with its standard error, beside the rulers."""
 
     split: Split = "test"
@@ -55,7 +66,7 @@ class Evaluate(Show):
 
 
 @dataclass(frozen=True)
-class _Pictures(Show):
+class _Pictures(_ReadsData):
     """The options of all commands that draw."""
 
     n: int = 64

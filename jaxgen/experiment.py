@@ -20,6 +20,7 @@ from jaxgen import config, evaluation, printing, scores, sharding, trained, trai
 from jaxgen import stages as staging
 from jaxgen.data import DataConfig, Dataset
 from jaxgen.data.augment import augmented
+from jaxgen.data.loading import ARRAYS
 from jaxgen.drawing import draw as draw  # for scripts, which import it from this file
 from jaxgen.drawing import draw_for, modelled, noun
 from jaxgen.errors import CheckpointError, ConfigError
@@ -64,12 +65,19 @@ class Experiment:
         return Experiment(getattr(self.model, name), self.data, stage.optimizer, stage.train, workdir, wanted, stage.stages)
 
 
-def train(experiment: Experiment, restart=False, sets: tuple[Dataset, Dataset] | None = None, from_step: int | None = None) -> int:
+def train(
+    experiment: Experiment,
+    restart=False,
+    sets: tuple[Dataset, Dataset] | None = None,
+    from_step: int | None = None,
+    allow_data_change: bool = False,
+) -> int:
     """Train, or go on from the newest intact checkpoint. Returns 0 at the end; 130 (SIGINT) or 75 after a signal and a checkpoint.
 
     sets: (train, validation) that are in memory already; None loads those that `experiment.data` names. A run with stages trains them
     first, in their order; once it has a checkpoint of its own, which holds their weights too, it does not read their folders again.
     from_step: go on from this checkpoint; the later ones, and the rows of metrics after it, are deleted once its state was read.
+    allow_data_change: go on, with a warning, where a split has other examples than when the run began.
     """
     if from_step is not None:
         if restart:
@@ -84,7 +92,8 @@ def train(experiment: Experiment, restart=False, sets: tuple[Dataset, Dataset] |
     training_set, validation_set = (load_data(experiment, split, sets) for split in ("train", "validation"))
     if experiment.data.augment and "image" not in training_set.features:
         raise ConfigError("data.augment", "none, since only images are augmented", ", ".join(experiment.data.augment))
-    fingerprint = training_set.fingerprint(options.batch_size, options.seed)
+    fingerprint = training_set.fingerprint(options.batch_size, options.seed) | {"validation": validation_set.content()}
+    fingerprint |= _content_of_test(experiment)
     mesh = sharding.make_mesh(options.fsdp)
     optimizer = make_optimizer(experiment)
     if restart:  # an experiment whose state cannot be built fails here, before the old run is deleted
@@ -92,7 +101,10 @@ def train(experiment: Experiment, restart=False, sets: tuple[Dataset, Dataset] |
     if experiment.stages and (restart or checkpoint.newest(experiment.workdir) is None):
         staging.check_parts(experiment.model, experiment.stages)
     complete = partial(_completed, [*staging.classes(experiment.model), type(experiment.data)])
-    opened = checkpoint.Checkpointer(experiment.workdir, config.to_json(experiment), fingerprint, restart=restart, complete=complete)
+    saved = config.to_json(experiment)
+    opened = checkpoint.Checkpointer(
+        experiment.workdir, saved, fingerprint, restart=restart, complete=complete, allow_data_change=allow_data_change
+    )
     with opened as checkpoints:
         if restart:  # all at once: if this run is killed now, it must not go on with the old weights of a later stage
             _clear_stages(experiment)
@@ -100,7 +112,7 @@ def train(experiment: Experiment, restart=False, sets: tuple[Dataset, Dataset] |
         if closed_form(shapes):
             return _fit(experiment, build(experiment.model, options.seed), checkpoints, (training_set, validation_set), mesh)
         begun = not experiment.stages or sharding.first_process_says(len(checkpoints.steps()))
-        if not begun and (code := _train_stages(experiment, (training_set, validation_set))):
+        if not begun and (code := _train_stages(experiment, (training_set, validation_set), allow_data_change)):
             return code
         state = _first_state(experiment, optimizer, mesh)
         resumed, state = checkpoints.restore(state, from_step) or (0, state)
@@ -134,6 +146,16 @@ def train(experiment: Experiment, restart=False, sets: tuple[Dataset, Dataset] |
             return INTERRUPTED if stop.signal == signal.SIGINT else PREEMPTED
 
 
+def _content_of_test(experiment: Experiment) -> dict[str, Any]:
+    """{"test": its content}, so that other test data are noticed later; {} for arrays in memory and for data without a test split."""
+    if experiment.data.name == ARRAYS:
+        return {}
+    try:
+        return {"test": load_data(experiment, "test").content()}
+    except (OSError, LookupError, ValueError):  # the report at the end says what is wrong with it
+        return {}
+
+
 def _first_state(experiment: Experiment, optimizer, mesh, batch: dict | None = None, parts: dict | None = None) -> training.TrainState:
     """The state before the first step, placed on the mesh. batch: for models with `initialise(batch)`. parts: {name: trained part}."""
 
@@ -157,7 +179,7 @@ def _clear_stages(experiment: Experiment) -> None:
             _clear_stages(part)
 
 
-def _train_stages(experiment: Experiment, sets: tuple[Dataset, Dataset]) -> int:
+def _train_stages(experiment: Experiment, sets: tuple[Dataset, Dataset], allow_data_change: bool) -> int:
     """Train the parts that do not start from another run, each with its report at its end; the exit code of the first
     that a signal stopped, else 0."""
     for name, stage in experiment.stages.items():
@@ -167,7 +189,7 @@ def _train_stages(experiment: Experiment, sets: tuple[Dataset, Dataset]) -> int:
         last = 1 if closed_form(jax.eval_shape(lambda: build(part.model))) else part.train.steps  # noqa: B023 (called at once)
         done = (checkpoint.newest(part.workdir) or 0) >= last
         announce(f"stage {name} of {experiment.workdir}")
-        if code := train(part, sets=sets):
+        if code := train(part, sets=sets, allow_data_change=allow_data_change):
             return code
         if not done:
             finish(part)

@@ -3,8 +3,10 @@
 `experiment` is everywhere a `jaxgen.experiment.Experiment`; experiment.py imports this file, which therefore cannot import its class.
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,10 +31,25 @@ def read_data(experiment: Any, split: str) -> Dataset:
     return experiment.data.load_keeping(split, Path(experiment.workdir) / "data-cache")
 
 
-def load_data(experiment: Any, split: str, sets: tuple[Dataset, Dataset] | None = None) -> Dataset:
-    """One split, from `sets` (train, validation) or by name. DataError unless it has the features that the model's configuration needs."""
+class Seen(NamedTuple):
+    """With what data are compared: the data fingerprint of a run, {} for none. allow: other examples are a warning, not an error."""
+
+    fingerprint: Mapping[str, Any]
+    allow: bool = False
+
+
+def load_data(experiment: Any, split: str, sets: tuple[Dataset, Dataset] | None = None, seen: Seen | None = None) -> Dataset:
+    """One split, from `sets` (train, validation) or by name. DataError unless it has the features that the model's configuration needs.
+
+    seen: of a run that has trained; DataError where the split has other examples than then. A run of a version that kept no print of this
+    split is compared by its training split.
+    """
     dataset = sets[split == "validation"] if sets else read_data(experiment, split)
     dataset.expect(experiment.model.features)
+    if seen and seen.fingerprint and jax.process_index() == 0:
+        compared = split if split in seen.fingerprint else "train"
+        now = dataset if compared == split else read_data(experiment, "train")
+        directory.check_same_split(experiment.workdir, seen.fingerprint, compared, now.content(), seen.allow)
     return dataset
 
 
@@ -42,11 +59,14 @@ def finish(experiment: Any) -> None:
 
     Every process loads and evaluates; only process 0 draws, or with fsdp > 1 all together.
     """
-    folder, test = epath.Path(experiment.workdir), load_data(experiment, "test")
+    folder = epath.Path(experiment.workdir)
+    seen = Seen(checkpoint.read_fingerprint(folder), allow=True)  # data that changed during the run get a warning
+    read = partial(load_data, experiment, seen=seen)
+    test = read("test")
     split = experiment.train.fsdp > 1  # then the model stays split over the devices
     model = trained.load(experiment.workdir, models=staging.classes(experiment.model), mesh=sharding.split_mesh(experiment.train.fsdp))
     announce(f"\nreport of {experiment.workdir}")
-    print_evaluation(experiment, model, test, experiment.train.batch_size)
+    print_evaluation(experiment, model, test, experiment.train.batch_size, read=read)
     saved = checkpoint.list_metrics(experiment.workdir)
     warn(scores.ruined(saved.pop(max(saved)), None, saved))
     if jax.process_index() > 0 and not split:
@@ -66,18 +86,30 @@ def finish(experiment: Any) -> None:
     return sharding.wait_for_all("report")
 
 
-def print_evaluation(experiment: Any, model, dataset: Dataset, batch_size: int, samples: int = 1, bound: str = "elbo") -> None:
+def print_evaluation(
+    experiment: Any,
+    model,
+    dataset: Dataset,
+    batch_size: int,
+    samples: int = 1,
+    bound: str = "elbo",
+    read: Callable[[str], Dataset] | None = None,
+) -> None:
     """Prints the headline with its standard error, computed on all devices. For bits/dim of images up to RULER_DIMENSIONS values also
-    those of the rulers, by the same evaluator, unless report.rulers is off."""
+    those of the rulers, by the same evaluator, unless report.rulers is off.
+
+    read(split): the other splits, on which the rulers are fitted; None loads them as the experiment names them.
+    """
+    read = read or partial(load_data, experiment)
     mesh = sharding.split_mesh(experiment.train.fsdp) or sharding.make_mesh()
     wanted = experiment.report.metrics
     result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=mesh, metrics=wanted)
     if set(FLOORS) & set(result):
-        result = evaluation.with_floor(result, model, dataset, load_data(experiment, "test" if dataset.split == "train" else "train"))
+        result = evaluation.with_floor(result, model, dataset, read("test" if dataset.split == "train" else "train"))
     ruled, fitted = {}, 0
     small = np.prod(dataset.image_shape) <= RULER_DIMENSIONS
     if experiment.report.rulers and small and evaluation.headline(result)[0].startswith("bits_per_dim") and "image" in dataset.features:
-        fit = [load_data(experiment, split) for split in ("train", "validation") if split != dataset.split]
+        fit = [read(split) for split in ("train", "validation") if split != dataset.split]
         ruled, fitted = evaluation.rulers(fit, dataset), sum(map(len, fit))
     for line in scores.lines(dataset.split, result, noun(model.config), small_shape(model), ruled, fitted):
         announce(line)

@@ -183,22 +183,25 @@ class Dataset:
                 raise DataError(origin, f"{wanted.said} as the model", f"no {name}s" if have is None else have.said)
             wanted.expect(have, origin)
 
-    def fingerprint(self, batch_size: int, seed: int, process_count: int | None = None) -> dict[str, Any]:
-        """What must be equal when a run resumes, as JSON data; see `runs.directory.check_same_run`.
+    def content(self) -> dict[str, Any]:
+        """What tells this split from another one: {"n": number of examples, "sha256": ...}.
 
         The sha256 is over all values of a set in memory, and over version, length and 16 examples of a set on disk.
         """
+        return {"n": len(self), "sha256": self.source.sha256()}
+
+    def fingerprint(self, batch_size: int, seed: int, process_count: int | None = None) -> dict[str, Any]:
+        """What must be equal when a run that trains on this split resumes, as JSON data; see `runs.directory.check_same_run`."""
         self.check_batch(batch_size, seed)
         return {
             "name": self.name,
             "split": self.split,
             "version": self.source.version,
-            "n": len(self),
             "image_shape": list(self.image_shape),
             "levels": self.levels,
             "num_classes": self.num_classes,
             "features": {name: _fields(feature) for name, feature in self.features.items()},
-            "sha256": self.source.sha256(),
+            **self.content(),
             "batch_size": batch_size,
             "seed": seed,
             "process_count": _this_process()[1] if process_count is None else process_count,

@@ -31,6 +31,10 @@ FILES = ", or ".join(kind.files for kind in KINDS if kind.files)
 ENDINGS = tuple(ending for kind in KINDS for ending in kind.endings)
 
 
+class NotThere(DataError):
+    """A path at which there is nothing."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     name: str = "digits"  # which data, see above
@@ -68,6 +72,10 @@ class DataConfig:
     def as_begun(self, saved: Mapping[str, Any]) -> "DataConfig":
         """This configuration with the rule of splits of a run that has begun, from its saved configuration (JSON) of the data."""
         return replace(self, splits=saved.get("splits", self.EARLIER["splits"]))
+
+    def moved_to(self, place: str) -> "DataConfig":
+        """This configuration for the same data at another place: a path, or for TFDS sets with a data_dir that folder."""
+        return replace(self, **{"data_dir" if self.data_dir else "name": place})
 
     @property
     def _arguments(self) -> dict[str, Any]:
@@ -150,5 +158,5 @@ def _path(name: str) -> Path | None:
     if not (name.startswith(("/", ".", "~")) or name.lower().endswith(ENDINGS) or ("/" in name and there) or file):
         return None
     if not there:
-        raise DataError(name, wanted="an existing file or folder", got="nothing there")
+        raise NotThere(name, wanted="an existing file or folder", got="nothing there")
     return path

@@ -49,6 +49,7 @@ class Checkpointer:
     checkpoints goes on only with the same config, directory.HARMLESS excepted, and the same fingerprint; restart=True deletes them instead.
     best_metric names the metric whose best step is kept beside the newest two; default: the first
     metric of metrics.METRICS with `chooses` that was measured.
+    allow_data_change lets a run go on where the examples of its data have changed, with a warning.
     complete(config) adds to a configuration saved by an older version the fields that it lacks, with their defaults.
     Raises ConfigError (a folder that cannot be written, another live run, changed config or data), CheckpointError (another model).
     """
@@ -61,6 +62,7 @@ class Checkpointer:
         best_metric: str | None = None,
         restart: bool = False,
         complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+        allow_data_change: bool = False,
     ):
         self.workdir = directory.for_writing(workdir)
         self._steps, self._local = self.workdir / STEPS, directory.is_local(self.workdir)
@@ -69,7 +71,7 @@ class Checkpointer:
         self._best_metrics = (best_metric,) if best_metric else None
         self._ours: set[int] = set()  # steps that this object saved or restored: known to be good
         self._damaged: set[int] = set()  # steps that restore() passed over
-        self._complete = complete
+        self._complete, self._allow = complete, allow_data_change
         self._attempts = 0
         self._lock: RunLock | None = None
         sharding.on_first_process(lambda: self._start(restart))
@@ -87,7 +89,7 @@ class Checkpointer:
                 last = old[max(old)]
                 directory.check_model(self.workdir, last, self._config)
                 completed = last | {"config": json.loads(json.dumps(self._complete(last["config"])))}
-                directory.check_same_run(self.workdir, completed, self._config, self._fingerprint)
+                directory.check_same_run(self.workdir, completed, self._config, self._fingerprint, self._allow)
             self._clear(restart)
             rows = self.workdir / "metrics.jsonl"
             if not self.steps() and not restart and rows.exists() and rows.stat().length:
@@ -282,9 +284,12 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
 
 def begun_config(path: str | os.PathLike) -> dict[str, Any]:
     """`read_config` of a run that has checkpoints, {} where none can be read."""
-    folder = directory.folder(path) / STEPS
-    readable = manifests.readable(folder, directory.steps(folder))
-    return readable[max(readable)]["config"] if readable else {}
+    return manifests.newest(directory.folder(path) / STEPS).get("config", {})
+
+
+def read_fingerprint(path: str | os.PathLike) -> dict[str, Any]:
+    """The data fingerprint in the newest checkpoint of a run, {} where none can be read or it has none."""
+    return manifests.newest(directory.folder(path) / STEPS).get("fingerprint", {})
 
 
 def newest(path: str | os.PathLike) -> int | None:

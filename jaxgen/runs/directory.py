@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 import jaxgen
-from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.printing import say
 
 STORES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs"}
@@ -28,6 +28,11 @@ HARMLESS = (
 )  # fmt: skip
 # Fields of a stage that may change when the whole resumes: where its weights came from, and what changes no number.
 HARMLESS_OF_STAGES = (".start_from", ".train.log_every", ".train.max_minutes", ".train.fsdp")
+
+# Parts of a data fingerprint. At its top level stands the training split, beside facts about the whole.
+OTHER_SPLITS = ("validation.", "test.")
+EXAMPLES = ("n", "sha256", "version", *(f"{split}{name}" for split in OTHER_SPLITS for name in ("n", "sha256")))
+MIXED = "examples that are tested now may have been trained on"
 
 
 def folder(path: str | os.PathLike) -> epath.Path:
@@ -124,29 +129,66 @@ def report_versions(saved: Mapping[str, Any]) -> None:
         say(f"jaxgen: versions changed: {', '.join(f'{name} from {change}' for name, change in changes.items())}", sys.stderr)
 
 
-def check_same_run(where: epath.Path, old: Mapping[str, Any], config: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
+def check_same_run(
+    where: epath.Path,
+    old: Mapping[str, Any],
+    config: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
+    allow_data_change: bool = False,
+) -> None:
     """Compare config and data fingerprint of a run that resumes with those in the manifest `old` of its checkpoint in `where`.
 
     Changes of HARMLESS fields, of the data's folder and of the number of processes are printed on stderr. Raises CheckpointError for a
-    model of another class, and ConfigError, which lists the fields, for any other change.
+    model of another class, and ConfigError, which lists the fields, for any other change. With allow_data_change, other examples in a
+    split are a warning.
     """
     check_model(where, old, config)
     changes = differences(old["config"], config)
     of_stages = [name for name in changes if name.startswith("stages.") and name.endswith(HARMLESS_OF_STAGES)]
     allowed = {name: changes.pop(name) for name in (*HARMLESS, *of_stages) if name in changes}
-    both = _dotted(old["fingerprint"]).keys() & _dotted(fingerprint).keys()  # earlier versions wrote no sizes of features, or fewer
+    # Earlier versions wrote no sizes of features, or fewer, and only the training split; some data have no test split.
+    both = _dotted(old["fingerprint"]).keys() & _dotted(fingerprint).keys()
     data = differences(old["fingerprint"], fingerprint)
-    data = {name: change for name, change in data.items() if name in both or not name.startswith("features.")}
+    data = {name: change for name, change in data.items() if name in both or not name.startswith(("features.", *OTHER_SPLITS))}
     if "sha256" not in data:
         data.pop("name", None)  # the same data in another folder
     if hosts := data.pop("process_count", None):  # the global batches do not depend on it
         allowed["the number of processes"] = hosts
+    examples = {name: data.pop(name) for name in EXAMPLES if name in data} if allow_data_change else {}
     changes |= {f"data fingerprint {name}": change for name, change in data.items()}
     if changes:
         got = ", ".join(f"{name} changed from {change}" for name, change in sorted(changes.items()))
-        raise ConfigError("config", f"as in {where}", got, "undo it, choose another workdir, or start over with --restart")
+        hint = "undo it, choose another workdir, or start over with --restart"
+        if changes.keys() <= {f"data fingerprint {name}" for name in EXAMPLES}:
+            hint += "; --allow-data-change goes on with the data as they are now"
+        raise ConfigError("config", f"as in {where}", got, hint)
+    for split in ("train", "validation", "test"):
+        names = [name for name in examples if name.startswith(f"{split}.") or (split == "train" and "." not in name)]
+        if names:
+            said = ", ".join(f"{name} from {examples[name]}" for name in names)
+            say(f"jaxgen: WARNING: the {split} split of the data is not the one that {where} began with ({said}); {MIXED}", sys.stderr)
     for name, change in allowed.items():
         say(f"jaxgen: {name} changed from {change}", sys.stderr)
+
+
+def check_same_split(
+    where: str | os.PathLike, fingerprint: Mapping[str, Any], split: str, found: Mapping[str, Any], allow: bool = False
+) -> None:
+    """Compare a split as it is now, `found` = {"n", "sha256"}, with the data fingerprint of a finished run.
+
+    Nothing is compared where the fingerprint lacks this split. Raises DataError for other examples; with `allow` a line on stderr says so.
+    """
+    saved = fingerprint if split == "train" else fingerprint.get(split, {})
+    if not saved or saved["sha256"] == found["sha256"]:
+        return
+    n, now = saved["n"], found["n"]
+    got = f"{now} examples" if now != n else f"{n} examples that are not the same"
+    wanted = f"the {n} examples that this split had when {os.fspath(where)} was trained"
+    if allow:
+        say(f"jaxgen: WARNING: {split} split: {got}, not {wanted}; {MIXED}", sys.stderr)
+        return
+    hint = f"{MIXED}; --data PATH names other data, --allow-data-change goes on with these"
+    raise DataError(f"{split} split", wanted, got, hint)
 
 
 def check_model(where: epath.Path, old: Mapping[str, Any], config: Mapping[str, Any]) -> None:

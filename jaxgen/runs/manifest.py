@@ -16,6 +16,7 @@ from typing import Any
 from etils import epath
 
 from jaxgen.printing import say
+from jaxgen.runs import directory
 from jaxgen.runs.directory import flush, is_step
 
 NAME = "manifest.json"
@@ -108,6 +109,12 @@ def readable(folder: epath.Path, steps: Sequence[int]) -> dict[int, dict[str, An
         except Damaged:
             continue
     return found
+
+
+def newest(folder: epath.Path) -> dict[str, Any]:
+    """The manifest of the newest step of a folder whose manifest can be read, {} where there is none."""
+    found = readable(folder, directory.steps(folder))
+    return found[max(found)] if found else {}
 
 
 def ranked(manifests: Mapping[int, dict[str, Any]]) -> list[int]:
