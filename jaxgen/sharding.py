@@ -6,15 +6,17 @@ without an axis that fsdp divides). That bounds the stored state, not the peak: 
 gathers to compute with. With fsdp = 1 every device holds all parameters: plain data parallelism. Models never name a mesh axis.
 """
 
+import faulthandler
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxgen import printing
+from jaxgen import printing, roll_call
 from jaxgen.errors import ConfigError
 
 SMALL = 2**10
@@ -133,18 +135,40 @@ def start_distributed() -> None:
     """Call `jax.distributed.initialize` where there are several hosts; do nothing on a single machine or if it was called before.
 
     A TPU pod, a job step of Slurm and Open MPI are recognised by their environment variables. On other clusters set
-    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; ConfigError if only the first is set.
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; ConfigError where these do not fit together,
+    and when not all processes have come after `roll_call.SECONDS`: then it names those that are missing.
+
+    If jax ends a process later, because another one no longer answers, its Python stacks are written to stderr before.
     """
     if jax.distributed.is_initialized():
         return
     env = os.environ
     if "JAX_COORDINATOR_ADDRESS" in env:
-        missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if not env.get(name, "").isdigit()]
-        if missing:
-            raise ConfigError(missing[0], "a number, beside JAX_COORDINATOR_ADDRESS", env.get(missing[0]))
-        jax.distributed.initialize(env["JAX_COORDINATOR_ADDRESS"], int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"]))
+        address = env["JAX_COORDINATOR_ADDRESS"]
+        count = _number(env, "JAX_NUM_PROCESSES", 1)
+        number = _number(env, "JAX_PROCESS_ID", 0, count - 1)
+        roll_call.gather(address, count, number, env.get("JAX_COORDINATOR_BIND_ADDRESS"))
+        _show_stacks_at_abort()
+        jax.distributed.initialize(address, count, number)
     elif _several_hosts(env):
-        jax.distributed.initialize()
+        _show_stacks_at_abort()
+        roll_call.in_time(jax.distributed.initialize)
+
+
+def _number(env, name: str, least: int, most: int | None = None) -> int:
+    """A whole number from the environment; ConfigError if it is missing, no number or out of range."""
+    text = env.get(name, "")
+    if not (text.isascii() and text.isdecimal()) or int(text) < least or (most is not None and int(text) > most):
+        of = f"a number from {least} on" if most is None else f"a number from {least} to {most}"
+        raise ConfigError(name, f"{of}, beside JAX_COORDINATOR_ADDRESS", text or "nothing")
+    return int(text)
+
+
+def _show_stacks_at_abort() -> None:
+    """When jax aborts, because another process no longer answers, the Python stacks say where this one waited."""
+    if not faulthandler.is_enabled():
+        with suppress(OSError, AttributeError, RuntimeError):  # a stderr that is no file of the system, as in notebooks, or none
+            faulthandler.enable()
 
 
 def _several_hosts(env) -> bool:
