@@ -340,7 +340,8 @@ def show(options: Show, models: Sequence[type] = ()) -> int:
     print(json.dumps(config.to_json(experiment), indent=2))
     print(f"parameters  {count_parameters(model):,}")
     for step, metrics in checkpoint.list_metrics(options.run).items():
-        print(f"step {step:>8}  " + "  ".join(f"{name} {value:.6g}" for name, value in metrics.items() if value is not None))
+        said = "  ".join(f"{name} {value:.6g}" for name, value in metrics.items() if value is not None)
+        print(f"step {step:>8}  {said or 'not validated'}")
     return 0
 
 

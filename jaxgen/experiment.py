@@ -26,6 +26,7 @@ from jaxgen.drawing import draw_for, modelled, noun
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.final_report import finish as finish
 from jaxgen.final_report import load_data as load_data
+from jaxgen.final_report import validates
 from jaxgen.models import MODELS, build, count_parameters
 from jaxgen.runs import checkpoint, report
 from jaxgen.runs.report import ReportConfig
@@ -33,6 +34,8 @@ from jaxgen.sharding import announce, warn
 from jaxgen.stages import Stage
 from jaxgen.training import OptimizerConfig, TrainConfig
 
+Sets = tuple[Dataset, Dataset | None]
+"""The training and the validation split; None where there is nothing to validate on."""
 PREEMPTED, INTERRUPTED = 75, 130
 """Exit codes of a run that a signal stopped after saving."""
 
@@ -68,13 +71,13 @@ class Experiment:
 def train(
     experiment: Experiment,
     restart=False,
-    sets: tuple[Dataset, Dataset] | None = None,
+    sets: Sets | None = None,
     from_step: int | None = None,
     allow_data_change: bool = False,
 ) -> int:
     """Train, or go on from the newest intact checkpoint. Returns 0 at the end; 130 (SIGINT) or 75 after a signal and a checkpoint.
 
-    sets: (train, validation) that are in memory already; None loads those that `experiment.data` names. A run with stages trains them
+    sets: the splits that are in memory already; None loads those that `experiment.data` names. A run with stages trains them
     first, in their order; once it has a checkpoint of its own, which holds their weights too, it does not read their folders again.
     from_step: go on from this checkpoint; the later ones, and the rows of metrics after it, are deleted once its state was read.
     allow_data_change: go on, with a warning, where a split has other examples than when the run began.
@@ -89,11 +92,12 @@ def train(
     shapes = jax.eval_shape(lambda: build(experiment.model, options.seed))
     if closed_form(shapes):
         _check_closed_form(experiment)
-    training_set, validation_set = (load_data(experiment, split, sets) for split in ("train", "validation"))
+    training_set = load_data(experiment, "train", sets)
+    validation_set = load_data(experiment, "validation", sets) if validates(experiment) else None
+    sets = training_set, validation_set
     if experiment.data.augment and "image" not in training_set.features:
         raise ConfigError("data.augment", "none, since only images are augmented", ", ".join(experiment.data.augment))
-    fingerprint = training_set.fingerprint(options.batch_size, options.seed) | {"validation": validation_set.content()}
-    fingerprint |= _content_of_test(experiment)
+    fingerprint = training_set.fingerprint(options.batch_size, options.seed) | _contents_of_others(experiment, validation_set)
     mesh = sharding.make_mesh(options.fsdp)
     optimizer = make_optimizer(experiment)
     if restart:  # an experiment whose state cannot be built fails here, before the old run is deleted
@@ -108,11 +112,11 @@ def train(
     with opened as checkpoints:
         if restart:  # all at once: if this run is killed now, it must not go on with the old weights of a later stage
             _clear_stages(experiment)
-        evaluation.check_metrics(shapes, validation_set, experiment.report.metrics)
+        evaluation.check_metrics(shapes, validation_set or training_set, experiment.report.metrics)
         if closed_form(shapes):
-            return _fit(experiment, build(experiment.model, options.seed), checkpoints, (training_set, validation_set), mesh)
+            return _fit(experiment, build(experiment.model, options.seed), checkpoints, sets, mesh)
         begun = not experiment.stages or sharding.first_process_says(len(checkpoints.steps()))
-        if not begun and (code := _train_stages(experiment, (training_set, validation_set), allow_data_change)):
+        if not begun and (code := _train_stages(experiment, sets, allow_data_change)):
             return code
         state = _first_state(experiment, optimizer, mesh)
         resumed, state = checkpoints.restore(state, from_step) or (0, state)
@@ -146,14 +150,15 @@ def train(
             return INTERRUPTED if stop.signal == signal.SIGINT else PREEMPTED
 
 
-def _content_of_test(experiment: Experiment) -> dict[str, Any]:
-    """{"test": its content}, so that other test data are noticed later; {} for arrays in memory and for data without a test split."""
+def _contents_of_others(experiment: Experiment, validation_set: Dataset | None) -> dict[str, Any]:
+    """{"validation": its content, "test": its content}, those that there are: arrays in memory and some data have no test split."""
+    contents = {} if validation_set is None else {"validation": validation_set.content()}
     if experiment.data.name == ARRAYS:
-        return {}
+        return contents
     try:
-        return {"test": load_data(experiment, "test").content()}
+        return contents | {"test": load_data(experiment, "test").content()}
     except (OSError, LookupError, ValueError):  # the report at the end says what is wrong with it
-        return {}
+        return contents
 
 
 def _first_state(experiment: Experiment, optimizer, mesh, batch: dict | None = None, parts: dict | None = None) -> training.TrainState:
@@ -179,7 +184,7 @@ def _clear_stages(experiment: Experiment) -> None:
             _clear_stages(part)
 
 
-def _train_stages(experiment: Experiment, sets: tuple[Dataset, Dataset], allow_data_change: bool) -> int:
+def _train_stages(experiment: Experiment, sets: Sets, allow_data_change: bool) -> int:
     """Train the parts that do not start from another run, each with its report at its end; the exit code of the first
     that a signal stopped, else 0."""
     for name, stage in experiment.stages.items():
@@ -203,7 +208,7 @@ def _trained_parts(experiment: Experiment) -> dict[str, Any]:
     return {name: trained.load(run, models=staging.classes(getattr(experiment.model, name)), mesh=mesh) for name, run in runs.items()}
 
 
-def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, sets: tuple[Dataset, Dataset], mesh) -> int:
+def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, sets: Sets, mesh) -> int:
     """Fits a closed-form model by `Model.fit(training set, config, key)`, validates it, saves checkpoint 1; returns 0. Does nothing
     if there is a checkpoint."""
     state = training.init_state(model, optax.identity(), mesh)
@@ -212,7 +217,7 @@ def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, se
         announce(f"{experiment.workdir} is finished: its model has a closed form; --restart starts over")
         return 0
     with report.Reporter(experiment.workdir, 0, writer=jax.process_index() == 0) as reporter:
-        announce(f"fitting in closed form in {experiment.workdir}")
+        announce(f"fitting in closed form in {experiment.workdir}{_on_all(experiment)}")
         model = type(model).fit(sets[0], experiment.model, jax.random.key(experiment.train.seed))
         state = dataclasses.replace(training.init_state(model, optax.identity(), mesh), step=jnp.int32(1))
         run = _Run(experiment, checkpoints, reporter, sets[1], mesh, sets[0])
@@ -253,10 +258,14 @@ def _beginning(experiment: Experiment, resumed: int) -> str:
     """The first line that a run prints: that it is new, from which step it goes on, or that it is finished."""
     options = experiment.train
     if not resumed:
-        return f"training to step {options.steps} in {experiment.workdir}"
+        return f"training to step {options.steps} in {experiment.workdir}{_on_all(experiment)}"
     if resumed < options.steps:
         return f"resumed from step {resumed} of {options.steps}, data position {resumed * options.batch_size} {noun(experiment.model)}s"
     return f"{experiment.workdir} is finished at step {resumed}; a larger --train.steps goes on, --restart starts over"
+
+
+def _on_all(experiment: Experiment) -> str:
+    return "" if validates(experiment) else ", on all examples: nothing is validated, the newest step counts as the best"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +275,7 @@ class _Run:
     experiment: Experiment
     checkpoints: checkpoint.Checkpointer
     reporter: report.Reporter
-    validation_set: Dataset
+    validation_set: Dataset | None
     mesh: jax.sharding.Mesh
     training_set: Dataset | None = None
 
@@ -280,10 +289,22 @@ class _Run:
         self.reporter.progress(step, options.steps, options.batch_size, metrics, noun(self.experiment.model))
 
     def validate_and_save(self, step: int, state: training.TrainState) -> None:
-        """Evaluates the averaged model on the validation split, draws samples (same key every time), saves a checkpoint."""
+        """Evaluates the averaged model on the validation split if there is one, draws samples (same key every time), saves a checkpoint."""
         options, model = self.experiment.train, training.ema_model(state)
         key = jax.random.key(options.seed)
-        wanted = self.experiment.report.metrics
+        numbers = {} if self.validation_set is None else self._validate(step, model, key)
+        split = options.fsdp > 1  # then the model may not fit one device, so it stays split and all processes draw together
+        model = model if split else sharding.on_one_device(self.mesh, model)
+        if (split or jax.process_index() == 0) and hasattr(model, "sample") and self._draws_at(step):
+            samples = draw_for(model, self.validation_set or self.training_set, key, self.experiment.report.samples)
+            self.reporter.samples(step, "samples", samples, modelled(model))
+        self.reporter.curve()
+        self.save(step, state, numbers, last=step == options.steps)
+        self.reporter.restart_clock(step)
+
+    def _validate(self, step: int, model, key) -> dict[str, float]:
+        """Evaluates a model on the validation split and reports its metrics; returns those that are finite numbers."""
+        options, wanted = self.experiment.train, self.experiment.report.metrics
         metrics = evaluation.evaluate(model, self.validation_set, batch_size=options.batch_size, key=key, mesh=self.mesh, metrics=wanted)
         metrics = evaluation.with_floor(metrics, model, self.validation_set, self.training_set)
         name, value = evaluation.headline(metrics)
@@ -292,14 +313,7 @@ class _Run:
         self.reporter.scalars(step, {f"validation_{name}": value for name, value in numbers.items()})
         earlier = checkpoint.list_metrics(self.experiment.workdir) if self.checkpoints.steps() else {}
         warn(scores.ruined(metrics, modelled(model), {saved: told for saved, told in earlier.items() if saved < step}))
-        split = options.fsdp > 1  # then the model may not fit one device, so it stays split and all processes draw together
-        model = model if split else sharding.on_one_device(self.mesh, model)
-        if (split or jax.process_index() == 0) and hasattr(model, "sample") and self._draws_at(step):
-            samples = draw_for(model, self.validation_set, key, self.experiment.report.samples)
-            self.reporter.samples(step, "samples", samples, modelled(model))
-        self.reporter.curve()
-        self.save(step, state, numbers, last=step == options.steps)
-        self.reporter.restart_clock(step)
+        return numbers
 
     def _draws_at(self, step: int) -> bool:
         """Whether the validation at this step draws samples: every samples_every-th one does, and the last."""

@@ -31,6 +31,11 @@ def read_data(experiment: Any, split: str) -> Dataset:
     return experiment.data.load_keeping(split, Path(experiment.workdir) / "data-cache")
 
 
+def validates(experiment: Any) -> bool:
+    """Whether a run has a validation split; with data.validation 0 it trains on all examples."""
+    return experiment.data.validation != 0
+
+
 class Seen(NamedTuple):
     """With what data are compared: the data fingerprint of a run, {} for none. allow: other examples are a warning, not an error."""
 
@@ -38,7 +43,7 @@ class Seen(NamedTuple):
     allow: bool = False
 
 
-def load_data(experiment: Any, split: str, sets: tuple[Dataset, Dataset] | None = None, seen: Seen | None = None) -> Dataset:
+def load_data(experiment: Any, split: str, sets: tuple[Dataset, Dataset | None] | None = None, seen: Seen | None = None) -> Dataset:
     """One split, from `sets` (train, validation) or by name. DataError unless it has the features that the model's configuration needs.
 
     seen: of a run that has trained; DataError where the split has other examples than then. A run of a version that kept no print of this
@@ -109,8 +114,9 @@ def print_evaluation(
     ruled, fitted = {}, 0
     small = np.prod(dataset.image_shape) <= RULER_DIMENSIONS
     if experiment.report.rulers and small and evaluation.headline(result)[0].startswith("bits_per_dim") and "image" in dataset.features:
-        fit = [read(split) for split in ("train", "validation") if split != dataset.split]
-        ruled, fitted = evaluation.rulers(fit, dataset), sum(map(len, fit))
+        fit = [read(split) for split in ("train", "validation") if split != dataset.split and (split == "train" or validates(experiment))]
+        if fit:
+            ruled, fitted = evaluation.rulers(fit, dataset), sum(map(len, fit))
     for line in scores.lines(dataset.split, result, noun(model.config), small_shape(model), ruled, fitted):
         announce(line)
     warn(scores.ruined(result, modelled(model)))

@@ -198,6 +198,18 @@ def test_own_builder_of_png_bytes(prepared) -> None:
     np.testing.assert_array_equal(test.labels[2:5], test.source.read(np.arange(2, 5))["label"])
 
 
+@pytest.mark.parametrize("name", ["jaxgen_png", "jaxgen_bits"])
+def test_without_validation_the_training_split_is_both(prepared, name) -> None:
+    parts = [prepared(name, split) for split in ("train", "validation")]
+    whole = prepared(name, "train", validation=0)
+    for column in whole.columns:
+        both = np.concatenate([np.asarray(part.columns[column]) for part in parts])
+        np.testing.assert_array_equal(np.asarray(whole.columns[column]), both)
+        rows = np.array([len(both) - 1, 0, len(parts[0]), 3, len(parts[0]) - 1])
+        np.testing.assert_array_equal(whole.source.read(rows)[column], both[rows])
+    assert whole.content()["sha256"] != parts[0].content()["sha256"]
+
+
 def test_own_builder_of_binary_tensors(prepared) -> None:
     parts = [prepared("jaxgen_bits", split) for split in images.SPLITS]
     assert [len(part) for part in parts] == [57, 5, 9]  # its own validation split is used

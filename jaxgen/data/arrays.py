@@ -44,6 +44,11 @@ class ArraySource:
         """A source with the rows `rows` only, otherwise the same."""
         return ArraySource({name: column[rows] for name, column in self.columns.items()}, self.features, self.version, facts=self.facts)
 
+    def joined(self, other: "ArraySource") -> "ArraySource":
+        """The examples of this split and then those of another split of the same set."""
+        columns = {name: np.concatenate([column, other.columns[name]]) for name, column in self.columns.items()}
+        return ArraySource(columns, self.features, self.version, facts=self.facts)
+
 
 def checked(columns: Mapping[str, np.ndarray], features: Mapping[str, Feature], origin: str, **more) -> ArraySource:
     """An `ArraySource` of these columns, each checked and converted by the feature of its name.

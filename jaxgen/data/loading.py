@@ -47,6 +47,7 @@ class DataConfig:
     mode: Literal["L", "RGB"] | None = None  # make every picture grey (L) or colour (RGB) of 8 bits
     background: str = "white"  # the colour behind what is transparent, with mode: a name or #rrggbb
     splits: int = RULE  # the rule by which your own files are split; 1 is that of runs made before there was another
+    validation: int | None = None  # 0 trains on the validation split too: nothing is validated, the newest step counts as the best
     EARLIER = {"splits": 1}  # not a field: what a saved configuration without the field meant
 
     def __post_init__(self) -> None:
@@ -58,6 +59,10 @@ class DataConfig:
             raise ConfigError("data.augment", wanted=f"some of {', '.join(AUGMENTATIONS)}", got=min(unknown))
         if self.splits not in (1, RULE):
             raise ConfigError("data.splits", wanted=f"1 or {RULE}", got=self.splits)
+        if self.validation not in (None, 0):
+            raise ConfigError("data.validation", "0, to train on all examples, or None, a split as the rule says", self.validation)
+        if self.validation == 0 and type(self).load is not DataConfig.load:
+            raise ConfigError("data.validation", "nothing, for a class with its own load", f"{self.validation} for {type(self).__name__}")
         Reading(self.levels, self.size, self.mode, self.background).check()
 
     def load(self, split: str) -> Dataset:
@@ -80,7 +85,8 @@ class DataConfig:
     @property
     def _arguments(self) -> dict[str, Any]:
         """The arguments of `load`: all fields that say how data are read."""
-        return {name: getattr(self, name) for name in ("name", "levels", "data_dir", "manual_dir", "size", "mode", "background", "splits")}
+        names = ("name", "levels", "data_dir", "manual_dir", "size", "mode", "background", "splits", "validation")
+        return {name: getattr(self, name) for name in names}
 
 
 # Set here and not in the class, since it is made from the table; --help shows it.
@@ -112,6 +118,7 @@ def load(
     mode: Literal["L", "RGB"] | None = None,
     background: str = "white",
     splits: int = RULE,
+    validation: int | None = None,
     cache: Path | None = None,
 ) -> Dataset:
     """One split of a data set; the arguments are the fields of `DataConfig`. cache: folder for converted pictures, or None.
@@ -119,7 +126,10 @@ def load(
     Raises DataError for a name that is unknown and for faulty data (file, index, wanted, got), ConfigError for a faulty argument.
     """
     check_split(split)
-    config = _Asked(name, levels, data_dir, manual_dir, size=size, mode=mode, background=background, splits=splits, cache=cache)
+    how = {"size": size, "mode": mode, "background": background, "splits": splits, "validation": validation, "cache": cache}
+    config = _Asked(name, levels, data_dir, manual_dir, **how)
+    if validation == 0 and split == "validation":
+        raise ConfigError("split", "train or test", split, "the data have no validation split: with --data.validation 0 all is trained on")
     if name == ARRAYS:
         hint = "in Python, jaxgen.evaluation.evaluate(model, dataset) scores a model on arrays"
         raise DataError(name, wanted="a data set that has a name", got="arrays in memory, which are not kept on disk", hint=hint)
@@ -127,7 +137,10 @@ def load(
     if (size or mode) and not (isinstance(place, Path) and place.is_dir()):
         raise ConfigError("data.size, data.mode", "a folder of pictures, which they convert", name, "leave them out")
     try:
-        return Dataset(kind.load(place, split, config), name, split)
+        source = kind.load(place, split, config)
+        if validation == 0 and split == "train":
+            source = source.joined(kind.load(place, "validation", config))
+        return Dataset(source, name, split)
     except UnknownName as error:
         hint = did_you_mean(name, [*NAMES, *error.known]) or f"a folder of your own is written with its path, ./{name}"
         hint = f"did you mean ./{name}, which is here?" if Path(name).exists() else hint

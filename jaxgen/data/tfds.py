@@ -16,7 +16,7 @@ import importlib.util
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,11 @@ class DiskSource:
         batch = {"image": images}
         return batch | {"label": self._labels(examples)} if self.num_classes else batch
 
+    def joined(self, other: "DiskSource") -> "DiskSource":
+        """The examples of this split and then those of another split of the same set."""
+        examples, undecoded = (_Both(getattr(self, name), getattr(other, name)) for name in ("examples", "undecoded"))
+        return replace(self, examples=examples, undecoded=undecoded)
+
     def sha256(self) -> str:
         """A hash of name, version, length and `HASHED` evenly spaced examples; not of all, which would read the whole set."""
         digest = hashlib.sha256(f"{self.origin} {self.version} {len(self.examples)}".encode())
@@ -103,6 +108,22 @@ class DiskSource:
             return source.__getitems__([int(row) for row in rows])
         except Exception as error:
             raise DataError(f"{self.origin} rows {rows[0]}..", wanted="readable examples", got=_one_line(error)) from error
+
+
+class _Both:
+    """Two data sources of TFDS, one after the other."""
+
+    def __init__(self, first: Any, second: Any):
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitems__(self, rows: list[int]) -> list[dict]:
+        n = len(self._first)
+        parts = [row for row in rows if row < n], [row - n for row in rows if row >= n]
+        found = [iter(source.__getitems__(part) if part else ()) for source, part in zip((self._first, self._second), parts, strict=True)]
+        return [next(found[row >= n]) for row in rows]
 
 
 class Column:
