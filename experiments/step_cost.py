@@ -1,12 +1,13 @@
 """What `experiment.train` costs a step beside the arithmetic: its own loop against a plain loop of the same model.
 
-    python -m experiments.step_cost            four models of 19 to about 900 leaves, a few minutes
-    python -m experiments.step_cost --laptop   the two smallest, two pairs each, to see that it runs
+    python -m experiments.step_cost            three models of 19 to 900 arrays, a few minutes
+    python -m experiments.step_cost --laptop   the two smallest, four turns each, to see that it runs
 
 The plain loop calls one compiled function, loss, gradient and optax update on flat leaves, with one batch that is in memory. The other
 loop is that of `experiment.train` with its log, batches and placing. Both run in this process in turns. The time is that of the processor
 (user and system) for one step; the number is the median of the differences of the pairs. Widths are tiny and XLA's optimizer is off, which
-compiles in seconds and changes nothing of the Python. Writes experiments/results/step_cost.md.
+compiles in seconds and changes nothing of the Python. The third model has nothing but many arrays: in a deep network the arithmetic of a
+step takes 20 ms even at these widths, and varies by more than what is measured here. Writes experiments/results/step_cost.md.
 """
 
 import argparse
@@ -21,31 +22,71 @@ from pathlib import Path
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
 from jaxgen import experiment, models, training
 from jaxgen.data import DataConfig, Dataset
+from jaxgen.data.features import OfImages
 from jaxgen.experiment import Experiment, ReportConfig
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 RESULTS = Path(__file__).parent / "results" / "step_cost.md"
 SHAPE, LEVELS, BATCH = (2, 2, 1), 3, 2
+WINDOW, PAUSE = 10, 0.1
+"""Steps of a turn, and seconds between turns."""
 TINY = {"image_shape": SHAPE, "levels": LEVELS}
+
+
+@dataclasses.dataclass(frozen=True)
+class ManyArraysConfig(OfImages):
+    """A model of 900 small arrays and next to no arithmetic, so that the cost of handling them is not lost in the noise of products."""
+
+    image_shape: tuple[int, int, int] = SHAPE
+    levels: int = LEVELS
+    arrays: int = 900
+
+    def build(self, rngs: nnx.Rngs):
+        """The model; nothing is random."""
+        return ManyArrays(self)
+
+
+class ManyArrays(nnx.Module):
+    """All pixels are independent, with the logits sum_i a_i of the arrays a_i [levels]."""
+
+    def __init__(self, config: ManyArraysConfig):
+        self.config = config
+        self.arrays = nnx.List([nnx.Param(jnp.zeros(config.levels)) for _ in range(config.arrays)])
+
+    def log_prob(self, image):
+        """Integers [B, H, W, C] -> log p in nats [B]."""
+        logits = jnp.stack([array[...] for array in self.arrays]).sum(0)
+        return jax.nn.log_softmax(logits)[image].sum((1, 2, 3))
+
+    def loss(self, batch, key):
+        """Bits/dim, and the same as a metric."""
+        bits = -self.log_prob(batch["image"]).mean() / (np.prod(self.config.image_shape) * np.log(2))
+        return bits, {"bits_per_dim": bits}
+
+
 CONFIGS = {
     "Gated PixelCNN, 1 layer": models.GatedPixelCNNConfig(**TINY, layers=1, width=2, head_width=2, input_kernel=3),
     "Gated PixelCNN, 3 layers": models.GatedPixelCNNConfig(**TINY, layers=3, width=2, head_width=2, input_kernel=3),
-    "PixelCNN++, 7 resnets": models.PixelCNNPPConfig(**TINY, width=2, resnets=7, resolutions=2, mixtures=1, dropout=0.0),
-    "PixelSNAIL, 12 blocks": models.PixelSNAILConfig(**TINY, blocks=12, width=2, resnets=8, key=1, value=1, mixtures=1, dropout=0.0),
+    "900 small arrays": ManyArraysConfig(),
 }
 
 
-class Clock:
-    """A data set's columns that note the processor's time when the batch of a step is read."""
+class Turns:
+    """A data set's columns that, after every WINDOW batches of a training, let a plain loop take as many steps, and note both times.
 
-    def __init__(self, source):
-        self._source, self.times = source, []
+    The times are those of the processor. A compiled step may still run when the next batch is asked for; PAUSE, which costs no processor
+    time, lets it end before the clock is read.
+    """
+
+    def __init__(self, source, plain):
+        self._source, self._plain, self._reads, self._begin, self.pairs = source, plain, 0, 0.0, []
 
     def __getattr__(self, name):
         return getattr(self._source, name)
@@ -55,23 +96,20 @@ class Clock:
 
     def read(self, rows):
         """The rows, as the source has them."""
-        self.times.append(time.process_time())
+        if self._reads % WINDOW == 0:
+            time.sleep(PAUSE)
+            middle = time.process_time()
+            self._plain(WINDOW)
+            end = time.process_time()
+            if self._reads > WINDOW:  # the first window compiles
+                self.pairs.append((middle - self._begin, end - middle))
+            self._begin = time.process_time()
+        self._reads += 1
         return self._source.read(rows)
 
 
-def of_train(config, data: Dataset, steps: int) -> list[float]:
-    """Seconds of every step of `experiment.train`, from the reading of one batch to the reading of the next."""
-    clock = Clock(data.source)
-    timed = dataclasses.replace(data, source=clock)
-    with tempfile.TemporaryDirectory() as folder:
-        options = TrainConfig(steps=steps, batch_size=BATCH, eval_every=10**6, log_every=10)
-        run = Experiment(config, DataConfig("arrays"), train=options, workdir=folder, report=ReportConfig(samples=0))
-        experiment.train(run, sets=(timed, data))
-    return np.diff(clock.times[1 : steps + 1]).tolist()
-
-
 def plain_loop(config, data: Dataset):
-    """A function of a number of steps that gives the seconds of each: compiled loss, gradient and update on flat leaves."""
+    """A function that takes n steps: compiled loss, gradient and update on flat leaves. And the number of arrays of parameters."""
     optimizer = training.make_optimizer(OptimizerConfig(), 1)
     model = models.build(config, 0)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
@@ -86,35 +124,28 @@ def plain_loop(config, data: Dataset):
     compiled, batch, key = jax.jit(step, donate_argnums=0), data.batch(0, BATCH, 0), jax.random.key(0)
     held = compiled(leaves, batch, key)[0]
 
-    def run(steps: int) -> list[float]:
+    def run(steps: int) -> None:
         nonlocal held
-        times = [time.process_time()]
         for _ in range(steps):
             held, value = compiled(held, batch, key)
             value.block_until_ready()
-            times.append(time.process_time())
-        return np.diff(times).tolist()
 
     return run, len(jax.tree.leaves(params))
 
 
-def measure(config, steps: int, pairs: int) -> dict[str, float]:
-    """Milliseconds a step: the medians of both loops and of the differences of the pairs, and their range."""
+def measure(config, windows: int) -> dict[str, float]:
+    """Milliseconds a step: the medians of both loops and of their differences, and the quartiles of the differences."""
     data = Dataset.from_columns(random_columns(config), config.features)
     plain, leaves = plain_loop(config, data)
-    of_train(config, data, 20)  # compiles
-    plain(20)
-    pair_of = [(1e3 * np.median(of_train(config, data, steps)), 1e3 * np.median(plain(steps))) for _ in range(pairs)]
-    train, bare = np.array(pair_of).T
-    above = train - bare
-    return {
-        "leaves": leaves,
-        "train": np.median(train),
-        "plain": np.median(bare),
-        "above": np.median(above),
-        "least": above.min(),
-        "most": above.max(),
-    }
+    turns = Turns(data.source, plain)
+    with tempfile.TemporaryDirectory() as folder:
+        options = TrainConfig(steps=WINDOW * (windows + 2) + 1, batch_size=BATCH, eval_every=10**6, log_every=10)
+        run = Experiment(config, DataConfig("arrays"), train=options, workdir=folder, report=ReportConfig(samples=0))
+        experiment.train(run, sets=(dataclasses.replace(data, source=turns), data))
+    train, bare = 1e3 / WINDOW * np.array(turns.pairs[:windows]).T
+    low, above, high = np.quantile(train - bare, [0.25, 0.5, 0.75])
+    row = {"train": np.median(train), "plain": np.median(bare), "above": above, "low": low, "high": high}
+    return {"leaves": leaves} | {name: float(value) for name, value in row.items()}
 
 
 def random_columns(config) -> dict[str, np.ndarray]:
@@ -132,15 +163,15 @@ def write(rows: dict[str, dict], options, load: tuple[float, ...]) -> None:
         f"- date: {datetime.date.today()}; commit: {git.stdout.strip()}; device: {platform.machine()}, {cores} core(s) for this process;"
         f" load average {load[0]:.1f} before and {os.getloadavg()[0]:.1f} after (1.0 or less: a quiet machine)",
         f"- versions: Python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}, optax {optax.__version__}",
-        f"- command: `python -m experiments.step_cost`; {options.steps} steps a run, {options.pairs} pairs of runs in turns",
-        "- milliseconds of processor time a step: medians over the steps of a run, then over the runs; in brackets the range of the pairs",
+        f"- command: `python -m experiments.step_cost`; {options.turns} turns of {WINDOW} steps of each loop",
+        "- milliseconds of processor time a step: medians over the turns; in brackets the quartiles of the differences",
         "- target: at most 0.3 ms above the plain loop for 35 leaves, 1 ms for 900",
         "",
         "| model | arrays of parameters | `experiment.train` | plain loop | above it |",
         "|---|---|---|---|---|",
     ]
     for name, row in rows.items():
-        above = f"{row['above']:.2f} [{row['least']:.2f}, {row['most']:.2f}]"
+        above = f"{row['above']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
         lines.append(f"| {name} | {row['leaves']} | {row['train']:.2f} | {row['plain']:.2f} | {above} |")
     RESULTS.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
@@ -149,20 +180,19 @@ def write(rows: dict[str, dict], options, load: tuple[float, ...]) -> None:
 def main() -> None:
     """Every model in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300, help="steps of a run (default: 300)")
-    parser.add_argument("--pairs", type=int, default=7, help="pairs of runs (default: 7)")
-    parser.add_argument("--laptop", action="store_true", help="the two smallest models, two short pairs each; writes nothing")
+    parser.add_argument("--turns", type=int, default=100, help="turns of each loop (default: 100)")
+    parser.add_argument("--laptop", action="store_true", help="the two smallest models, four turns each; writes nothing")
     options = parser.parse_args()
     load, configs = os.getloadavg(), list(CONFIGS.items())
     if options.laptop:
-        options.steps, options.pairs, configs = 30, 2, configs[:2]
+        options.turns, configs = 4, configs[:2]
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)  # every run compiles the same program anew
         for name, config in configs:
-            rows[name] = measure(config, options.steps, options.pairs)
+            rows[name] = measure(config, options.turns)
             print(name, rows[name], flush=True)
     if not options.laptop:
         write(rows, options, load)

@@ -240,7 +240,7 @@ def test_tensorboard_gets_every_value_and_the_restart(start, tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
     reporter = start(tmp_path, resume_step=4)
-    reporter.scalars(5, {"bits_per_dim": 1.5})
+    reporter.scalars(5, {"bits_per_dim": 1.5, "images_per_second": 8.0})
     reporter.samples(5, "samples", np.zeros((1, 2, 2, 1), np.uint8), features.Image((2, 2, 1), 2))
     reporter.close()
     (path,) = (tmp_path / "tensorboard").iterdir()
@@ -250,7 +250,8 @@ def test_tensorboard_gets_every_value_and_the_restart(start, tmp_path):
         events.append(Event.FromString(data[12 : 12 + size]))
         data = data[16 + size :]
     assert [event.step for event in events] == [0, 5, 5, 5] and events[1].session_log.status == 1
-    assert events[2].summary.value[0].tag == "train/bits_per_dim" and events[2].summary.value[0].simple_value == 1.5
+    values = {value.tag: value.simple_value for value in events[2].summary.value}
+    assert values == {"train/bits_per_dim": 1.5, "speed/images_per_second": 8.0}
     assert events[3].summary.value[0].image.encoded_image_string.startswith(b"\x89PNG")
 
 

@@ -18,7 +18,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,24 +193,31 @@ class Reporter:
         restart = SessionLog(status=SessionLog.START)  # tells TensorBoard to forget the steps after the checkpoint
         self._tensorboard.write_event(Event(wall_time=time.time(), step=(self._resume_step or 0) + 1, session_log=restart))
 
-    def _tensorboard_event(self, step: int, kind: str, *args: Any, **options: Any) -> None:
-        """One event with tensorboardX.summary.KIND(...), the writer being opened before the first."""
+    def _tensorboard_event(self, step: int, content: Callable[[], Any]) -> None:
+        """One event with the summary that `content` makes, the writer being opened before the first."""
         if self._tensorboard is None:
             self._open_tensorboard()
         if self._tensorboard:
-            from tensorboardX import summary
             from tensorboardX.proto.event_pb2 import Event
 
-            content = {"scalar": summary.scalar, "image": summary.image}[kind](*args, **options)
-            self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=content))
+            self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=content()))
 
     def _tensorboard_scalars(self, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if name != "step":
-                self._tensorboard_event(row["step"], "scalar", _tag(name), float(value))
+        def summary():
+            from tensorboardX.proto.summary_pb2 import Summary
+
+            values = [(_tag(name), float(value)) for name, value in row.items() if name != "step"]
+            return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values])
+
+        self._tensorboard_event(row["step"], summary)
 
     def _tensorboard_image(self, step: int, name: str, picture: np.ndarray) -> None:
-        self._tensorboard_event(step, "image", f"images/{name}", picture, dataformats="HWC")
+        def summary():
+            from tensorboardX.summary import image
+
+            return image(f"images/{name}", picture, dataformats="HWC")
+
+        self._tensorboard_event(step, summary)
 
 
 def _tag(name: str) -> str:
