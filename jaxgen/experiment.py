@@ -105,7 +105,7 @@ def train(
     if experiment.stages and (restart or checkpoint.newest(experiment.workdir) is None):
         staging.check_parts(experiment.model, experiment.stages)
     complete = partial(_completed, [*staging.classes(experiment.model), type(experiment.data)])
-    saved = config.to_json(experiment)
+    saved = config.to_json(dataclasses.replace(experiment, data=experiment.data.absolute()))
     opened = checkpoint.Checkpointer(
         experiment.workdir, saved, fingerprint, restart=restart, complete=complete, allow_data_change=allow_data_change
     )

@@ -15,6 +15,7 @@ from etils import epath
 from jaxgen import benchmark, evaluation, scores, sharding, trained
 from jaxgen import stages as staging
 from jaxgen.data import Dataset
+from jaxgen.data.loading import NotThere
 from jaxgen.drawing import complete_images, completes, draw_for, has, modelled, noun, small_shape, write_grid
 from jaxgen.metrics import FLOORS
 from jaxgen.runs import checkpoint, directory
@@ -26,9 +27,14 @@ RULER_DIMENSIONS = 4096
 
 def read_data(experiment: Any, split: str) -> Dataset:
     """One split by name; converted pictures are cached in WORKDIR/data-cache, unless workdir is an object store."""
-    if not directory.is_local(experiment.workdir):
-        return experiment.data.load(split)
-    return experiment.data.load_keeping(split, Path(experiment.workdir) / "data-cache")
+    try:
+        if not directory.is_local(experiment.workdir):
+            return experiment.data.load(split)
+        return experiment.data.load_keeping(split, Path(experiment.workdir) / "data-cache")
+    except NotThere as error:
+        if checkpoint.newest(experiment.workdir) is None:
+            raise
+        raise NotThere(error.argument, error.wanted, error.got, "--data.name PATH says where the data of this run are now") from error
 
 
 def validates(experiment: Any) -> bool:

@@ -155,6 +155,31 @@ def test_data_that_moved_are_named_by_data(there, capsys):
     assert code == 2 and "--data: wanted a model that draws for examples of its data, got PCA, which reads none" in err
 
 
+def test_a_run_knows_its_data_from_every_working_directory(there, monkeypatch, capsys):
+    words = ["--data.name=pictures/", "--data.size=3", "--data.mode=L", "--workdir=converted", "--data.data_dir=prepared"]
+    assert command(capsys, *PCA, *words)[0] == 0
+    saved = checkpoint.read_config("converted")["data"]
+    assert (saved["name"], saved["data_dir"]) == (f"{there}/pictures", f"{there}/prepared")
+    assert command(capsys, *PCA, *words) == (0, "")
+    (there / "elsewhere").mkdir()
+    monkeypatch.chdir(there / "elsewhere")
+    shutil.rmtree(there / "converted" / "data-cache")
+    assert command(capsys, "evaluate", f"{there}/converted") == (0, "")
+    assert not list(Path.cwd().iterdir()) and (there / "converted" / "data-cache").exists()
+    assert data.DataConfig("digits", data_dir="gs://b/x").absolute() == data.DataConfig("digits", data_dir="gs://b/x")
+    Path("digits").mkdir()
+    assert data.DataConfig("digits").absolute().name == "digits" and data.DataConfig("./digits").absolute().name == f"{Path.cwd()}/digits"
+
+
+def test_a_run_that_goes_on_says_how_to_name_data_that_moved(there, capsys):
+    Path("pictures").rename("elsewhere")
+    code, err = command(capsys, *PCA, "--data.name=./pictures", "--workdir=run")
+    assert code == 3 and err.endswith("got nothing there; --data.name PATH says where the data of this run are now\n")
+    assert command(capsys, *PCA, "--data.name=./elsewhere", "--workdir=run")[0] == 0
+    code, err = command(capsys, *PCA, "--data.name=./pictures", "--workdir=other")
+    assert code == 3 and err.endswith("got nothing there\n")
+
+
 def test_the_fingerprint_has_every_split(there):
     saved = checkpoint.read_fingerprint("run")
     for split in ("validation", "test"):

@@ -3,6 +3,7 @@
 A new kind of data needs one module with its `KIND` (kind.py) and one line of the table.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,6 +78,16 @@ class DataConfig:
     def as_begun(self, saved: Mapping[str, Any]) -> "DataConfig":
         """This configuration with the rule of splits of a run that has begun, from its saved configuration (JSON) of the data."""
         return replace(self, splits=saved.get("splits", self.EARLIER["splits"]))
+
+    def absolute(self) -> "DataConfig":
+        """This configuration with absolute paths of the files and of data_dir: a run keeps it and works from any working directory."""
+        try:
+            path = None if self.name in (*NAMES, ARRAYS) else _path(self.name)
+        except DataError:  # a name that only a class with its own `load` understands
+            path = None
+        name = self.name if path is None else os.path.abspath(path)
+        local = self.data_dir and "://" not in self.data_dir
+        return replace(self, name=name, data_dir=os.path.abspath(os.path.expanduser(self.data_dir)) if local else self.data_dir)
 
     def moved_to(self, place: str) -> "DataConfig":
         """This configuration for the same data at another place: a path, or for TFDS sets with a data_dir that folder."""
