@@ -219,7 +219,7 @@ def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, se
     with report.Reporter(experiment.workdir, 0, writer=jax.process_index() == 0) as reporter:
         announce(f"fitting in closed form in {experiment.workdir}{_on_all(experiment)}")
         model = type(model).fit(sets[0], experiment.model, jax.random.key(experiment.train.seed))
-        state = dataclasses.replace(training.init_state(model, optax.identity(), mesh), step=jnp.int32(1))
+        state = sharding.place_state(mesh, dataclasses.replace(training.new_state(model, optax.identity()), step=jnp.int32(1)))
         run = _Run(experiment, checkpoints, reporter, sets[1], mesh, sets[0])
         run.validate_and_save(1, state)
         run.save(1, state, last=True)  # raises if the save in validate_and_save failed and fails again

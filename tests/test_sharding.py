@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -18,6 +19,7 @@ from flax import nnx
 from jaxgen import sharding
 from jaxgen.errors import ConfigError
 from jaxgen.models import GatedPixelCNN, GatedPixelCNNConfig
+from jaxgen.statistics import Statistic
 from jaxgen.training import OptimizerConfig, fit, init_state, make_optimizer, make_train_step
 
 STEPS, BATCH = 5, 16
@@ -32,6 +34,47 @@ def batches(rows: slice):
         rng = np.random.default_rng(step)
         image = rng.integers(0, CONFIG.levels, (BATCH, *CONFIG.image_shape), dtype=np.uint8)
         yield {"image": image[rows], "label": rng.integers(0, CONFIG.num_classes, BATCH, dtype=np.int32)[rows]}
+
+
+class Seen(nnx.Variable):
+    """Not trained by gradients."""
+
+
+class Watches(nnx.Module):
+    """A line through the first three values of an image, whose loss is a mean over counts that differ from row to row.
+
+    What it hands to `after_update` is joined by each of the rules.
+    """
+
+    def __init__(self):
+        self.weight = nnx.Param(jnp.zeros(3))
+        self.mean, self.count, self.first = Seen(jnp.zeros(3)), Seen(jnp.int32(0)), Seen(jnp.zeros(3))
+
+    def loss(self, batch, key):
+        """The squared error, with the label as the count of a row."""
+        x = batch["image"].reshape(len(batch["image"]), -1)[:, :3].astype(jnp.float32)
+        count, counts = batch["label"].sum(), batch["label"].astype(jnp.float32)
+        mean = lambda values: values @ counts / counts.sum()  # noqa: E731
+        statistics = {"mean": Statistic(mean(x.T), "mean"), "count": Statistic(count, "sum"), "first": Statistic(x[0], "first")}
+        return mean((x @ self.weight[...] - 1) ** 2), {"weight": count}, statistics
+
+    def after_update(self, statistics, key):
+        """Half of the old mean and half of the new one, all counts, and the last first row."""
+        graph, rest = nnx.split(self)
+        rest["mean"] = rest["mean"].replace(0.5 * self.mean[...] + 0.5 * statistics["mean"])
+        rest["count"] = rest["count"].replace(self.count[...] + statistics["count"])
+        rest["first"] = rest["first"].replace(statistics["first"])
+        return nnx.merge(graph, rest)
+
+
+def watched(mesh, parts: int, rows: slice) -> dict[str, np.ndarray]:
+    """The variables of `Watches` after a few steps whose batches are taken in so many parts."""
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.01, name="sgd", momentum=0.0, clip_norm=None), STEPS)
+    state, step = init_state(Watches(), optimizer, mesh), make_train_step(optimizer, mesh, accumulate=parts)
+    for batch in batches(rows):
+        state, _ = step(state, sharding.place_batch(mesh, batch), jax.random.key(0))
+    model = sharding.on_one_device(mesh, state.model)
+    return {f"watched {name}": np.asarray(getattr(model, name)[...]) for name in ("weight", "mean", "count", "first")}
 
 
 def train(fsdp: int) -> dict[str, np.ndarray]:
@@ -61,6 +104,7 @@ def train(fsdp: int) -> dict[str, np.ndarray]:
     whole = sharding.on_one_device(mesh, (nnx.state(state.model, nnx.Param), state.ema))
     leaves = jax.tree_util.tree_flatten_with_path(whole)[0]
     result = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    result |= watched(mesh, 2 if fsdp > 1 else 1, rows)
     return {**result, "losses": np.float64(losses), "split": np.int64(split)}
 
 
@@ -99,6 +143,16 @@ def check_same(out: Path, fsdp: int, one_device: dict) -> None:
         np.testing.assert_allclose(other["losses"], one_device["losses"], rtol=1e-5)
         for name in set(other) - {"split", "losses"}:
             np.testing.assert_allclose(other[name], one_device[name], atol=1e-6, rtol=0, err_msg=name)
+
+
+def test_the_statistics_of_a_loss_are_those_of_the_whole_batches(one_device):
+    """The oracle of the tests below, in numpy: two processes or eight devices, in one part or two, must give these."""
+    found, (mean, count) = {name: one_device[f"watched {name}"] for name in ("mean", "count", "first")}, (0, 0)
+    for batch in batches(slice(None)):
+        x, label = batch["image"].reshape(BATCH, -1)[:, :3], batch["label"].astype(np.int64)
+        mean, count = 0.5 * mean + 0.5 * np.average(x, 0, label), count + label.sum()
+    np.testing.assert_allclose(found["mean"], mean, rtol=1e-6)
+    assert found["count"] == count and found["first"].tolist() == x[0].tolist()
 
 
 def test_eight_devices_give_the_parameters_of_one(tmp_path, one_device):

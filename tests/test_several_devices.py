@@ -1,0 +1,113 @@
+"""A run of each family, from its first step to the end of its report: on one device, on four, and on two processes of two devices each.
+
+The numbers must be the same but for the order in which floats are added up. With JAXGEN_THOROUGH=1 every model of the library is run.
+"""
+
+import io
+import os
+import re
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_two_processes import PROGRAM, ROOT, end, numbers, start
+
+from jaxgen import cli, data
+from jaxgen.cli import module_name
+from jaxgen.models import MODELS
+
+THOROUGH = os.environ.get("JAXGEN_THOROUGH") is not None
+DIGITS = ["--data.name={folder}/digits.npz", "--data.levels=17"]
+RUNS = {  # model -> the words after its name; the autoregressive model has two processes in test_two_processes.py
+    "gated_pixelcnn": [*DIGITS, "--model.num_classes=10", "--model.layers=1", "--model.width=6", "--model.head_width=8"],
+    "vae": DIGITS,
+    "classifier": [*DIGITS, "--model.hidden", "6", "5"],
+    "language_model": ["--data.name={folder}/words.txt", "--model.width=6", "--model.layers=1"],
+    "gan": ["--data.name=ring", "--model.hidden=8", "--optimizer.players", "generator", "1e-3", "discriminator", "1e-3"],
+    "pca": [*DIGITS, "--model.components=3"],
+}
+MORE = {
+    "pixelcnn": [*DIGITS, "--model.layers=1", "--model.width=6", "--model.head_width=8"],
+    "row_lstm": [*DIGITS, "--model.layers=1", "--model.width=4"],
+    "diagonal_bilstm": [*DIGITS, "--model.layers=1", "--model.width=4"],
+    "pixelcnn_pp": [*DIGITS, "--model.resnets=1", "--model.width=6"],
+    "pixelsnail": [*DIGITS, "--model.blocks=1", "--model.width=8"],
+    "image_transformer": [*DIGITS, "--model.layers=1", "--model.width=8", "--model.heads=2"],
+}
+SPLIT = "vae"  # the model that is split over the devices
+STEPS = ["--train.steps=2", "--train.batch_size=16", "--train.log_every=1", "--train.eval_every=2"]
+REPORT = ["--report.samples=4", "--report.completions=2", "--report.rulers=False"]
+FOUR = [*RUNS, *(MORE if THOROUGH else [])]
+TWO_OF_TWO = FOUR if THOROUGH else [name for name in RUNS if name != "gated_pixelcnn"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The data."""
+    folder, digits = tmp_path_factory.mktemp("runs"), data.load("digits", "train")
+    np.savez(folder / "digits.npz", image=np.asarray(digits.images)[:150], label=np.asarray(digits.labels)[:150])
+    words = [one + other for one in "abcdefghij" for other in ("", "x", "yy", "zzz", "abca")]
+    (folder / "words.txt").write_text("\n".join(words))
+    return folder
+
+
+def command(name: str, folder: Path, where: str, fsdp: int) -> list[str]:
+    """The command line of a run in FOLDER/WHERE/NAME."""
+    split = [f"--train.fsdp={fsdp}"] if name == SPLIT else []
+    words = [word.format(folder=folder) for word in (RUNS | MORE)[name]]
+    return ["train", name, *words, *STEPS, *REPORT, *split, f"--workdir={folder / where / name}"]
+
+
+def reports(out: str) -> dict[str, list[tuple[str, float]]]:
+    """Model -> every number that is printed of its test set, with its name; a model has one report."""
+    found = re.findall(r"^report of \S+/(\w+)\n(.*?)^pictures  ", out, re.MULTILINE | re.DOTALL)
+    assert len(dict(found)) == len(found)
+    lines = {name: re.findall(r"^(?:test|  )\s*(\S.*?)  +(-?[\d.]+)\b", text, re.MULTILINE) for name, text in found}
+    return {name: [(what, float(value)) for what, value in pairs] for name, pairs in lines.items()}
+
+
+@pytest.fixture(scope="module")
+def one_device(folder) -> dict:
+    """The reports of the same runs in this process, which has one device."""
+    with redirect_stdout(io.StringIO()) as out:
+        assert [cli.command("train", command(name, folder, "one", 1)[1:]) for name in FOUR] == [0] * len(FOUR)
+    assert list(reports(out.getvalue())) == FOUR and all(reports(out.getvalue()).values())
+    return reports(out.getvalue())
+
+
+def check_same(names: list[str], out: str, folder: Path, where: str, one_device: dict) -> None:
+    """The rows of metrics, the report and the pictures of these runs are those of one device."""
+    found = reports(out)
+    assert list(found) == names
+    for name in names:
+        one, other = numbers(folder / "one" / name), numbers(folder / where / name)
+        assert other.keys() == one.keys()
+        np.testing.assert_allclose([other[key] for key in one], list(one.values()), rtol=1e-4, atol=1e-5, err_msg=name)
+        assert [what for what, _ in found[name]] == [what for what, _ in one_device[name]]
+        values = [[value for _, value in pairs] for pairs in (found[name], one_device[name])]
+        np.testing.assert_allclose(*values, rtol=1e-4, atol=2e-4, err_msg=name)
+        pictures = [{path.name for path in (folder / place / name).glob("*.*")} for place in (where, "one")]
+        assert pictures[0] == pictures[1] >= {"curve.png"}
+
+
+def test_every_model_is_run():
+    assert sorted([*RUNS, *MORE]) == sorted(map(module_name, MODELS.values()))
+
+
+def test_four_devices_give_the_report_of_one(folder, one_device):
+    words = ["|".join(command(name, folder, "four", 4)) for name in FOUR]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    child = subprocess.run([sys.executable, "-c", PROGRAM, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr[-3000:]
+    check_same(FOUR, child.stdout, folder, "four", one_device)
+
+
+def test_two_processes_of_two_devices_give_the_report_of_one(folder, one_device):
+    processes = start(folder, *(command(name, folder, "two", 4) for name in TWO_OF_TWO), devices=2)
+    assert end(folder, processes) == [0, 0]
+    check_same(TWO_OF_TWO, (folder / "out0").read_text(), folder, "two", one_device)
+    second = (folder / "out1").read_text()
+    assert not reports(second) and "report of" not in second and "test " not in second
