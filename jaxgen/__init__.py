@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         experiment,
         final_report,
         frechet,
+        interruption,
         layers,
         metrics,
         models,
@@ -50,8 +51,8 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__", "load", "train",
     "autoregressive", "benchmark", "checks", "cli", "commands", "config", "data", "distributions", "drawing", "errors", "evaluation",
-    "experiment", "final_report", "frechet", "layers", "metrics", "models", "notebook", "optimizers", "printing", "roll_call",
-    "rulers", "runs", "sampling", "scores", "sharding", "stages", "statistics", "synonyms", "trained", "training",
+    "experiment", "final_report", "frechet", "interruption", "layers", "metrics", "models", "notebook", "optimizers", "printing",
+    "roll_call", "rulers", "runs", "sampling", "scores", "sharding", "stages", "statistics", "synonyms", "trained", "training",
 ]  # fmt: skip
 
 _FUNCTIONS = {"load": "jaxgen.trained", "train": "jaxgen.notebook"}

@@ -1,12 +1,10 @@
 """The `jaxgen` command: looks at the first word and only then imports jax, so that `--help` and a mistyped command answer at once."""
 
-import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 
 import jaxgen
+from jaxgen import interruption
 from jaxgen.errors import ConfigError, did_you_mean
 
 COMMANDS = {
@@ -21,11 +19,13 @@ COMMANDS = {
 EPILOG = """jaxgen COMMAND --help, or jaxgen help COMMAND, lists the options of a command; jaxgen --version prints the version.
 Errors are one line; --debug adds the traceback.
 exit codes: 0 done, 1 bug, 2 wrong argument, 3 data, 4 checkpoint, 5 loss not finite,
-            75 stopped by SIGTERM and saved (run it again), 130 Ctrl-C, saved"""
+            75 training stopped by SIGTERM and saved (run it again), 130 Ctrl-C; a training is saved"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `jaxgen COMMAND ...` and return its exit code."""
+    """Run `jaxgen COMMAND ...` and return its exit code. argv: the words after `jaxgen`; None: those that this process was started with."""
+    if argv is None:
+        interruption.begin()
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"] and words[1:2] and words[1] in COMMANDS:  # jaxgen help train: as jaxgen train --help
         words = [words[1], "--help"]
@@ -49,27 +49,10 @@ def _run(name: str, words: list[str]) -> int:
     """The exit code of a command, whose options are read before jax is imported."""
     from jaxgen import commands
 
-    if name == "train":
-        return _cli().train_command(words)
-    options = commands.parse(name, words)
-    return _cli().execute(options)
+    options = None if name == "train" else commands.parse(name, words)
+    from jaxgen import cli
 
-
-def _cli():
-    """The module with the commands. Ctrl-C while jax is imported ends the process: some of jax's callbacks would swallow an exception."""
-    main_thread = threading.current_thread() is threading.main_thread()  # no other one may handle signals
-    before = signal.signal(signal.SIGINT, _interrupted) if main_thread else None
-    try:
-        from jaxgen import cli
-    finally:
-        if main_thread:
-            signal.signal(signal.SIGINT, before)
-    return cli
-
-
-def _interrupted(*_) -> None:
-    os.write(2, b"jaxgen: interrupted\n")
-    os._exit(130)
+    return cli.train_command(words) if options is None else cli.execute(options)
 
 
 def _help() -> None:

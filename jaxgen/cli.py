@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgen import benchmark, commands, config, sharding, trained
+from jaxgen import benchmark, commands, config, interruption, sharding, trained
 from jaxgen import stages as staging
 from jaxgen.checks import interpolate
 from jaxgen.commands import Bench, Complete, Evaluate, Sample, Show, Upscale, guarded
@@ -57,6 +57,8 @@ def main(experiment: Experiment, laptop: Experiment | None = None, argv: Sequenc
     `experiment.data` a DataConfig, or a frozen dataclass that inherits from it and has its own `load(split)`. If the first word is a
     command, it works on a run of this script: `python my_model.py evaluate RUN`.
     """
+    if argv is None:
+        interruption.begin()
     argv = list(sys.argv[1:] if argv is None else argv)
     script = sys.modules["__main__"]
     prog = f"python -m {script.__spec__.name}" if script.__spec__ else f"python {os.path.basename(sys.argv[0])}"

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxgen import config
+from jaxgen import config, interruption
 from jaxgen.errors import ConfigError, JaxgenError
 
 RUN = (tyro.conf.Positional, tyro.conf.arg(metavar="RUN"))
@@ -189,8 +189,8 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     try:
         return command([word for word in argv if word != "--debug"])
     except KeyboardInterrupt:
-        print("jaxgen: interrupted; checkpoints that were saved before are intact", file=sys.stderr)
-        return 130
+        print(interruption.LINE, file=sys.stderr)
+        return interruption.INTERRUPTED
     except BrokenPipeError:  # in `jaxgen show RUN | head`, head has exited; without this Python would report it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

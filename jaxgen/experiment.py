@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxgen import config, evaluation, printing, scores, sharding, trained, training
+from jaxgen import config, evaluation, interruption, printing, scores, sharding, trained, training
 from jaxgen import stages as staging
 from jaxgen.data import DataConfig, Dataset
 from jaxgen.data.augment import augmented
@@ -27,6 +27,7 @@ from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.final_report import finish as finish
 from jaxgen.final_report import load_data as load_data
 from jaxgen.final_report import validates
+from jaxgen.interruption import INTERRUPTED, PREEMPTED
 from jaxgen.models import MODELS, build, count_parameters
 from jaxgen.runs import checkpoint, report
 from jaxgen.runs.report import ReportConfig
@@ -36,8 +37,6 @@ from jaxgen.training import OptimizerConfig, TrainConfig
 
 Sets = tuple[Dataset, Dataset | None]
 """The training and the validation split; None where there is nothing to validate on."""
-PREEMPTED, INTERRUPTED = 75, 130
-"""Exit codes of a run that a signal stopped after saving."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +123,8 @@ def train(
             state = None  # frees its memory before the next state is made
             batch = training_set.batch(0, options.batch_size, options.seed, process=(0, 1)) if hasattr(shapes, "initialise") else None
             state = _first_state(experiment, optimizer, mesh, batch, _trained_parts(experiment))
-        with report.Reporter(experiment.workdir, resumed, writer=jax.process_index() == 0) as reporter, training.Interruption() as stop:
+        writer = jax.process_index() == 0
+        with report.Reporter(experiment.workdir, resumed, writer=writer) as reporter, interruption.Interruption() as stop:
             announce(_beginning(experiment, resumed))
             run = _Run(experiment, checkpoints, reporter, validation_set, mesh, training_set)
             batches = training_set.batches(resumed, options.batch_size, options.seed)

@@ -6,10 +6,6 @@ is `fold_in(key, step)`: no key is stored, and a resumed run draws the same numb
 an optimizer of its own. The step is the same for all models.
 """
 
-import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +22,6 @@ from jaxtyping import PRNGKeyArray
 from jaxgen import sharding
 from jaxgen.errors import ConfigError, NonFiniteError
 from jaxgen.optimizers import OptimizerConfig, learning_rates, make_optimizer
-from jaxgen.printing import say
 from jaxgen.statistics import each, values
 
 __all__ = ["OptimizerConfig", "TrainConfig", "TrainState", "fit", "init_state", "learning_rates", "make_optimizer", "make_train_step"]
@@ -252,50 +247,6 @@ def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_dec
         return new, {**metrics, "loss": value, "gradient_norm": norm, "finite": finite.astype(jnp.float32)}
 
     return TrainStep(step, mesh)
-
-
-class Interruption:
-    """SIGTERM and Ctrl-C ask the loop to stop after the current step; a second Ctrl-C stops at once.
-
-    Only the main thread may handle signals: in another one none is handled, and a line on stderr says so.
-
-    Several processes agree on the step through jax's own preemption notice, which is SIGTERM, so that all save the same one; there Ctrl-C
-    is passed on as that notice.
-    """
-
-    def __init__(self):
-        self.signal: int | None = None  # what stops the run
-        self._asked: int | None = None
-
-    def __enter__(self):
-        wanted = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
-        if threading.current_thread() is not threading.main_thread():
-            say("jaxgen: training in a thread: Ctrl-C and SIGTERM do not save, the last checkpoint stays", sys.stderr)
-            wanted = []
-        self._before = {number: signal.signal(number, self._handle) for number in wanted}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number, frame):
-        if number == self._asked == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._asked = number
-        if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            self.signal = number
-
-    def __call__(self, step: int) -> bool:
-        """Whether to stop after this step."""
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            if multihost_utils.reached_preemption_sync_point(step):
-                self.signal = self._asked or signal.SIGTERM
-        return self.signal is not None
 
 
 def _loop(train_step: Callable, state: TrainState) -> tuple[Callable, Any, Callable[[Any], TrainState]]:

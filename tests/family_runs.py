@@ -12,7 +12,7 @@ from pathlib import Path
 
 from all_models import CONFIGS, data_of
 
-from jaxgen import experiment, training
+from jaxgen import experiment, interruption
 from jaxgen.data import DataConfig
 from jaxgen.experiment import Experiment
 from jaxgen.runs import manifest, report
@@ -28,8 +28,8 @@ SERVER.set_forkserver_preload(["jaxgen.cli", "orbax.checkpoint"])
 
 def train_all(folder: Path, names: list[str], killed_in_its_save: bool = False) -> None:
     """Trains these models, or goes on, with steps of 20 ms, so that a kill falls between them; that in closed form has a single save."""
-    go_on = training.Interruption.__call__
-    training.Interruption.__call__ = lambda self, step: time.sleep(0.02) or go_on(self, step)
+    go_on = interruption.Interruption.__call__
+    interruption.Interruption.__call__ = lambda self, step: time.sleep(0.02) or go_on(self, step)
     report.Reporter.curve = lambda self: None  # half of the time of such a run
     options = TrainConfig(steps=STEPS, batch_size=8, eval_every=EVERY, log_every=1)
     for name in names:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import jaxgen
-from jaxgen import benchmark, cli, config, data, drawing, evaluation, experiment, trained, training
+from jaxgen import benchmark, cli, config, data, drawing, evaluation, experiment, interruption, trained, training
 from jaxgen.__main__ import COMMANDS, main
 from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS, GANConfig, GatedPixelCNNConfig
@@ -216,14 +216,15 @@ class Finder:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Finder())
 from jaxgen.__main__ import main
-sys.exit(main(["train", "vae"]))
+sys.argv = ["jaxgen", "train", "vae"]
+sys.exit(main())
 """
 
 
 def test_ctrl_c_is_one_line_at_any_time(capsys, monkeypatch):
     """While jax is imported, and before anything is saved."""
     done = subprocess.run([sys.executable, "-c", INTERRUPT], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "jaxgen: interrupted\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", interruption.LINE + "\n")
 
     def interrupted(*_):
         raise KeyboardInterrupt

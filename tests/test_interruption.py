@@ -190,11 +190,12 @@ def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(undisturbed, start, tmp_pat
 
     child = start(STEPS)
     assert f"resumed from step {stopped} of {STEPS}, data position {stopped * 32} images" in child.wait_for("resumed")
+    child.wait_for(rf"step +\d+/{STEPS}")  # before its first step it has nothing to save
     assert child.send(signal.SIGINT).end() == 130, child.errors
     assert re.search(r"stopped by SIGINT after step \d+; saved", child.lines[-1])
 
     child = start(STEPS, SLOW_SAVE)
-    child.wait_for(rf"step +\d+/{STEPS}")  # before its first step it has nothing to save
+    child.wait_for(rf"step +\d+/{STEPS}")
     child.send(signal.SIGINT).wait_for("saving")
     before = time.monotonic()
     assert child.send(signal.SIGINT).end() == 130, child.errors
@@ -210,7 +211,7 @@ def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(undisturbed, start, tmp_pat
 
 @pytest.mark.parametrize("when", ["import", "compile"])
 def test_sigterm_during_start_up_leaves_at_once(undisturbed, start, tmp_path, when):
-    """Before the run has begun nothing can be saved: the signal ends the process. In the first compilation: after the first step."""
+    """Before the first step is done there is nothing to save: the signal ends the process, in the first compilation too."""
     child = start(10**6)
     if when == "import":
         time.sleep(0.5)
@@ -218,7 +219,7 @@ def test_sigterm_during_start_up_leaves_at_once(undisturbed, start, tmp_path, wh
         child.wait_for("training to step")
     before = time.monotonic()
     code = child.send(signal.SIGTERM).end()
-    assert time.monotonic() - before < 60
+    assert time.monotonic() - before < 10
     assert code == (-signal.SIGTERM if when == "import" else 75)
     assert not (tmp_path / "run" / "checkpoints").exists() or saved(tmp_path / "run") in ([], [0], [1])
 

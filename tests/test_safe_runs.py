@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from saved_runs import CONFIG, DATA, state, two_steps
 
-from jaxgen import printing, training
+from jaxgen import interruption, printing
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.runs import checkpoint, manifest
 from jaxgen.runs.checkpoint import Checkpointer
@@ -147,7 +147,7 @@ def test_in_a_thread_no_signal_is_handled_and_a_line_says_so(capsys):
     before, stopped = signal.getsignal(signal.SIGINT), []
 
     def work():
-        with training.Interruption() as stop:
+        with interruption.Interruption() as stop:
             stopped.append(stop(1))
 
     thread = threading.Thread(target=work)

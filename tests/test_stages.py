@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 
 import jaxgen
-from jaxgen import cli, config, experiment, stages, training
+from jaxgen import cli, config, experiment, interruption, stages
 from jaxgen.data.features import OfImages
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.experiment import Experiment
@@ -113,7 +113,7 @@ def test_the_parts_are_trained_in_order_and_the_whole_holds_their_weights(run):
 def test_a_run_stopped_in_any_stage_goes_on_with_the_same_numbers(run, tmp_path, monkeypatch):
     stops = iter([2, 5])  # after step 2 of the stage, then after step 5 of the whole (4 more of the stage come before)
 
-    class Stop(training.Interruption):
+    class Stop(interruption.Interruption):
         """A signal at the wanted step, once for each run that is asked."""
 
         def __call__(self, step):
@@ -125,7 +125,7 @@ def test_a_run_stopped_in_any_stage_goes_on_with_the_same_numbers(run, tmp_path,
             self.at = next(stops, None)
             return super().__enter__()
 
-    monkeypatch.setattr(training, "Interruption", Stop)
+    monkeypatch.setattr(interruption, "Interruption", Stop)
     assert experiment.train(prior(tmp_path / "run")) == experiment.PREEMPTED
     assert checkpoint.newest(tmp_path / "run") is None and checkpoint.newest(tmp_path / "run" / "codes") == 2
     stops = iter([None, 5])

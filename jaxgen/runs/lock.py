@@ -21,6 +21,7 @@ from typing import Any
 
 from etils import epath
 
+from jaxgen import interruption
 from jaxgen.errors import ConfigError
 from jaxgen.printing import say
 
@@ -47,6 +48,11 @@ class RunLock:
             if self._descriptor is not None:
                 os.close(self._descriptor)  # which releases the lock: a notebook may try again
             raise
+        if self._descriptor is not None:
+            interruption.last_acts.append(self._empty)
+
+    def _empty(self) -> None:
+        self._write("")
 
     def _write(self, text: str) -> None:
         """Replace the text. A reader may find the file empty between the two calls, which `_holder` reads as no holder."""
@@ -60,8 +66,9 @@ class RunLock:
         """Empty the file and release the lock; a second call does nothing."""
         if self._path is None:
             return
-        self._write("")
+        self._empty()
         if self._descriptor is not None:
+            interruption.last_acts.remove(self._empty)
             os.close(self._descriptor)
         self._path = self._descriptor = None
 

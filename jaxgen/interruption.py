@@ -1,0 +1,141 @@
+"""Ctrl-C in a process that runs a command or an experiment script: one line and exit code 130, at once, whatever the process is doing.
+
+Python runs a signal's handler in the main thread, between two of its instructions. While that thread compiles a model, which can take
+minutes, no handler runs; and an exception that a handler raises inside a callback of jax is printed and lost. So a second thread waits for
+signals: Python writes the number of each one into a socket the moment it arrives (`signal.set_wakeup_fd`), and the thread that reads
+the socket ends the process, or hands the signal to the training that has asked for it (`Interruption`).
+
+The process ends as if it was killed: its checkpoints are written such that they survive that. Nothing of this happens in a program that
+does not call `begin`, such as a notebook. Scripts call `begin` before they import jax, so this file imports it only inside functions.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from jaxgen.printing import say
+
+LINE = "jaxgen: interrupted; checkpoints that were saved before are intact"
+INTERRUPTED, PREEMPTED = 130, 75
+"""Exit codes after Ctrl-C and after SIGTERM."""
+PATIENCE = 2.0
+"""Seconds after Ctrl-C until NOTICE is printed, if the training has not stopped by then."""
+NOTICE = "jaxgen: Ctrl-C: this step or validation is finished and saved first; Ctrl-C again ends at once"
+NOTHING_NEW = "jaxgen: stopped by SIGTERM before the first step; there is nothing new to save, the same command goes on from there"
+
+takers: list[Callable[[int], None]] = []
+"""The last of them is called for every signal that has a handler, with its number, in the thread that waits for signals."""
+last_acts: list[Callable[[], None]] = []
+"""What `leave` calls before the process ends. It must take no time; an OSError of it is ignored."""
+_watched = False
+
+
+def begin() -> None:
+    """From now on Ctrl-C ends this process within moments, unless a training takes it. Does nothing where the program handles Ctrl-C
+    in its own way (a debugger), outside the main thread, which alone may handle signals, and at a second call."""
+    global _watched
+    main_thread = threading.current_thread() is threading.main_thread()
+    if _watched or not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)  # a signal handler must never wait
+    signal.set_wakeup_fd(sender.detach(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, lambda number, frame: None)  # the thread does it; without a handler of Python nothing is written
+    threading.Thread(target=_watch, args=(receiver,), name="signals", daemon=True).start()
+    _watched = True
+
+
+def leave(code: int = INTERRUPTED, line: str = LINE) -> None:
+    """End the process now, with a line on stderr; of its code only `last_acts` run."""
+    for act in last_acts:
+        with suppress(OSError):
+            act()
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())
+    os._exit(code)
+
+
+def _watch(receiver: socket.socket) -> None:
+    while number := receiver.recv(1):
+        if takers:
+            takers[-1](number[0])
+        elif number[0] == signal.SIGINT:
+            leave()
+
+
+class Interruption:
+    """SIGTERM and Ctrl-C ask the loop to stop after the current step; a second Ctrl-C stops at once.
+
+    In a process that called `begin` they end it at once before the first step of this call is done, even while the step is compiled: there
+    is nothing new to save. In any other program Python passes signals on between two instructions of the main thread, and the second
+    Ctrl-C raises KeyboardInterrupt.
+
+    Only the main thread may handle signals: in another one none is handled, and a line on stderr says so.
+
+    Several processes agree on the step through jax's own preemption notice, which is SIGTERM, so that all save the same one; there Ctrl-C
+    is passed on as that notice, before the first step too.
+    """
+
+    def __init__(self):
+        self.signal: int | None = None  # what stops the run
+        self._asked: int | None = None
+        self._first: int | None = None  # the step at which the loop began
+        self._trained = False  # whether a step is done, so that there is something to save
+        self._notice = threading.Timer(PATIENCE, say, (NOTICE, sys.stderr))
+        self._notice.daemon = True
+
+    def __enter__(self):
+        import jax
+
+        self._several = jax.process_count() > 1
+        wanted = [signal.SIGINT] if self._several else [signal.SIGINT, signal.SIGTERM]
+        if threading.current_thread() is not threading.main_thread():
+            say("jaxgen: training in a thread: Ctrl-C and SIGTERM do not save, the last checkpoint stays", sys.stderr)
+            wanted = []
+        self._watched = bool(wanted) and _watched
+        if self._watched:
+            takers.append(self._take)
+        self._before = {number: signal.signal(number, self._handle) for number in wanted}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._watched:
+            takers.remove(self._take)
+        self._notice.cancel()
+
+    def _handle(self, number, frame):
+        if not self._watched:  # else the other thread has called it already
+            self._take(number)
+
+    def _take(self, number: int) -> None:
+        """What a signal does, in the main thread or in the one that waits for signals."""
+        if number == self._asked == signal.SIGINT:
+            if not self._watched:
+                raise KeyboardInterrupt
+            leave()
+        begun, self._asked = self._asked is None, number
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif self._watched and not self._trained:
+            leave(*((PREEMPTED, NOTHING_NEW) if number == signal.SIGTERM else ()))
+        else:
+            self.signal = number
+        if begun and number == signal.SIGINT:
+            self._notice.start()
+
+    def __call__(self, step: int) -> bool:
+        """Whether to stop after this step."""
+        self._first = step if self._first is None else self._first
+        self._trained = step > self._first
+        if self._several:
+            from jax.experimental import multihost_utils
+
+            if multihost_utils.reached_preemption_sync_point(step):
+                self.signal = self._asked or signal.SIGTERM
+        return self.signal is not None
