@@ -123,8 +123,8 @@ def train(
             state = None  # frees its memory before the next state is made
             batch = training_set.batch(0, options.batch_size, options.seed, process=(0, 1)) if hasattr(shapes, "initialise") else None
             state = _first_state(experiment, optimizer, mesh, batch, _trained_parts(experiment))
-        writer = jax.process_index() == 0
-        with report.Reporter(experiment.workdir, resumed, writer=writer) as reporter, interruption.Interruption() as stop:
+        reporter = report.Reporter(experiment.workdir, resumed, writer=jax.process_index() == 0, gone=checkpoints.gone)
+        with reporter, interruption.Interruption() as stop:
             announce(_beginning(experiment, resumed))
             run = _Run(experiment, checkpoints, reporter, validation_set, mesh, training_set)
             batches = training_set.batches(resumed, options.batch_size, options.seed)
@@ -283,6 +283,8 @@ class _Run:
         """A row of metrics every log_every steps, and a line of progress every few seconds."""
         options = self.experiment.train
         if step % options.log_every == 0 or step == options.steps:
+            if jax.process_count() == 1:  # several look at every save
+                self.checkpoints.check_folder()
             model, optimizer = self.experiment.model, self.experiment.optimizer
             rates = training.learning_rates(optimizer, options.steps, step, getattr(model, "players", ()))
             self.reporter.scalars(step, metrics | rates | self.reporter.times(step, options.batch_size, noun(model)))
@@ -323,13 +325,14 @@ class _Run:
     def save(self, step: int, state: training.TrainState, metrics: dict | None = None, last: bool = False) -> None:
         """Flushes the rows of metrics, then saves a checkpoint; so no row up to a saved step is missing.
 
-        If saving fails (a full disk), a warning is printed and training goes on; for the last checkpoint CheckpointError is raised.
+        If saving fails (a full disk), a warning is printed and training goes on; for the last checkpoint CheckpointError is raised, and
+        FolderGone for any if the run's folder was deleted.
         """
         self.reporter.flush()
         try:
             self.checkpoints.save(step, state, metrics)
         except CheckpointError as error:
-            if last:
+            if last or isinstance(error, checkpoint.FolderGone):
                 raise
             printing.say(f"jaxgen: warning: {error}; training goes on", sys.stderr)
 

@@ -1,10 +1,8 @@
 """How a run prints: whatever happens to the output, the run goes on."""
 
-import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 
@@ -38,16 +36,3 @@ def _drop(file: Any) -> None:
             os.dup2(null, file.fileno())
         finally:
             os.close(null)
-
-
-@contextmanager
-def quiet(*names: str) -> Iterator[None]:
-    """Silences these loggers: on a full disk orbax logs tracebacks for every array, and also raises the error, which we report."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-    try:
-        for logger in levels:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)

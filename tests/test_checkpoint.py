@@ -15,8 +15,8 @@ import pytest
 from saved_runs import CONFIG, DATA, flip, same_bits, state, two_steps
 
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.runs import checkpoint, directory, lock, manifest
-from jaxgen.runs.checkpoint import Checkpointer
+from jaxgen.runs import checkpoint, directory, lock, manifest, storage
+from jaxgen.runs.checkpoint import Checkpointer, FolderGone
 
 run = pytest.fixture(two_steps)
 
@@ -130,9 +130,10 @@ def test_all_damaged_never_starts_over(run, capsys):
 def test_a_damaged_step_is_replaced_when_the_run_reaches_it_again(run):
     os.truncate(Path(run.workdir) / "checkpoints/2/arrays/_METADATA", 3)
     assert run.restore(state(1))[0] == 1
-    run.save(2, state(5))
+    again = state(5) | {"step": jnp.int32(2)}
+    run.save(2, again)
     step, restored = run.restore(state(1))
-    assert (step, same_bits(restored, state(5))) == (2, True)
+    assert (step, same_bits(restored, again)) == (2, True)
 
 
 def test_a_damaged_step_does_not_count_as_one_of_the_newest_two(run):
@@ -168,8 +169,6 @@ def test_any_metric_can_decide(tmp_path):
 # --- full disks and lost folders ----------------------------------------------------------------------------------------------------------
 
 
-# orbax gives up at the first array that does not fit; writes that are still under way then report to its closed event loop.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_keeps_the_older_steps_and_the_run_may_go_on(run, monkeypatch):
     large = state(3, 100_000)  # before the limit, which would also tear an entry of the compilation cache
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -192,11 +191,22 @@ def test_a_full_disk_keeps_the_older_steps_and_the_run_may_go_on(run, monkeypatc
         assert sorted(path.name for path in (saver.workdir / "checkpoints").iterdir()) == ["2", "3"]
 
 
-def test_a_removed_folder_is_made_again(run):
-    shutil.rmtree(run.workdir)
-    run.save(3, state(3))
-    assert run.restore(state(1))[0] == 3
-    assert (run.workdir / "config.json").exists()
+@pytest.mark.parametrize("when", ["before", "while", "taken"])
+def test_a_removed_folder_ends_the_run_and_stays_away(run, monkeypatch, when):
+    """Removed before a save, or by somebody while the arrays are written; or another run has the folder, and its files stay."""
+    folder = Path(run.workdir)
+    if when == "while":
+        save = storage.save
+        monkeypatch.setattr(storage, "save", lambda path, arrays: save(path, arrays) or shutil.rmtree(folder) or path.mkdir(parents=True))
+    else:
+        shutil.rmtree(folder)
+    if when == "taken":
+        folder.mkdir()
+        (folder / "lock").write_text('{"host": "another", "pid": 1, "start": "now"}')
+    with pytest.raises(FolderGone, match="^workdir: wanted the folder of this run, got .*/run, deleted, moved or taken by another run"):
+        run.save(3, state(3))
+    run.close()
+    assert [path.name for path in folder.parent.rglob("*")] == (["run", "lock"] if when == "taken" else [])
 
 
 @pytest.mark.parametrize("inside", ["file", "file/deeper"])

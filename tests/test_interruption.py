@@ -30,7 +30,7 @@ START = re.compile(r"(training to step|resumed from step (\d+) of|is finished at
 TRAIN_ONLY = """
 import os, signal, sys, time
 from jaxgen import __main__, cli
-from jaxgen.runs import checkpoint, manifest
+from jaxgen.runs import manifest, storage
 cli.finish = lambda experiment: None
 {}
 sys.exit(__main__.main())
@@ -49,12 +49,12 @@ manifest.write = killer
 """
 # Saves so slowly, with half of the files written, that a second Ctrl-C comes in time.
 SLOW_SAVE = """
-save = checkpoint._orbax_save
+save = storage.save
 def slow(*args):
     save(*args)
     print("saving", flush=True)
     time.sleep(100)
-checkpoint._orbax_save = slow
+storage.save = slow
 """
 
 

@@ -15,7 +15,7 @@ from saved_runs import CONFIG, DATA, state, two_steps
 
 from jaxgen import interruption, printing
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.runs import checkpoint, manifest
+from jaxgen.runs import manifest, storage
 from jaxgen.runs.checkpoint import Checkpointer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,8 +77,8 @@ def test_the_home_of_nobody_and_a_folder_for_the_configuration(tmp_path, monkeyp
 
 
 def test_a_save_that_cannot_be_read_does_not_count(run, monkeypatch):
-    save = checkpoint._orbax_save
-    monkeypatch.setattr(checkpoint, "_orbax_save", lambda folder, arrays: save(folder, {"step": arrays["step"]}))
+    save = storage.save
+    monkeypatch.setattr(storage, "save", lambda folder, arrays: save(folder, {"step": arrays["step"]}))
     with pytest.raises(CheckpointError, match="cannot be read: 1 arrays are missing, the first is model/w"):
         run.save(3, state(3))
     assert run.steps() == [1, 2]
@@ -91,6 +91,14 @@ def test_a_copied_step_is_not_restored(run, capsys):
     assert run.restore(state(0))[0] == 1
     err = capsys.readouterr().err
     assert "it is of step 1: the folder was copied or renamed" in err and "it is of step 2" in err
+
+
+def test_a_state_of_another_step_than_its_manifest_says_is_not_restored(run, capsys):
+    run.save(9, state(5))
+    assert run.restore(state(0))[0] == 2
+    assert "checkpoint 9 is damaged and not used: arrays: the state is of step 5, the manifest says 9" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="wanted an intact step, got only damaged ones in .*: 9;"):
+        run.restore(state(0), from_step=9)
 
 
 @pytest.mark.parametrize("field", [*manifest.FIELDS, "format"])

@@ -1,8 +1,8 @@
-"""Checkpoints that survive kill -9, a full disk and a flipped bit; the only file that imports orbax.
+"""Checkpoints that survive kill -9, a full disk and a flipped bit.
 
     workdir/config.json                     the configuration, for people (directory.py)
     workdir/lock                            one run per directory (lock.py)
-    workdir/checkpoints/200/arrays/         the state as a flat dict {path in the tree: array}, written by orbax
+    workdir/checkpoints/200/arrays/         the state as a flat dict {path in the tree: array}, written by orbax (storage.py)
     workdir/checkpoints/200/manifest.json   config, data fingerprint, metrics, versions, dtypes, shapes, sha256 of every file (manifest.py)
 
 A save writes everything into `200.1.tmp`, the manifest last, flushes it and renames the folder. That one rename is the commit: a step that
@@ -18,11 +18,11 @@ that a run fell back from; its retention counts damaged steps. Its save takes as
 import json
 import math
 import os
-import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import jax
@@ -32,14 +32,19 @@ from etils import epath
 from jaxgen import metrics as metrics_table
 from jaxgen import sharding
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.printing import quiet, say
-from jaxgen.runs import directory, leaves
+from jaxgen.printing import say
+from jaxgen.runs import directory, leaves, storage
 from jaxgen.runs import manifest as manifests
+from jaxgen.runs.lock import NAME as LOCK
 from jaxgen.runs.lock import RunLock
 
 CONFIG, STEPS, ARRAYS = "config.json", "checkpoints", "arrays"
 NEWEST = 2
 NONE_SAVED, ALL_DAMAGED = -1, -2
+
+
+class FolderGone(CheckpointError):
+    """The folder of a run was deleted or moved while it trained."""
 
 
 class Checkpointer:
@@ -115,8 +120,10 @@ class Checkpointer:
     def save(self, step: int, state: Any, metrics: Mapping[str, Any] | None = None) -> None:
         """Writes `state` as checkpoint `step`; complete when it returns. A step that this run has saved or restored already stays as it is.
 
-        Raises CheckpointError where it cannot be written (disk full): the older steps are untouched and training may go on.
+        Raises CheckpointError where it cannot be written (disk full): the older steps are untouched and training may go on; FolderGone, see
+        `check_folder`.
         """
+        self.check_folder()
         if step in self._ours:
             return
         self._attempts += 1
@@ -125,11 +132,32 @@ class Checkpointer:
         try:
             self._write(folder, step, leaves.arrays(state), metrics or {})
         except (OSError, ValueError, RuntimeError) as error:  # orbax reports a full disk as ValueError
+            self.check_folder(folder)
             self._discard(folder)
-            raise CheckpointError(f"step {step}", f"a checkpoint in {self._steps}", _cause(error), "the older ones are kept") from error
+            cause = storage.cause(error)
+            raise CheckpointError(f"step {step}", f"a checkpoint in {self._steps}", cause, "the older ones are kept") from error
         self._ours.add(step)
         self._damaged.discard(step)
         self._retain()
+
+    def gone(self) -> bool:
+        """Whether this process holds the lock and the run's folder was deleted or moved since the start, or is another run's now."""
+        return self._lock is not None and self._lock.lost()
+
+    def check_folder(self, unfinished: epath.Path | None = None) -> None:
+        """Raise FolderGone if the run's folder is `gone`; every process must call it.
+
+        unfinished: the folder of a save that has failed. Where nobody has made the run's folder anew, it and its empty parents are deleted.
+        """
+        if not sharding.first_process_says(self.gone()):
+            return
+        if unfinished is not None and not (self.workdir / LOCK).exists():
+            self._discard(unfinished)
+            for path in (self._steps, self.workdir) if _primary() else ():
+                with suppress(OSError):  # it holds something, or is not there
+                    os.rmdir(path)
+        got = f"{self.workdir}, deleted, moved or taken by another run since the start"
+        raise FolderGone("workdir", "the folder of this run", got, "the run ends, and nothing more is saved")
 
     def restore(self, target: Any, from_step: int | None = None) -> tuple[int, Any] | None:
         """(step, state) of the newest intact checkpoint, or None where there is none at all. Writes nothing unless from_step is given.
@@ -140,16 +168,22 @@ class Checkpointer:
         shardings decide the placement, on any number of devices. Damaged steps are named on stderr and passed over.
         Raises CheckpointError: every step is damaged; another model; the arrays are not those of the target.
         """
-        steps = self.steps()[::-1] if from_step is None else [from_step]
-        step = sharding.first_process_says(_choose(self._steps, steps) if _primary() else 0)
-        if step == NONE_SAVED:
-            return None
-        if step == ALL_DAMAGED:
-            raise _all_damaged(self._steps, steps)
-        manifest = manifests.read(self._steps / str(step))
-        directory.check_model(self.workdir, manifest, self._config)
-        directory.report_versions(manifest["versions"])
-        state = _read(self._steps / str(step), manifest, target)
+        steps = left = self.steps()[::-1] if from_step is None else [from_step]
+        state = None
+        while state is None:
+            step = sharding.first_process_says(_choose(self._steps, left) if _primary() else 0)
+            if step == NONE_SAVED and left is steps:
+                return None
+            if step in (NONE_SAVED, ALL_DAMAGED):
+                raise _all_damaged(self._steps, steps)
+            manifest = manifests.read(self._steps / str(step))
+            directory.check_model(self.workdir, manifest, self._config)
+            directory.report_versions(manifest["versions"])
+            try:
+                state = _read(self._steps / str(step), manifest, target)
+            except manifests.Damaged as damage:
+                say(f"jaxgen: WARNING: checkpoint {step} is damaged and not used: {damage}", sys.stderr)
+                left = [other for other in left if other < step]
         if from_step is not None:
             sharding.on_first_process(lambda: self._forget_after(from_step))
         self._ours, self._damaged = {step}, {other for other in steps if other > step}
@@ -176,8 +210,8 @@ class Checkpointer:
 
     def _write(self, folder: epath.Path, step: int, arrays: dict[str, Any], metrics: Mapping[str, Any]) -> None:
         sharding.on_first_process(lambda: self._prepare(folder, arrays))
-        _orbax_save(folder / ARRAYS, {name: array for name, array in arrays.items() if array.size})
-        sharding.on_first_process(lambda: _prove(folder / ARRAYS, arrays))
+        storage.save(folder / ARRAYS, {name: array for name, array in arrays.items() if array.size})
+        sharding.on_first_process(lambda: storage.prove(folder / ARRAYS, arrays))
         sharding.on_first_process(lambda: self._commit(folder, self._facts(step, arrays, metrics)))
 
     def _prepare(self, folder: epath.Path, arrays: dict[str, Any]) -> None:
@@ -192,12 +226,12 @@ class Checkpointer:
     def _commit(self, folder: epath.Path, facts: dict[str, Any]) -> None:
         manifests.write(folder, facts, durable=self._local)
         if self._local:
+            if self.gone():
+                raise OSError("the folder of the run is gone")
             final = self._steps / str(facts["step"])
             self._delete(final)  # a damaged step that this run fell back from and has now reached again
             folder.rename(final)
             directory.flush(self._steps)
-        if not (self.workdir / CONFIG).exists():  # somebody removed the folder of a live run
-            directory.write_json(self.workdir / CONFIG, self._config)
 
     def _facts(self, step: int, arrays: dict[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
         numbers = {name: float(value) for name, value in metrics.items()}
@@ -222,15 +256,16 @@ class Checkpointer:
                 self._discard(self._steps / str(step))
 
     def _discard(self, path: epath.Path) -> None:
-        """Deletes a folder, in three tries; a failure is only printed, and the next save or start tries again."""
+        """Deletes a folder, in three tries. A failure is only printed, and that not for an unfinished step, in which orbax's threads may
+        write for a while; the next save or start tries again."""
         for wait in (0.1, 0.5, None) if _primary() else ():
             try:
                 return self._delete(path)
-            except OSError as error:  # something is still being written there
-                if wait is None:
-                    say(f"jaxgen: {path} cannot be deleted: {error}", sys.stderr)
-                else:
+            except OSError as error:
+                if wait is not None:
                     time.sleep(wait)
+                elif not path.name.endswith(".tmp"):
+                    say(f"jaxgen: {path} cannot be deleted: {error}", sys.stderr)
         return None
 
     def _delete(self, path: epath.Path) -> None:
@@ -342,54 +377,18 @@ def _all_damaged(folder: epath.Path, steps: Sequence[int]) -> CheckpointError:
 
 
 def _read(folder: epath.Path, manifest: dict[str, Any], target: Any, prefixes: tuple[str, ...] = ("",)) -> Any:
-    """The target's tree with the saved arrays; each leaf is looked up under the first of the prefixes that has it."""
+    """The target's tree with the saved arrays; each leaf is looked up under the first of the prefixes that has it.
+
+    Raises `Damaged` where the state's own step, if it is read, is not the manifest's.
+    """
     saved, wanted = manifest["arrays"], {}
     for name, leaf in leaves.named(target).items():
         wanted[next((prefix + name for prefix in prefixes if prefix + name in saved), prefixes[0] + name)] = leaf
     leaves.check(saved, wanted, complete=prefixes == ("",))
-    arrays = _orbax_restore(folder / ARRAYS, {name: leaves.placed(leaf) for name, leaf in wanted.items() if np.size(leaf)})
+    arrays = storage.restore(folder / ARRAYS, {name: leaves.placed(leaf) for name, leaf in wanted.items() if np.size(leaf)})
+    if "step" in arrays and int(arrays["step"]) != manifest["step"]:
+        raise manifests.Damaged(ARRAYS, f"the state is of step {int(arrays['step'])}, the manifest says {manifest['step']}")
     return jax.tree.unflatten(jax.tree.structure(target), [leaves.like(leaf, arrays.get(name)) for name, leaf in wanted.items()])
-
-
-# --- orbax, processes -----------------------------------------------------------------------------------------------------------------
-
-
-def _orbax_save(folder: epath.Path, arrays: dict[str, Any]) -> None:
-    """Every process writes its shards; returns on all of them when the folder is complete."""
-    import orbax.checkpoint as ocp
-
-    with quiet("absl", "asyncio"):
-        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).save(folder, args=ocp.args.PyTreeSave(arrays))
-
-
-def _prove(folder: epath.Path, arrays: Mapping[str, Any]) -> None:
-    """OSError unless all arrays of a checkpoint that was just written are found in it. They are listed, not read: some milliseconds."""
-    import orbax.checkpoint as ocp
-
-    with quiet("absl"):
-        found = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(folder).item_metadata
-    missing = {name for name, array in arrays.items() if array.size} - set(getattr(found, "tree", found) or {})
-    if missing:
-        raise OSError(f"what was written cannot be read: {len(missing)} arrays are missing, the first is {min(missing)}")
-
-
-def _orbax_restore(folder: epath.Path, targets: dict[str, Any]) -> dict[str, Any]:
-    """The arrays named in targets, each with its target's sharding; the others are not read."""
-    import orbax.checkpoint as ocp
-
-    def how(leaf):
-        if isinstance(leaf, np.ndarray):
-            return ocp.RestoreArgs(restore_type=np.ndarray)
-        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
-
-    args = ocp.args.PyTreeRestore(targets, restore_args={name: how(leaf) for name, leaf in targets.items()}, partial_restore=True)
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder, args=args)
-
-
-def _cause(error: Exception) -> str:
-    """The operating system's message in an error of orbax, which has some thousand characters; else its first line."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(code[1])) if code else (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _primary() -> bool:

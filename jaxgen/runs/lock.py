@@ -43,13 +43,27 @@ class RunLock:
         if previous:
             say(f"jaxgen: taking over {self._path} from a run that is gone: {_describe(previous)}", sys.stderr)
         try:
-            self._write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "start": time.strftime("%Y-%m-%d %H:%M:%S")}))
+            self._text = {"host": socket.gethostname(), "pid": os.getpid(), "start": time.strftime("%Y-%m-%d %H:%M:%S")}
+            self._write(json.dumps(self._text))
         except OSError:  # a full disk
             if self._descriptor is not None:
                 os.close(self._descriptor)  # which releases the lock: a notebook may try again
             raise
         if self._descriptor is not None:
             interruption.last_acts.append(self._empty)
+
+    def lost(self) -> bool:
+        """Whether the file is gone, or is another run's: somebody has deleted or moved the folder. False in an object store."""
+        if self._descriptor is None:
+            return False
+        try:
+            os.stat(self._path)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:  # a file system that does not answer now
+            return False
+        holder = _holder(self._path)
+        return bool(holder) and holder != self._text
 
     def _empty(self) -> None:
         self._write("")

@@ -61,14 +61,17 @@ class ReportConfig:
 class Reporter:
     """Writes the reports of one run, in a `with` block; one process of a run is its `writer`. Call `flush` before saving a checkpoint.
 
-    resume_step: rows of later steps are cut; 0 starts anew, None keeps every row (to draw the curve of a finished run).
+    resume_step: rows of later steps are cut; 0 starts anew, None keeps every row (to draw the curve of a finished run). gone: whether the
+    folder was deleted meanwhile; then nothing is written, and the folder does not come back.
     """
 
-    def __init__(self, workdir: str | os.PathLike, resume_step: int | None = 0, writer: bool = True):
+    def __init__(
+        self, workdir: str | os.PathLike, resume_step: int | None = 0, writer: bool = True, gone: Callable[[], bool] = lambda: False
+    ):
         self.workdir = _path(workdir)
         self._warned: set[str] = set()
         self._clock, self._progress = Clock(), Progress()
-        self._writer = writer
+        self._writer, self._gone = writer, gone
         self._resume_step = resume_step
         self._tensorboard: Any = None  # opened by the first event; False once given up
         if writer:
@@ -136,6 +139,8 @@ class Reporter:
 
     def _guarded(self, what: str, action: Any, *args: Any) -> None:
         """Reports must not stop a run: the first failure of a kind is logged, later ones are silent. TensorBoard is given up."""
+        if self._gone():
+            return
         try:
             action(*args)
         except Exception as error:  # noqa: BLE001  (a third-party writer may raise anything)

@@ -1,0 +1,90 @@
+"""The arrays of a checkpoint on disk, written and read by orbax; the only file that imports it, inside its functions, since it is slow."""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+
+def save(folder: epath.Path, arrays: dict[str, Any]) -> None:
+    """Every process writes its shards; returns on all of them when the folder is complete."""
+    import orbax.checkpoint as ocp
+
+    _drop_left_errors()
+    with _quiet("absl", "asyncio"):
+        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).save(folder, args=ocp.args.PyTreeSave(arrays))
+
+
+def prove(folder: epath.Path, arrays: Mapping[str, Any]) -> None:
+    """OSError unless all arrays of a checkpoint that was just written are found in it. They are listed, not read: some milliseconds."""
+    import orbax.checkpoint as ocp
+
+    with _quiet("absl"):
+        found = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(folder).item_metadata
+    missing = {name for name, array in arrays.items() if array.size} - set(getattr(found, "tree", found) or {})
+    if missing:
+        raise OSError(f"what was written cannot be read: {len(missing)} arrays are missing, the first is {min(missing)}")
+
+
+def restore(folder: epath.Path, targets: dict[str, Any]) -> dict[str, Any]:
+    """The arrays named in targets, each with its target's sharding; the others are not read."""
+    import orbax.checkpoint as ocp
+
+    def how(leaf):
+        if isinstance(leaf, np.ndarray):
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+    args = ocp.args.PyTreeRestore(targets, restore_args={name: how(leaf) for name, leaf in targets.items()}, partial_restore=True)
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder, args=args)
+
+
+def cause(error: Exception) -> str:
+    """The operating system's message in an error of orbax, which has some thousand characters; else its first line."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Silences these loggers in the block."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+def _drop_left_errors() -> None:
+    """From now on the errors that orbax leaves behind when a write fails are not printed; a second call does nothing.
+
+    On a full disk orbax raises the first error, which we report, and leaves the tasks of all other arrays: asyncio logs a traceback for
+    each when the garbage collector finds it, and each one that ends later fails to call orbax's event loop, which is closed.
+    """
+    logger = logging.getLogger("asyncio")
+    if any(isinstance(one, _LeftErrors) for one in logger.filters):
+        return
+    logger.addFilter(_LeftErrors())
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        left = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
+        if not left:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
+class _LeftErrors(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return "exception was never retrieved" not in message or not any(word in message for word in ("orbax", "OCDBT"))
