@@ -24,14 +24,27 @@ from jaxgen import benchmark, commands, config, interruption, sharding, trained
 from jaxgen import stages as staging
 from jaxgen.checks import interpolate
 from jaxgen.commands import Bench, Complete, Evaluate, Sample, Show, Upscale, guarded
-from jaxgen.data import DataConfig, Dataset
+from jaxgen.data import DataConfig, Dataset, class_names
 from jaxgen.data.loading import NotThere
-from jaxgen.drawing import complete_images, completes, draw, draw_for, given, has, modelled, small_shape, upscale_images, write_grid
+from jaxgen.drawing import (
+    captions,
+    captions_for,
+    complete_images,
+    completes,
+    draw,
+    draw_for,
+    given,
+    has,
+    modelled,
+    small_shape,
+    upscale_images,
+    write_grid,
+)
 from jaxgen.errors import ConfigError, DataError, did_you_mean
 from jaxgen.experiment import Experiment, dry_run, train
 from jaxgen.final_report import Seen, finish, load_data, print_evaluation, read_data
 from jaxgen.models import MODELS, count_parameters
-from jaxgen.printing import say
+from jaxgen.printing import printable, say
 from jaxgen.runs import checkpoint, figures, report
 from jaxgen.training import OptimizerConfig
 
@@ -187,13 +200,20 @@ def train_command(words: list[str]) -> int:
         features = read_data(_with_data(experiment, words), "train").features
         sizes = names[name].sizes_from(features)
         fitting = getattr(names[name], "defaults_for", lambda features: {})
-        found = {f"model.{size}": value for size, value in (fitting(features) | sizes).items()}
+        found = {f"model.{size}": value for size, value in (fitting(features) | sizes).items()} | _begun_classes(experiment, words)
     elif "--dry-run" in words and missing and (other := _with_data(experiment, words).data) != experiment.data:
         options = " and ".join(f"--{size}" for size in sorted(missing))
         print(f"a dry run reads no data: the real run takes {options} from {other.name}; give them to see its sizes")
     about = f"Train {name}; sizes that the data decides, such as the image shape and the levels, come from the data unless given."
     flags = [flag for flag in FLAGS if flag != "--laptop"]
     return parse_train(experiment, words, f"jaxgen train {name}", about, flags, found)()
+
+
+def _begun_classes(experiment: Experiment, words: list[str]) -> dict[str, object]:
+    """{"model.num_classes": that of a run that goes on}: one that was begun without the label of its data goes on without it."""
+    saved = {} if "--restart" in words else checkpoint.begun_config(_with_data(experiment, words).workdir).get("model", {})
+    known = saved.get("class") == type(experiment.model).__name__ and "num_classes" in saved
+    return {"model.num_classes": saved["num_classes"]} if known else {}
 
 
 def module_name(model: type) -> str:
@@ -265,29 +285,47 @@ def sample(options: Sample, models: Sequence[type] = ()) -> int:
         extra["mesh"] = sharding.make_mesh()
     feature = modelled(model)
     out = _out(options, f"samples{feature.ending}", feature.ending)
-    label = options.label if options.to is None else _between(model, options)
+    label, of = _class(experiment, model, options)
+    if options.to is not None:
+        label, of = _between(experiment, model, options, label)
     by_examples = given(model) - {"label"}
     if not by_examples and (options.data or options.allow_data_change):
         name = "--data" if options.data else "--allow-data-change"
         raise ConfigError(name, "a model that draws for examples of its data", f"{type(model).__name__}, which reads none")
-    drawn = partial(draw_for, model, _reader(options, experiment)("test")) if by_examples else partial(draw, model)
+    drawn, names = partial(draw, model), partial(captions, model, experiment.data.class_names)
+    if by_examples:
+        test = _reader(options, experiment)("test")
+        drawn, names = partial(draw_for, model, test), partial(captions_for, model, test)
     seconds = []
     for _ in range(2):  # the first call compiles
         start = time.perf_counter()
         samples = drawn(jax.random.key(options.seed), options.n, label, **extra)
         seconds.append(time.perf_counter() - start)
-    write_grid(out, samples, model)
+    write_grid(out, samples, model, **names(options.n, label))
     rate, compiling = f"{options.n / seconds[1]:.1f} {feature.noun}s/s", max(seconds[0] - seconds[1], 0)
-    say(f"{options.n} samples, {rate} ({compiling:.1f} s to compile): {out}")
+    say(f"{options.n} samples{of}, {rate} ({compiling:.1f} s to compile): {out}")
     return 0
 
 
-def _between(model, options):
-    """Class weights [n, num_classes]; in every row of the grid they go from class --label to class --to."""
+def _class(experiment: Experiment, model, options, argument: str = "label") -> tuple[int | None, str]:
+    """(label, " of the class NAME (label 3)") that --label means, (None, "") without it; ConfigError for a model without classes."""
+    word, names = getattr(options, argument), experiment.data.class_names
+    if word is None:
+        return None, ""
+    if "label" not in given(model):
+        raise ConfigError(f"--{argument}", "none, since the model is not class-conditional", word)
+    label = class_names.find(word, names, model.config.features["label"].classes, f"--{argument}")
+    return label, f" of the class {names[label]} (label {label})" if names else ""
+
+
+def _between(experiment: Experiment, model, options, label: int | None) -> tuple[np.ndarray, str]:
+    """(class weights [n, num_classes], their classes in words); in every row of the grid they go from class --label to class --to."""
     classes, columns = getattr(model.config, "num_classes", 0), figures.columns_of(options.n)
-    if not classes or options.label is None:
+    if not classes or label is None:
         raise ConfigError("--to", "--label, and a class-conditional model", "no label" if classes else type(model).__name__)
-    return np.asarray(interpolate(options.label, options.to, max(columns, 2), classes))[np.arange(options.n) % columns]
+    last, names = _class(experiment, model, options, "to")[0], experiment.data.class_names
+    weights = np.asarray(interpolate(label, last, max(columns, 2), classes))[np.arange(options.n) % columns]
+    return weights, f" from the class {names[label]} (label {label}) to {names[last]} (label {last})" if names else ""
 
 
 def complete(options: Complete, models: Sequence[type] = ()) -> int:
@@ -296,10 +334,11 @@ def complete(options: Complete, models: Sequence[type] = ()) -> int:
     if not completes(model):
         raise ConfigError("RUN", "a model that can complete images", type(model).__name__)
     extra = _sampler_options(model, options, temperature=1.0)
+    label, of = _class(experiment, model, options)
     out = _out(options, "completions.png")
     dataset = _reader(options, experiment)(options.split)
-    complete_images(model, dataset, options.keep, options.n, out, jax.random.key(options.seed), options.label, **extra)
-    say(f"{options.n} completions, {options.keep} given (outlined in orange): {out}")
+    complete_images(model, dataset, options.keep, options.n, out, jax.random.key(options.seed), label, **extra)
+    say(f"{options.n} completions{of}, {options.keep} given (outlined in orange): {out}")
     return 0
 
 
@@ -309,10 +348,11 @@ def upscale(options: Upscale, models: Sequence[type] = ()) -> int:
     if small_shape(model) is None:
         raise ConfigError("RUN", "a model that upscales images (low_resolution is set)", type(model).__name__)
     extra = _sampler_options(model, options, temperature=1.0)
+    label, of = _class(experiment, model, options)
     out = _out(options, "upscaled.png")
     dataset = _reader(options, experiment)(options.split)
-    upscale_images(model, dataset, options.n, out, jax.random.key(options.seed), options.label, **extra)
-    say(f"{options.n} pictures, every fourth a small image (outlined in orange) and then draws from it: {out}")
+    upscale_images(model, dataset, options.n, out, jax.random.key(options.seed), label, **extra)
+    say(f"{options.n} pictures{of}, every fourth a small image (outlined in orange) and then draws from it: {out}")
     return 0
 
 
@@ -339,7 +379,9 @@ def bench(options: Bench, models: Sequence[type] = ()) -> int:
 def show(options: Show, models: Sequence[type] = ()) -> int:
     """Configuration, parameters, checkpoints and their validation metrics."""
     experiment, model = _open(options, models)
-    print(json.dumps(config.to_json(experiment), indent=2))
+    print(printable(json.dumps(config.to_json(experiment), indent=2, ensure_ascii=False), sys.stdout))
+    if names := experiment.data.class_names:
+        print(printable("classes     " + ", ".join(f"{index} {name}" for index, name in enumerate(names)), sys.stdout))
     print(f"parameters  {count_parameters(model):,}")
     for step, metrics in checkpoint.list_metrics(options.run).items():
         said = "  ".join(f"{name} {value:.6g}" for name, value in metrics.items() if value is not None)

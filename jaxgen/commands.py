@@ -8,6 +8,7 @@ cli.py has the functions that carry them out. This file imports no jax, so that 
 import dataclasses
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -71,8 +72,8 @@ class _Pictures(_ReadsData):
 
     n: int = 64
     """how many images, points or strings are drawn"""
-    label: int | None = None
-    """class, for class-conditional models; None: each in turn, or the image's own"""
+    label: str | int | None = None
+    """class by its name or number, for class-conditional models; None: each in turn, or the image's own"""
     temperature: float = 1.0
     """below 1 sharpens"""
     seed: int = 0
@@ -91,7 +92,7 @@ class _Pictures(_ReadsData):
 class Sample(_Pictures):
     """A PNG grid of samples, and images per second; a model that is given vectors draws for those of the test images."""
 
-    to: int | None = None
+    to: str | int | None = None
     """with --label: every row of the grid goes from that class to this one, mixing the two"""
     method: Literal["cached", "naive", "fixed_point"] | None = None
     """autoregressive models: in float32 all give the same images; None: cached"""
@@ -171,7 +172,7 @@ def parse(name: str, words: Sequence[str], prog: str = "jaxgen"):
 
 def written(command) -> str:
     """The command line that gives this command: options that have their default are left out."""
-    words = [f"jaxgen {type(command).__name__.lower()}"]
+    words = ["jaxgen", type(command).__name__.lower()]
     for field in dataclasses.fields(command):
         value = getattr(command, field.name)
         if field.name == "run":
@@ -180,7 +181,7 @@ def written(command) -> str:
             words.append(f"--{field.name}")
         elif value != field.default:
             words += [f"--{field.name}", *map(str, value if isinstance(value, tuple) else [value])]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:

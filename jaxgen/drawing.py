@@ -9,9 +9,10 @@ import numpy as np
 
 from jaxgen import sharding
 from jaxgen.data import Dataset, features
+from jaxgen.data.class_names import names_of
 from jaxgen.data.features import given_to
 from jaxgen.errors import ConfigError
-from jaxgen.runs import directory
+from jaxgen.runs import directory, figures
 
 COMPLETIONS_EACH = 4
 """Completions of every test image in a grid."""
@@ -25,7 +26,7 @@ def draw(model, key, n: int, label: int | np.ndarray | None = None, **options) -
     options: the other conditions, {name: array [n, ...]}, and options of the sampler. ConfigError for a label of a model without classes.
     """
     if "label" in given(model):
-        options["label"] = np.arange(n, dtype=np.int32) % model.config.features["label"].classes if label is None else label
+        options["label"] = _each_in_turn(model, n) if label is None else label
     elif label is not None:
         raise ConfigError("label", "none, since the model is not class-conditional", label)
     return sharding.to_host(jnp.asarray(model.sample(key, n, **options)))
@@ -36,6 +37,31 @@ def draw_for(model, dataset: Dataset, key, n: int, label: int | np.ndarray | Non
     if given(model) - {"label"}:
         return draw(model, key, n, **given_with(model, first_examples(dataset, n), label), **options)
     return draw(model, key, n, label, **options)
+
+
+def _each_in_turn(model, n: int) -> np.ndarray:
+    return np.arange(n, dtype=np.int32) % model.config.features["label"].classes
+
+
+def captions(model, names: tuple[str, ...], n: int, label: int | np.ndarray | None = None, batch: dict | None = None) -> dict:
+    """{"names": [name of the class of each of n samples]} for `feature.show`; {} where the model or the picture has none.
+
+    names: of the classes. label: as in `draw`; None: that of the batch, else each in turn. A sample that mixes classes has "". A name with
+    letters that no font here has is replaced by the number of its label.
+    """
+    if not names or "label" not in given(model) or "names" not in inspect.signature(modelled(model).show).parameters:
+        return {}
+    label = (_each_in_turn(model, n) if batch is None else batch["label"]) if label is None else label
+    if np.ndim(label) == 2:  # weights of the classes
+        label = np.where(np.max(label, axis=1) == 1, np.argmax(label, axis=1), -1)
+    written = [*(name if figures.can_write(name) else str(index) for index, name in enumerate(names)), ""]
+    return {"names": [written[index] for index in np.broadcast_to(label, n)]}
+
+
+def captions_for(model, dataset: Dataset, n: int, label: int | np.ndarray | None = None) -> dict:
+    """`captions` of what `draw_for` draws."""
+    batch = first_examples(dataset, n) if given(model) - {"label"} else None
+    return captions(model, names_of(dataset.features), n, label, batch)
 
 
 def given(model) -> set[str]:
@@ -69,17 +95,19 @@ def complete_images(model, dataset: Dataset, keep: str, n: int, path, key, label
     mask = known_mask(modelled(model).shape, keep)
     batch = first_examples(dataset, n)
     images = draw(model, key, n, **given_with(model, batch, label), known=(batch["image"], mask), **options)
-    write_grid(path, images, model, mask)
+    write_grid(path, images, model, mask, **captions(model, names_of(dataset.features), n, label, batch))
 
 
 def upscale_images(model, dataset: Dataset, n: int, path, key, label: int | None = None, **options) -> None:
     """Write a grid: for each of the set's first images its small version, enlarged and outlined, then three samples given it."""
-    conditions = given_with(model, first_examples(dataset, n), label)
+    batch = first_examples(dataset, n)
+    conditions = given_with(model, batch, label)
     images, small = np.array(draw(model, key, n, **conditions, **options)), conditions["low_resolution"]
     enlarged = small.repeat(images.shape[1] // small.shape[1], axis=1).repeat(images.shape[2] // small.shape[2], axis=2)
     given = np.arange(n) % COMPLETIONS_EACH == 0
     images[given] = enlarged[given]
-    write_grid(path, images, model, np.broadcast_to(given[:, None, None], images.shape[:3]))
+    outlined = np.broadcast_to(given[:, None, None], images.shape[:3])
+    write_grid(path, images, model, outlined, **captions(model, names_of(dataset.features), n, label, batch))
 
 
 def known_mask(image_shape: tuple[int, ...], keep: str) -> np.ndarray:
@@ -106,13 +134,16 @@ def noun(model_config) -> str:
     return features.modelled(model_config).noun
 
 
-def write_grid(path, samples: np.ndarray, model, mask: np.ndarray | None = None) -> None:
-    """Write a file of samples: a PNG grid of images, plotted points, or lines of text. Only process 0 writes; ConfigError if it cannot."""
+def write_grid(path, samples: np.ndarray, model, mask: np.ndarray | None = None, **more) -> None:
+    """Write a file of samples: a PNG grid of images, plotted points, or lines of text. Only process 0 writes; ConfigError if it cannot.
+
+    mask: of given pixels. more: what else the picture shows, as `feature.show` takes it: `captions`.
+    """
     feature = modelled(model)
     if jax.process_index() > 0:
         return
     try:
-        directory.write_bytes(path, feature.show(samples, **({} if mask is None else {"mask": mask})))
+        directory.write_bytes(path, feature.show(samples, **more, **({} if mask is None else {"mask": mask})))
     except OSError as error:
         got = f"{path} ({error.strerror or error})"
         hint = "the checkpoints of the run are whole; jaxgen sample, complete and upscale draw pictures of it anew"

@@ -7,7 +7,7 @@
 import dataclasses
 import signal
 import sys
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -18,11 +18,12 @@ from flax import nnx
 
 from jaxgen import config, evaluation, interruption, printing, scores, sharding, trained, training
 from jaxgen import stages as staging
-from jaxgen.data import DataConfig, Dataset
+from jaxgen.data import DataConfig, Dataset, class_names
+from jaxgen.data.archives import listed
 from jaxgen.data.augment import augmented
 from jaxgen.data.loading import ARRAYS
+from jaxgen.drawing import captions_for, draw_for, modelled, noun
 from jaxgen.drawing import draw as draw  # for scripts, which import it from this file
-from jaxgen.drawing import draw_for, modelled, noun
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.final_report import finish as finish
 from jaxgen.final_report import load_data as load_data
@@ -96,6 +97,7 @@ def train(
     sets = training_set, validation_set
     if experiment.data.augment and "image" not in training_set.features:
         raise ConfigError("data.augment", "none, since only images are augmented", ", ".join(experiment.data.augment))
+    experiment = _with_class_names(experiment, training_set)
     fingerprint = training_set.fingerprint(options.batch_size, options.seed) | _contents_of_others(experiment, validation_set)
     mesh = sharding.make_mesh(options.fsdp)
     optimizer = make_optimizer(experiment)
@@ -159,6 +161,21 @@ def _contents_of_others(experiment: Experiment, validation_set: Dataset | None) 
         return contents | {"test": load_data(experiment, "test").content()}
     except (OSError, LookupError, ValueError):  # the report at the end says what is wrong with it
         return contents
+
+
+def _with_class_names(experiment: Experiment, dataset: Dataset) -> Experiment:
+    """The experiment with the names of the classes of its training set, if its model uses labels; warns of classes without examples."""
+    if "label" not in experiment.model.features:
+        return experiment
+    _warn_once(class_names.without_examples(dataset))
+    names = class_names.names_of(dataset.features)
+    return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, class_names=names)) if names else experiment
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """`warn`, once for each text: every stage of a run has the same data."""
+    warn(text)
 
 
 def _first_state(experiment: Experiment, optimizer, mesh, batch: dict | None = None, parts: dict | None = None) -> training.TrainState:
@@ -258,7 +275,10 @@ def _beginning(experiment: Experiment, resumed: int) -> str:
     """The first line that a run prints: that it is new, from which step it goes on, or that it is finished."""
     options = experiment.train
     if not resumed:
-        return f"training to step {options.steps} in {experiment.workdir}{_on_all(experiment)}"
+        label = experiment.model.features.get("label") if experiment.model.modelled != "label" else None
+        names = f": {listed(experiment.data.class_names)}" if experiment.data.class_names else ""
+        given = f", given the label ({label.said}{names})" if label else ""
+        return f"training to step {options.steps} in {experiment.workdir}{given}{_on_all(experiment)}"
     if resumed < options.steps:
         return f"resumed from step {resumed} of {options.steps}, data position {resumed * options.batch_size} {noun(experiment.model)}s"
     return f"{experiment.workdir} is finished at step {resumed}; a larger --train.steps goes on, --restart starts over"
@@ -298,8 +318,9 @@ class _Run:
         split = options.fsdp > 1  # then the model may not fit one device, so it stays split and all processes draw together
         model = model if split else sharding.on_one_device(self.mesh, model)
         if (split or jax.process_index() == 0) and hasattr(model, "sample") and self._draws_at(step):
-            samples = draw_for(model, self.validation_set or self.training_set, key, self.experiment.report.samples)
-            self.reporter.samples(step, "samples", samples, modelled(model))
+            dataset, n = self.validation_set or self.training_set, self.experiment.report.samples
+            samples = draw_for(model, dataset, key, n)
+            self.reporter.samples(step, "samples", samples, modelled(model), **captions_for(model, dataset, n))
         self.reporter.curve()
         self.save(step, state, numbers, last=step == options.steps)
         self.reporter.restart_clock(step)

@@ -16,7 +16,7 @@ from jaxgen import benchmark, evaluation, scores, sharding, trained
 from jaxgen import stages as staging
 from jaxgen.data import Dataset
 from jaxgen.data.loading import NotThere
-from jaxgen.drawing import complete_images, completes, draw_for, has, modelled, noun, small_shape, write_grid
+from jaxgen.drawing import captions_for, complete_images, completes, draw_for, has, modelled, noun, small_shape, write_grid
 from jaxgen.metrics import FLOORS
 from jaxgen.runs import checkpoint, directory
 from jaxgen.sharding import announce, warn
@@ -85,7 +85,8 @@ def finish(experiment: Any) -> None:
     wanted, key, pictures = experiment.report, jax.random.key(experiment.train.seed), []
     if wanted.samples and hasattr(model, "sample"):
         pictures.append(folder / f"samples{modelled(model).ending}")
-        write_grid(pictures[-1], draw_for(model, test, key, wanted.samples), model)
+        drawn = draw_for(model, test, key, wanted.samples)
+        write_grid(pictures[-1], drawn, model, **captions_for(model, test, wanted.samples))
     if wanted.completions and completes(model):
         pictures.append(folder / "completions.png")
         complete_images(model, test, "top", wanted.completions, pictures[-1], key)

@@ -16,16 +16,18 @@ def say(text: str, file: Any = None) -> None:
     if file is None:  # a program without a console
         return
     try:
-        try:
-            print(text, file=file, flush=True)
-        except UnicodeEncodeError:
-            encoding = file.encoding or "ascii"
-            print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
+        print(printable(text, file), file=file, flush=True)
     except (OSError, ValueError) as error:  # ValueError: the file is closed
         _drop(file)
         if file is not sys.stderr and sys.stderr is not None:
             cause = getattr(error, "strerror", None) or error
             say(f"jaxgen: the output cannot be written ({cause}); nothing more is printed there, and the run goes on", sys.stderr)
+
+
+def printable(text: str, file: Any) -> str:
+    """The text with escapes (\\u017e) for letters that the file's encoding does not have."""
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _drop(file: Any) -> None:

@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(benchmark, "print_methods", None)  # nothing is timed unless it is asked for
             assert main([*GATED, "--data.name=my.npz", "--model.num_classes=3", *SHORT, "--workdir=gated"]) == 0
-            assert main(["train", "vae", "--model.hidden=16", "--model.latent=2", *SHORT, "--workdir=vae"]) == 0
+            assert main(["train", "vae", "--model.num_classes=0", "--model.hidden=16", "--model.latent=2", *SHORT, "--workdir=vae"]) == 0
             assert main(["train", "gan", "--data.name=ring", "--model.hidden=16", *players, *SHORT, "--workdir=gan"]) == 0
     finally:
         os.chdir(here)
@@ -236,7 +236,7 @@ def test_ctrl_c_is_one_line_at_any_time(capsys, monkeypatch):
 
 
 def test_another_set_in_the_same_folder_is_refused(there, capsys):
-    code, _, err = run(capsys, [*GATED, "--data.name=my.npz", *SHORT, "--workdir=gated"])
+    code, _, err = run(capsys, [*GATED, "--data.name=my.npz", "--model.num_classes=0", *SHORT, "--workdir=gated"])
     assert code == 2 and err.count("\n") == 1
     assert "model.num_classes changed from 3 to 0" in err and "--restart" in err
 

@@ -1,6 +1,7 @@
 """Configurations: JSON in a closed set of dataclasses, and command-line overrides; everything else is a one-line ConfigError."""
 
 import json
+import shlex
 import subprocess
 import sys
 import typing
@@ -268,14 +269,14 @@ def test_a_command_line_is_a_dataclass_and_back():
     """Every option of every command: the words that `written` gives are read as the same dataclass."""
     for given in (
         commands.Evaluate("runs/x", 7, "validation", 16, 3, "importance"),
-        commands.Sample("runs/x", n=3, label=2, temperature=0.5, seed=9, out="a.png", to=4, method="naive"),
+        commands.Sample("runs/x", n=3, label="big cat", temperature=0.5, seed=9, out="a.png", to="4", method="naive"),
         commands.Complete("-", keep="outside", split="train"),
         commands.Upscale("gs://b/x", n=8),
         commands.Bench("runs/x", None, "vae", True, (1, 2), 0, 1, 1, "b.json"),
         commands.Bench(),
         commands.Show("runs/x"),
     ):
-        words = commands.written(given).split(" ")
+        words = shlex.split(commands.written(given))
         assert words[0] == "jaxgen" and commands.parse(words[1], words[2:]) == given
 
 

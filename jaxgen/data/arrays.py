@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Int
 
-from jaxgen.data.features import Feature
+from jaxgen.data.features import ClassLabel, Feature
 from jaxgen.errors import DataError
 
 
@@ -48,6 +48,10 @@ class ArraySource:
         """The examples of this split and then those of another split of the same set."""
         columns = {name: np.concatenate([column, other.columns[name]]) for name, column in self.columns.items()}
         return ArraySource(columns, self.features, self.version, facts=self.facts)
+
+    def named(self, names: tuple[str, ...]) -> "ArraySource":
+        """The same source, its classes named so; more names than labels are classes without examples."""
+        return replace(self, features=self.features | {"label": ClassLabel(len(names), names)})
 
 
 def checked(columns: Mapping[str, np.ndarray], features: Mapping[str, Feature], origin: str, **more) -> ArraySource:

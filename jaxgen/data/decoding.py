@@ -48,7 +48,8 @@ class Reading:
     """How files are read: the fields of `DataConfig` that say it, and `cache`, the folder that keeps converted pictures.
 
     levels: V where the user gave it. size: (), (side,) or (height, width). mode: None, L or RGB. background: behind what is transparent.
-    numbered: class folders that all have numbers for names are in the order of the numbers; False: in that of the alphabet.
+    numbered: class folders that all have numbers for names are in the order of the numbers, and two Unicode forms of a name are one
+    class; False: folders are in the order of the alphabet, each a class.
     """
 
     levels: int | None = None

@@ -9,7 +9,7 @@ A model's configuration has the features that the model needs (`config.features`
 a DataError with the place of the first bad value, what was wanted and what came.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from math import prod
 from typing import Any, Protocol, runtime_checkable
 
@@ -73,11 +73,11 @@ class Image:
         """D for every image: the unit is bits per dimension."""
         return np.full(len(array), self.dimensions)
 
-    def show(self, samples: np.ndarray, mask: np.ndarray | None = None) -> bytes:
-        """A grid of the images as a PNG file; the pixels of the mask, [H, W] or [n, H, W], are outlined as given."""
+    def show(self, samples: np.ndarray, mask: np.ndarray | None = None, names: list[str] | None = None) -> bytes:
+        """A grid of the images as a PNG file; the pixels of the mask, [H, W] or [n, H, W], are outlined as given. names: n captions."""
         from jaxgen.runs import figures
 
-        return figures.png(figures.image_grid(samples, self.levels, mask))
+        return figures.png(figures.image_grid(samples, self.levels, mask, names=names))
 
     def random(self, n: int, generator: np.random.Generator) -> np.ndarray:
         """Images whose values are drawn uniformly."""
@@ -109,20 +109,30 @@ class Image:
 
 @dataclass(frozen=True)
 class ClassLabel:
-    """Integers [N] in {0 .. classes-1}, int32."""
+    """Integers [N] in {0 .. classes-1}, int32. names: of the classes, in the order of their labels; () where they have none.
+
+    ConfigError unless there are as many names as classes, all different.
+    """
 
     classes: int
+    names: tuple[str, ...] = ()
     unit, noun, ending = "nats", "example", ".txt"
     dimensions = 1
     discrete = True
+
+    def __post_init__(self) -> None:
+        if self.names and len(self.names) != self.classes:
+            raise ConfigError("names", f"{self.classes}, one for every class", len(self.names))
+        if len(set(self.names)) < len(self.names):
+            raise ConfigError("names", "a different name for every class", f"{max(self.names, key=self.names.count)!r} twice")
 
     def counts(self, array: np.ndarray) -> np.ndarray:
         """One for every example: the unit is nats of a whole example."""
         return np.ones(len(array), int)
 
     def show(self, samples: np.ndarray) -> bytes:
-        """One class a line."""
-        return "".join(f"{label}\n" for label in samples).encode()
+        """One class a line: its name, or its number where classes have no names."""
+        return "".join(f"{self.names[label] if self.names else label}\n" for label in samples).encode(errors="backslashreplace")
 
     def random(self, n: int, generator: np.random.Generator) -> np.ndarray:
         """Labels that are drawn uniformly."""
@@ -298,12 +308,14 @@ class OfImages:
             features["low_resolution"] = Image(self.low_resolution, self.levels, of="image")
         return features
 
-    @staticmethod
-    def sizes_from(features: dict[str, Feature]) -> dict[str, object]:
-        """The fields that a data set decides."""
+    @classmethod
+    def sizes_from(cls, features: dict[str, Feature]) -> dict[str, object]:
+        """The fields that a data set decides; num_classes is among them where the set has labels and the model has this field."""
         if "image" not in features:
             raise DataError("data", "a set of images, for this model", ", ".join(feature.said for feature in features.values()))
-        return {"image_shape": tuple(features["image"].shape), "levels": features["image"].levels}
+        sizes = {"image_shape": tuple(features["image"].shape), "levels": features["image"].levels}
+        given = "label" in features and is_dataclass(cls) and "num_classes" in [field.name for field in fields(cls)]
+        return sizes | ({"num_classes": features["label"].classes} if given else {})
 
     @classmethod
     def defaults_for(cls, features: dict[str, Feature]) -> dict[str, object]:
@@ -328,13 +340,13 @@ class OfImagesOrPoints(OfImages):
             raise ConfigError("image_shape", "(H, W, C), or (d,) for points", self.image_shape)
         return {"point": Points(*self.image_shape)} if self.modelled == "point" else super().features
 
-    @staticmethod
-    def sizes_from(features: dict[str, Feature]) -> dict[str, object]:
+    @classmethod
+    def sizes_from(cls, features: dict[str, Feature]) -> dict[str, object]:
         """The fields that a data set decides."""
         if "point" in features:
             return {"image_shape": (features["point"].size,), "levels": 0}
         if "image" in features:
-            return OfImages.sizes_from(features)
+            return super().sizes_from(features)
         raise DataError("data", "images or points", ", ".join(feature.said for feature in features.values()))
 
 

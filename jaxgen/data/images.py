@@ -12,8 +12,8 @@ Splits
                         validation part, 10 % of train (at most 10,000) are held out for it, by the same hash or by a fixed permutation.
 
 This is rule 2 of `DataConfig.splits`. Runs made before it have rule 1: folders of pictures are split as one file is, names of parts are
-written as train, test, validation, valid or val, class folders 0 .. 10 are in the order of the alphabet, and the last 10 % of train in
-their order are held out.
+written as train, test, validation, valid or val, class folders 0 .. 10 are in the order of the alphabet, two Unicode forms of a name are
+two classes, and the last 10 % of train in their order are held out.
 """
 
 import hashlib
@@ -137,14 +137,19 @@ def infer_levels(images: UInt[np.ndarray, "N H W C"]) -> int:
 
 
 def array_source(
-    images: np.ndarray, labels: np.ndarray | None, origin: str, levels: int | None, vectors: np.ndarray | None = None
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    origin: str,
+    levels: int | None,
+    vectors: np.ndarray | None = None,
+    names: tuple[str, ...] = (),
 ) -> ArraySource:
-    """The checked set of these arrays; levels and the number of classes are inferred where they are not given."""
+    """The checked set of these arrays; levels and the number of classes are inferred where they are not given. names: of the classes."""
     checked = check_pixels(images, origin, levels)
     columns, features = {"image": checked}, {"image": Image(checked.shape[1:], levels or infer_levels(checked))}
     if labels is not None:
         columns["label"] = check_labels(labels, len(checked), origin.replace(":image", ":label"))
-        features["label"] = ClassLabel(int(columns["label"].max()) + 1)
+        features["label"] = ClassLabel(len(names) or int(columns["label"].max()) + 1, names)
     if vectors is not None:
         columns["vector"] = check_vectors(vectors, len(checked), origin.replace(":image", ":vector"))
         features["vector"] = Vector(columns["vector"].shape[1])
@@ -174,7 +179,7 @@ def read_path(path: Path, split: str, levels: int | None, rule: int = RULE, **co
     parts = _parts(path, rule) if path.is_dir() else {}
     if not parts:
         raw = _read(path, how)
-        source = array_source(raw.images, raw.labels, raw.origin, how.levels or raw.levels, raw.vectors)
+        source = array_source(raw.images, raw.labels, raw.origin, how.levels or raw.levels, raw.vectors, raw.classes)
         hashed = rule > 1 and raw.files
         return source.select(by_name(raw.files, path)[split] if hashed else fraction(len(source), split, path))
     if "train" not in parts:
@@ -203,7 +208,7 @@ def _parts(path: Path, rule: int) -> dict[str, Path]:
 def _part(parts: dict[str, Path], split: str, how: Reading, path: Path, rule: int) -> ArraySource:
     """`split` of a set given in parts; train decides levels, classes and the shape for the others."""
     raw = _read(parts["train"], how)
-    train = array_source(raw.images, raw.labels, raw.origin, how.levels or raw.levels, raw.vectors)
+    train = array_source(raw.images, raw.labels, raw.origin, how.levels or raw.levels, raw.vectors, raw.classes)
     if "validation" not in parts and split != "test":
         kept, held = _without(len(train), raw.files, rule)
         return _not_empty(train.select(kept if split == "train" else held), split, path)

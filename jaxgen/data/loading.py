@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from jaxgen.data import images, points, text, tfds
 from jaxgen.data.augment import AUGMENTATIONS
+from jaxgen.data.class_names import named
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.decoding import Reading
 from jaxgen.data.images import RULE, check_split
@@ -47,6 +48,7 @@ class DataConfig:
     size: tuple[int, ...] = ()
     mode: Literal["L", "RGB"] | None = None  # make every picture grey (L) or colour (RGB) of 8 bits
     background: str = "white"  # the colour behind what is transparent, with mode: a name or #rrggbb
+    class_names: tuple[str, ...] = ()  # names of the classes in the order of their labels; (): those of the data, which a run then keeps
     splits: int = RULE  # the rule by which your own files are split; 1 is that of runs made before there was another
     validation: int | None = None  # 0 trains on the validation split too: nothing is validated, the newest step counts as the best
     EARLIER = {"splits": 1}  # not a field: what a saved configuration without the field meant
@@ -64,6 +66,8 @@ class DataConfig:
             raise ConfigError("data.validation", "0, to train on all examples, or None, a split as the rule says", self.validation)
         if self.validation == 0 and type(self).load is not DataConfig.load:
             raise ConfigError("data.validation", "nothing, for a class with its own load", f"{self.validation} for {type(self).__name__}")
+        if len(set(self.class_names)) < len(self.class_names):
+            raise ConfigError("data.class_names", "a different name for every class", ", ".join(self.class_names))
         Reading(self.levels, self.size, self.mode, self.background).check()
 
     def load(self, split: str) -> Dataset:
@@ -76,8 +80,12 @@ class DataConfig:
         return self.load(split) if own else load(**self._arguments, split=split, cache=folder)
 
     def as_begun(self, saved: Mapping[str, Any]) -> "DataConfig":
-        """This configuration with the rule of splits of a run that has begun, from its saved configuration (JSON) of the data."""
-        return replace(self, splits=saved.get("splits", self.EARLIER["splits"]))
+        """This configuration with the rule of splits of a run that has begun, from its saved configuration (JSON) of the data.
+
+        The names of its classes are taken too, unless this configuration has others.
+        """
+        names = self.class_names or tuple(saved.get("class_names", ()))
+        return replace(self, splits=saved.get("splits", self.EARLIER["splits"]), class_names=names)
 
     def absolute(self) -> "DataConfig":
         """This configuration with absolute paths of the files and of data_dir: a run keeps it and works from any working directory."""
@@ -96,7 +104,7 @@ class DataConfig:
     @property
     def _arguments(self) -> dict[str, Any]:
         """The arguments of `load`: all fields that say how data are read."""
-        names = ("name", "levels", "data_dir", "manual_dir", "size", "mode", "background", "splits", "validation")
+        names = ("name", "levels", "data_dir", "manual_dir", "size", "mode", "background", "class_names", "splits", "validation")
         return {name: getattr(self, name) for name in names}
 
 
@@ -128,6 +136,7 @@ def load(
     size: tuple[int, ...] = (),
     mode: Literal["L", "RGB"] | None = None,
     background: str = "white",
+    class_names: tuple[str, ...] = (),
     splits: int = RULE,
     validation: int | None = None,
     cache: Path | None = None,
@@ -151,7 +160,7 @@ def load(
         source = kind.load(place, split, config)
         if validation == 0 and split == "train":
             source = source.joined(kind.load(place, "validation", config))
-        return Dataset(source, name, split)
+        return Dataset(named(source, class_names, f"{name}/{split}"), name, split)
     except UnknownName as error:
         hint = did_you_mean(name, [*NAMES, *error.known]) or f"a folder of your own is written with its path, ./{name}"
         hint = f"did you mean ./{name}, which is here?" if Path(name).exists() else hint

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxgen.data.archives import Raw, damaged, listed, say_once
+from jaxgen.data.class_names import composed
 from jaxgen.data.decoding import AS_IT_IS, BROKEN, SUFFIXES, Picture, Reading, read_picture
 from jaxgen.errors import DataError
 
@@ -41,7 +42,10 @@ class _Found:
 
 
 def read_pictures(path: Path, how: Reading = AS_IT_IS) -> Raw:
-    """All pictures of a folder in the order of their names; pictures in sub-folders get the sub-folder's place in the alphabet as label."""
+    """All pictures of a folder in the order of their names; pictures in sub-folders get the sub-folder's place in the alphabet as label.
+
+    Sub-folders whose names differ only in their Unicode form (`composed`) are one class.
+    """
     try:
         found = _find(path, how.numbered)
         names = tuple(item.relative_to(path).as_posix() for item in found.paths)
@@ -64,11 +68,9 @@ def read_pictures(path: Path, how: Reading = AS_IT_IS) -> Raw:
 
 def _find(path: Path, numbered: bool) -> _Found:
     """The pictures of a folder; DataError where there are none or where it is not clear which are meant."""
-    folders = sorted(item for item in path.iterdir() if item.is_dir() and not _hidden(item.name))
-    if numbered and all(folder.name.isascii() and folder.name.isdecimal() for folder in folders):
-        folders.sort(key=lambda folder: int(folder.name))
+    folders = _class_folders(path, numbered)
     files = [(name, None) for name in _pictures(path)]
-    classed = [(name, place) for place, folder in enumerate(folders) for name in _pictures(folder)]
+    classed = [(name, place) for place, parts in enumerate(folders.values()) for folder in parts for name in _pictures(folder)]
     if files and classed:
         got = f"{len(files)} beside and {len(classed)} inside"
         raise DataError(str(path), wanted="pictures either all beside or all inside class folders", got=got)
@@ -80,14 +82,23 @@ def _find(path: Path, numbered: bool) -> _Found:
             raise DataError(str(path), "pictures in the folder or in class folders", got, hint="move them up")
         wanted = f"train.npz or pictures ({' '.join(SUFFIXES)})"
         raise DataError(str(path), wanted, "none (the set is empty)", hint=_counted(path, others, 0))
-    for place, folder in enumerate(folders):
+    for place, (folder, *_) in enumerate(folders.values()):
         if classed and not any(label == place for _, label in classed):
             deep = sum(name.is_relative_to(folder) and name.suffix.lower() in SUFFIXES for name in others)
             got = f"{deep} in folders inside it" if deep else "none"
             raise DataError(str(folder), "at least one picture of this class", got, hint="move them up" if deep else "")
-    classes = tuple(folder.name for folder in folders) if classed else ()
+    classes = tuple(folders) if classed else ()
     labels = [label for _, label in classed] if classed else None
     return _Found([name for name, _ in files or classed], labels, classes, _counted(path, others, len(files or classed)))
+
+
+def _class_folders(path: Path, numbered: bool) -> dict[str, list[Path]]:
+    """{name of a class: its folders} in the order of the labels. numbered: see `Reading`; False: every folder is a class of its own."""
+    found: dict[str, list[Path]] = {}
+    for folder in sorted(item for item in path.iterdir() if item.is_dir() and not _hidden(item.name)):
+        found.setdefault(composed(folder.name) if numbered else folder.name, []).append(folder)
+    numbers = numbered and all(name.isascii() and name.isdecimal() for name in found)
+    return {name: found[name] for name in sorted(found, key=(lambda name: int(name)) if numbers else None)}
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -44,6 +44,7 @@ class DiskSource:
     image_shape: tuple[int, int, int]
     levels: int
     num_classes: int
+    class_names: tuple[str, ...] = ()
     on_disk: bool = True
     facts: Mapping[str, object] = field(default_factory=dict)  # of the whole set, such as centres of modes; none here
 
@@ -53,7 +54,7 @@ class DiskSource:
     @property
     def features(self) -> dict[str, Feature]:
         """{column: feature}."""
-        label = {"label": ClassLabel(self.num_classes)} if self.num_classes else {}
+        label = {"label": ClassLabel(self.num_classes, self.class_names)} if self.num_classes else {}
         return {"image": Image(self.image_shape, self.levels)} | label
 
     @property
@@ -86,6 +87,10 @@ class DiskSource:
         """The examples of this split and then those of another split of the same set."""
         examples, undecoded = (_Both(getattr(self, name), getattr(other, name)) for name in ("examples", "undecoded"))
         return replace(self, examples=examples, undecoded=undecoded)
+
+    def named(self, names: tuple[str, ...]) -> "DiskSource":
+        """The same source, its classes named so."""
+        return replace(self, num_classes=len(names), class_names=names)
 
     def sha256(self) -> str:
         """A hash of name, version, length and `HASHED` evenly spaced examples; not of all, which would read the whole set."""
@@ -155,8 +160,7 @@ def open_split(name: str, split: str, data_dir: str | None, manual_dir: str | No
         builder = _builder(name, data_dir)
         if not builder.is_prepared():
             _prepare(builder, name, manual_dir)
-    shape, num_classes = _features(builder, name)
-    make = functools.partial(_open, builder, name, shape, num_classes)
+    make = functools.partial(_open, builder, name, *_features(builder, name))
     train = make("train", levels or 256)
     if levels is None:
         rows = np.arange(min(LEVELS_FROM, len(train.examples)))
@@ -176,7 +180,9 @@ def _errors_only(name: str) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _open(builder: Any, name: str, shape: tuple[int, int, int], num_classes: int, split: str, levels: int) -> DiskSource:
+def _open(
+    builder: Any, name: str, shape: tuple[int, int, int], num_classes: int, class_names: tuple[str, ...], split: str, levels: int
+) -> DiskSource:
     import tensorflow_datasets as tfds
 
     origin, wanted = f"{name}/{split}", _slice(builder, name, split)
@@ -187,7 +193,7 @@ def _open(builder: Any, name: str, shape: tuple[int, int, int], num_classes: int
         raise DataError(origin, wanted="a set prepared as array_record", got=_one_line(error)) from error
     if not len(examples):
         raise DataError(origin, wanted="at least one image", got="0 (the set is empty)")
-    return DiskSource(examples, undecoded, origin, str(builder.version), shape, levels, num_classes)
+    return DiskSource(examples, undecoded, origin, str(builder.version), shape, levels, num_classes, class_names)
 
 
 def _slice(builder: Any, name: str, split: str) -> str:
@@ -234,8 +240,8 @@ def _prepare(builder: Any, name: str, manual_dir: str | None) -> None:
         raise DataError(where, wanted="a set that can be prepared", got=_one_line(error)) from error
 
 
-def _features(builder: Any, name: str) -> tuple[tuple[int, int, int], int]:
-    """((H, W, C), number of classes or 0) from the declared features."""
+def _features(builder: Any, name: str) -> tuple[tuple[int, int, int], int, tuple[str, ...]]:
+    """((H, W, C), number of classes or 0, their names or ()) from the declared features."""
     features = builder.info.features
     if features is None or "image" not in features:
         raise DataError(name, wanted="a feature named 'image'", got=", ".join(features or {}) or "none")
@@ -247,7 +253,8 @@ def _features(builder: Any, name: str) -> tuple[tuple[int, int, int], int]:
     num_classes = getattr(features["label"], "num_classes", None) if "label" in features else 0
     if num_classes is None:
         raise DataError(f"{name}:label", wanted="a ClassLabel feature with its number of classes", got=type(features["label"]).__name__)
-    return shape, num_classes
+    names = tuple(features["label"].names) if num_classes else ()
+    return shape, num_classes, names if names != tuple(map(str, range(num_classes))) else ()  # without names, TFDS gives numbers
 
 
 def _one_line(error: BaseException) -> str:

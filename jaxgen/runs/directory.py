@@ -21,7 +21,8 @@ STORES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs"}
 # Fields that may change when a run resumes; a change of any other field is an error. Learning rates are among them, because a run that has
 # diverged can go on with lower ones. The data's name and folder may change, because its fingerprint tells whether the data is the same.
 HARMLESS = (
-    "workdir", "data.name", "data.data_dir", "train.steps", "train.log_every", "train.eval_every", "train.max_minutes", "train.fsdp",
+    "workdir", "data.name", "data.data_dir", "data.class_names",
+    "train.steps", "train.log_every", "train.eval_every", "train.max_minutes", "train.fsdp",
     "optimizer.learning_rate", "optimizer.players",
     "report.samples", "report.samples_every", "report.completions", "report.rulers", "report.time_samplers",
     "report.metrics",
@@ -152,6 +153,7 @@ def check_same_run(
     data = {name: change for name, change in data.items() if name in both or not name.startswith(("features.", *OTHER_SPLITS))}
     if "sha256" not in data:
         data.pop("name", None)  # the same data in another folder
+    data.pop("features.label.names", None)  # data.class_names says it
     if hosts := data.pop("process_count", None):  # the global batches do not depend on it
         allowed["the number of processes"] = hosts
     examples = {name: data.pop(name) for name in EXAMPLES if name in data} if allow_data_change else {}

@@ -3,6 +3,8 @@
 Images are unsigned integers [n, H, W, C] in {0 .. levels-1}. Small images are enlarged without smoothing, so that every pixel shows.
 """
 
+import contextlib
+import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -17,17 +19,23 @@ from jaxgen.metrics import METRICS, OF_SAMPLES
 GIVEN_COLOR = (255, 140, 0)  # orange, drawn around the pixels that a completion was given
 GAP_COLOR = 128
 GAP = 4  # pixels between images
+CAPTION = 16  # height of a line of text, in pixels
 TILE = 72  # target for the longer side of an enlarged image, in pixels
 
 
 def image_grid(
-    images: UInt[Any, "n H W C"], levels: int, mask: Bool[Any, "*shape"] | None = None, columns: int | None = None
+    images: UInt[Any, "n H W C"],
+    levels: int,
+    mask: Bool[Any, "*shape"] | None = None,
+    columns: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The images in rows, as one RGB picture; 0 is black and levels - 1 is white or full color.
 
     mask [H, W] or [n, H, W]: True where pixels were given to a completion; an orange line runs around these, which keep their colors. It is
     drawn outside of the given pixels: over the edge of the pixels beside them (each is enlarged to 2 x 2 or more) and over the gap.
-    columns: images in a row, by default about as many as there are rows.
+    columns: images in a row, by default about as many as there are rows. names: n captions, each written under its image as far as the
+    width goes, or once above the grid if all are the same.
     """
     images = np.asarray(images)
     if len(images) == 0 or levels < 2 or images.max() >= levels:
@@ -37,7 +45,46 @@ def image_grid(
     tiles = _enlarged(np.rint(_rgb(images).astype(np.float32) * (255 / (levels - 1))).astype(np.uint8), scale)
     if mask is not None:
         tiles = _outlined(tiles, _enlarged(np.broadcast_to(mask, images.shape[:3]), scale), 1 if scale < 6 else 2)
-    return _arrange(tiles, columns or columns_of(len(tiles)))
+    columns = columns or columns_of(len(tiles))
+    if names is None or not any(names):
+        return _arrange(tiles, columns)
+    if len(set(names)) == 1:
+        picture = _arrange(tiles, columns)
+        return np.concatenate([_caption(names[0], picture.shape[1]), picture])
+    return _arrange(np.concatenate([tiles, np.stack([_caption(name, tiles.shape[2]) for name in names])], axis=1), columns)
+
+
+def can_write(text: str) -> bool:
+    """Whether a font of this machine has all letters of the text."""
+    return _font(text) is not None
+
+
+def _caption(text: str, width: int) -> UInt8[np.ndarray, "height width 3"]:
+    """The text in one line on the color of the gaps, cut to the width."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    text = " ".join(text.split())
+    line, font = Image.new("RGB", (width, CAPTION), (GAP_COLOR,) * 3), ImageFont.truetype(_font(text), CAPTION - 4)
+    cut = text
+    while cut and font.getlength(cut) > width:
+        text = text[:-1]
+        cut = f"{text.rstrip()}..." if text else ""
+    ImageDraw.Draw(line).text((width / 2, CAPTION - 5), cut, fill=(0, 0, 0), font=font, anchor="ms")
+    return np.asarray(line)
+
+
+@functools.cache
+def _font(text: str) -> str | None:
+    """The file of the first font that has all letters of the text, DejaVu Sans before all others; None if there is none."""
+    from matplotlib import font_manager, ft2font
+
+    letters = {ord(letter) for letter in text if not letter.isspace()}
+    others = (entry.fname for entry in font_manager.fontManager.ttflist if "lastresort" not in entry.fname.lower())  # boxes only
+    for path in (font_manager.findfont("DejaVu Sans"), *sorted(others)):
+        with contextlib.suppress(OSError, RuntimeError):
+            if letters <= ft2font.FT2Font(path).get_charmap().keys():
+                return path
+    return None
 
 
 def _enlarged(images: np.ndarray, scale: int) -> np.ndarray:

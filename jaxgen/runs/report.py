@@ -92,13 +92,13 @@ class Reporter:
         """Leave the time since the last row, which validation took, out of the rate of the next one."""
         self._clock.restart(step)
 
-    def samples(self, step: int, name: str, samples: Shaped[Any, "n ..."], feature: Any) -> None:
-        """Samples as their kind is shown (`feature.show`), as workdir/images/NAME_STEP.png, or .txt."""
+    def samples(self, step: int, name: str, samples: Shaped[Any, "n ..."], feature: Any, **more: Any) -> None:
+        """Samples as their kind is shown (`feature.show(samples, **more)`), as workdir/images/NAME_STEP.png, or .txt."""
         if self._writer:
-            self._guarded("write images", self._write_samples, step, name, np.asarray(samples), feature)
+            self._guarded("write images", self._write_samples, step, name, np.asarray(samples), feature, more)
 
-    def _write_samples(self, step: int, name: str, samples: Shaped[np.ndarray, "n ..."], feature: Any) -> None:
-        content = feature.show(samples)
+    def _write_samples(self, step: int, name: str, samples: Shaped[np.ndarray, "n ..."], feature: Any, more: dict[str, Any]) -> None:
+        content = feature.show(samples, **more)
         if feature.ending == ".png":
             self._guarded("write for TensorBoard", self._tensorboard_image, step, name, figures.pixels(content))
         directory.write_bytes(self.workdir / "images" / f"{name}_{step:08d}{feature.ending}", content)
