@@ -110,6 +110,9 @@ class Train:
         sharding.check_batch_size(options.batch_size, parts=options.accumulate)
         if self.dry_run:
             return dry_run(self.experiment)
+        return sharding.with_stack(self._to_the_end)
+
+    def _to_the_end(self) -> int:
         code = train(self.experiment, self.restart, from_step=self.from_step, allow_data_change=self.allow_data_change)
         if code == 0:
             finish(self.experiment)

@@ -9,6 +9,7 @@ gathers to compute with. With fsdp = 1 every device holds all parameters: plain 
 import faulthandler
 import os
 import re
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -216,6 +217,16 @@ def on_first_process(work: Callable[[], None]) -> None:
             errors.append(error)
     if first_process_says(len(errors)):
         raise errors[0] if errors else OSError("process 0 failed; its message says why")
+
+
+def with_stack(work: Callable[[], int]) -> int:
+    """`work()`. If jax fails in it, among several processes, the stack is written to stderr: it says where this one waited for another."""
+    try:
+        return work()
+    except jax.errors.JaxRuntimeError:
+        if jax.process_count() > 1:
+            traceback.print_exc()
+        raise
 
 
 def wait_for_all(name: str) -> None:

@@ -33,8 +33,8 @@ MORE = {
     "pixelcnn": [*DIGITS, "--model.layers=1", "--model.width=6", "--model.head_width=8"],
     "row_lstm": [*DIGITS, "--model.layers=1", "--model.width=4"],
     "diagonal_bilstm": [*DIGITS, "--model.layers=1", "--model.width=4"],
-    "pixelcnn_pp": [*DIGITS, "--model.resnets=1", "--model.width=6"],
-    "pixelsnail": [*DIGITS, "--model.blocks=1", "--model.width=8"],
+    "pixelcnn_pp": [*DIGITS, "--model.resnets=1", "--model.resolutions=1", "--model.width=6"],
+    "pixelsnail": [*DIGITS, "--model.blocks=1", "--model.resnets=1", "--model.width=8"],
     "image_transformer": [*DIGITS, "--model.layers=1", "--model.width=8", "--model.heads=2"],
 }
 SPLIT = "vae"  # the model that is split over the devices

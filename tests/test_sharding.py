@@ -264,3 +264,16 @@ def test_the_other_processes_hear_of_every_error_before_it_is_raised(error, monk
     monkeypatch.setattr(sharding, "first_process_says", lambda count: 1)
     with pytest.raises(OSError, match="process 0 failed"):
         sharding.on_first_process(work)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_where_a_process_failed_among_several_is_shown(count, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+
+    def waits():
+        raise jax.errors.JaxRuntimeError("another process does not answer")
+
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        sharding.with_stack(waits)
+    assert ("in waits\n" in capsys.readouterr().err) == (count > 1)
+    assert sharding.with_stack(lambda: 75) == 75
