@@ -200,7 +200,10 @@ def train_command(words: list[str]) -> int:
     missing = {f"model.{size}" for size in names[name].sizes_from(experiment.model.features)} - given
     found: dict[str, object] = {}
     if not {"-h", "--help", "--dry-run"} & set(words):
-        features = read_data(_with_data(experiment, words), "train").features
+        asked = _with_data(experiment, words)
+        begun = {} if "--restart" in words else checkpoint.begun_config(asked.workdir)
+        data = asked.data.as_begun(begun.get("data") or {}) if begun else asked.data  # classes are numbered by the rule of the run
+        features = read_data(dataclasses.replace(asked, data=data), "train").features
         sizes = names[name].sizes_from(features)
         fitting = getattr(names[name], "defaults_for", lambda features: {})
         found = {f"model.{size}": value for size, value in (fitting(features) | sizes).items()} | _begun_classes(experiment, words)

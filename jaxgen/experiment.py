@@ -21,7 +21,7 @@ from jaxgen import stages as staging
 from jaxgen.data import DataConfig, Dataset, class_names
 from jaxgen.data.archives import listed
 from jaxgen.data.augment import augmented
-from jaxgen.data.loading import ARRAYS
+from jaxgen.data.loading import ARRAYS, NAMES
 from jaxgen.drawing import captions_for, draw_for, modelled, noun
 from jaxgen.drawing import draw as draw  # for scripts, which import it from this file
 from jaxgen.errors import CheckpointError, ConfigError
@@ -87,7 +87,9 @@ def train(
             raise ConfigError("--from-step", "either --from-step or --restart", "both")
         checkpoint.check_step(experiment.workdir, from_step, "--from-step")
     if not restart and (saved := checkpoint.begun_config(experiment.workdir)):
-        experiment = dataclasses.replace(experiment, data=experiment.data.as_begun(saved.get("data") or {}))
+        asked, experiment = experiment, dataclasses.replace(experiment, data=experiment.data.as_begun(saved.get("data") or {}))
+        if asked.data.splits != experiment.data.splits and asked.data.name not in (*NAMES, ARRAYS):
+            announce(f"{experiment.workdir} keeps the rule of splits by which it began: {experiment.data.splits}, not {asked.data.splits}")
     options = experiment.train
     shapes = jax.eval_shape(lambda: build(experiment.model, options.seed))
     if closed_form(shapes):

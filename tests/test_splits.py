@@ -1,4 +1,4 @@
-"""How files of one's own become train, validation and test, by rule 2, and that runs made before keep rule 1."""
+"""How files of one's own become train, validation and test, by the newest rule, and that runs made before keep theirs."""
 
 import hashlib
 import json
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgen import config, data
+from jaxgen import cli, config, data
+from jaxgen.__main__ import main
 from jaxgen.data import DataConfig
 from jaxgen.data.images import SPLITS
 from jaxgen.errors import ConfigError, DataError
@@ -86,12 +87,17 @@ def test_parts_are_found_in_any_case_of_letters(tmp_path: Path, names: tuple[str
 
 def test_the_rule_is_kept_in_the_configuration(tmp_path: Path) -> None:
     new = config.to_json(DataConfig("x"))
-    assert new["splits"] == 2 and config.from_json(DataConfig, new) == DataConfig("x")
+    assert new["splits"] == 3 and config.from_json(DataConfig, new) == DataConfig("x")
     old = json.loads(json.dumps({name: value for name, value in new.items() if name != "splits"}))
     assert config.from_json(DataConfig, old).splits == 1
-    assert DataConfig("x").as_begun(old).splits == 1 and DataConfig("x").as_begun(new).splits == 2
-    with pytest.raises(ConfigError, match="data.splits"):
-        DataConfig("x", splits=3)
+    assert [DataConfig("x").as_begun({**new, "splits": rule}).splits for rule in (1, 2, 3)] == [1, 2, 3]
+    assert DataConfig("x").as_begun(old).splits == 1 == DataConfig("x", splits=1).as_begun(old).splits
+    for begun, asked in ((old, 2), (new, 1), (new, 2)):  # a rule that was asked for is not passed over
+        with pytest.raises(ConfigError, match=f"data.splits: wanted {begun.get('splits', 1)}, the rule by .* began, got {asked}"):
+            DataConfig("x", splits=asked).as_begun(begun)
+    for rule in (0, 4):
+        with pytest.raises(ConfigError, match="data.splits"):
+            DataConfig("x", splits=rule)
 
 
 def test_class_folders_with_numbers_are_in_the_order_of_the_numbers(tmp_path: Path) -> None:
@@ -100,3 +106,24 @@ def test_class_folders_with_numbers_are_in_the_order_of_the_numbers(tmp_path: Pa
     for splits, names in ((2, range(12)), (1, sorted(range(12), key=str))):
         train = data.load(str(tmp_path), "train", splits=splits)
         assert [list(names)[label] for label in train.labels] == [int(image[0, 0, 0]) // 10 for image in train.images]
+
+
+def test_a_run_of_an_old_rule_goes_on_by_it_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training/ and Testing/ are two classes by rule 1, and parts since then."""
+    save(tmp_path / "set" / "Training", range(40))
+    save(tmp_path / "set" / "Testing", range(40, 60))
+    data_and_run = [f"--data.name={tmp_path}/set", "--train.batch_size=8", f"--workdir={tmp_path}/run"]
+    words = ["train", "pca", "--model.components=2", "--report.samples=0", *data_and_run]
+    assert main([*words, "--data.splits=1"]) == 0
+    capsys.readouterr()
+    assert main(words) == 0
+    assert f"{tmp_path}/run keeps the rule of splits by which it began: 1, not 3\n" in capsys.readouterr().out
+    assert main([*words, "--data.splits=2"]) == 2
+    assert "--data.splits: wanted 1, the rule by which this run began, got 2" in capsys.readouterr().err
+    assert main(["evaluate", f"{tmp_path}/run"]) == 0
+    assert "(6 images)" in capsys.readouterr().out  # a tenth of 60
+    seen: list = []
+    monkeypatch.setattr(cli, "train", lambda experiment, *_, **__: seen.append(experiment.model.num_classes) or 130)
+    assert main(["train", "classifier", *data_and_run]) == 130 and seen == [2]  # sizes come from the data as the run splits them

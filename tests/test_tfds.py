@@ -198,6 +198,24 @@ def test_own_builder_of_png_bytes(prepared) -> None:
     np.testing.assert_array_equal(test.labels[2:5], test.source.read(np.arange(2, 5))["label"])
 
 
+def test_a_fixed_permutation_holds_out_rows_of_train(prepared) -> None:
+    """The rows of `images.permutation`, as of arrays; runs of an old rule have the end of train, as TFDS's own slices give it."""
+    held = np.sort(images.permutation(57, images.SPLIT_SEED, 0)[:5])
+    rows = {"train": np.setdiff1d(np.arange(57), held), "validation": held}
+    for rule, want in ((3, rows), (2, {"train": np.arange(52), "validation": np.arange(52, 57)})):
+        for split in ("train", "validation"):
+            part = prepared("jaxgen_png", split, splits=rule)
+            whole = part.source.examples.__getitems__(list(range(57)))
+            np.testing.assert_array_equal(np.asarray(part.images), [whole[row]["image"] for row in want[split]])
+            assert np.asarray(part.labels).tolist() == [whole[row]["label"] for row in want[split]]
+    import tensorflow_datasets
+
+    folder = Path(part.source.examples.dataset_info.data_dir).parents[1]
+    end = tensorflow_datasets.builder("jaxgen_png", data_dir=str(folder), file_format="array_record").as_data_source(split="train[52:]")
+    np.testing.assert_array_equal(np.asarray(part.images), [example["image"] for example in end])
+    assert part.content() == prepared("jaxgen_png", "validation", splits=1).content() and len(part) == len(held) == 5
+
+
 @pytest.mark.parametrize("name", ["jaxgen_png", "jaxgen_bits"])
 def test_without_validation_the_training_split_is_both(prepared, name) -> None:
     parts = [prepared(name, split) for split in ("train", "validation")]

@@ -11,9 +11,10 @@ Splits
   train / test parts    as given, named train or training, test or testing, validation, valid or val in any case of letters; without a
                         validation part, 10 % of train (at most 10,000) are held out for it, by the same hash or by a fixed permutation.
 
-This is rule 2 of `DataConfig.splits`. Runs made before it have rule 1: folders of pictures are split as one file is, names of parts are
-written as train, test, validation, valid or val, class folders 0 .. 10 are in the order of the alphabet, two Unicode forms of a name are
-two classes, and the last 10 % of train in their order are held out.
+This is rule 3 of `DataConfig.splits`, that of new runs; a run keeps the rule by which it began. Rule 2 is the same but for sets of
+tensorflow-datasets (tfds.py). By rule 1, the oldest, folders of pictures are split as one file is, names of parts are written as train,
+test, validation, valid or val, class folders 0 .. 10 are in the order of the alphabet, two Unicode forms of a name are two classes, and the
+last 10 % of train in their order are held out.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ SPLITS = ("train", "validation", "test")
 PART_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val"), "test": ("test", "testing")}
 MAX_CHANNELS = 4  # more is a channel-first array, [N, C, H, W], far more often than a picture
 SPLIT_SEED = 1
-RULE = 2
+RULE = 3
 """The rule of splits for new runs; see above."""
 
 
@@ -210,7 +211,7 @@ def _part(parts: dict[str, Path], split: str, how: Reading, path: Path, rule: in
     raw = _read(parts["train"], how)
     train = array_source(raw.images, raw.labels, raw.origin, how.levels or raw.levels, raw.vectors, raw.classes)
     if "validation" not in parts and split != "test":
-        kept, held = _without(len(train), raw.files, rule)
+        kept, held = without_held_out(len(train), raw.files, rule)
         return _not_empty(train.select(kept if split == "train" else held), split, path)
     if split == "train":
         return train
@@ -263,8 +264,8 @@ def by_name(files: Sequence[str], path: Path) -> dict[str, Int[np.ndarray, " M"]
     return {"test": np.sort(order[:first]), "validation": np.sort(order[first:second]), "train": np.sort(order[second:])}
 
 
-def _without(n: int, files: Sequence[str], rule: int) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " M"]]:
-    """The rows of a train part that are trained on, and those held out for validation, both ascending."""
+def without_held_out(n: int, files: Sequence[str], rule: int) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " M"]]:
+    """The rows of a train part that are trained on, and those held out for validation, both ascending. files: their names, or ()."""
     if rule == 1:
         order, count = np.arange(n)[::-1], held_out(n)
     elif files:

@@ -49,7 +49,7 @@ class DataConfig:
     mode: Literal["L", "RGB"] | None = None  # make every picture grey (L) or colour (RGB) of 8 bits
     background: str = "white"  # the colour behind what is transparent, with mode: a name or #rrggbb
     class_names: tuple[str, ...] = ()  # names of the classes in the order of their labels; (): those of the data, which a run then keeps
-    splits: int = RULE  # the rule by which your own files are split; 1 is that of runs made before there was another
+    splits: int = RULE  # the rule by which validation and test splits are made; 1 and 2 are those of runs made by earlier versions
     validation: int | None = None  # 0 trains on the validation split too: nothing is validated, the newest step counts as the best
     EARLIER = {"splits": 1}  # not a field: what a saved configuration without the field meant
 
@@ -60,8 +60,8 @@ class DataConfig:
             raise ConfigError("data.levels", wanted="2 to 65536", got=self.levels)
         if unknown := set(self.augment) - set(AUGMENTATIONS):
             raise ConfigError("data.augment", wanted=f"some of {', '.join(AUGMENTATIONS)}", got=min(unknown))
-        if self.splits not in (1, RULE):
-            raise ConfigError("data.splits", wanted=f"1 or {RULE}", got=self.splits)
+        if not 1 <= self.splits <= RULE:
+            raise ConfigError("data.splits", wanted=f"1 to {RULE}", got=self.splits)
         if self.validation not in (None, 0):
             raise ConfigError("data.validation", "0, to train on all examples, or None, a split as the rule says", self.validation)
         if self.validation == 0 and type(self).load is not DataConfig.load:
@@ -82,10 +82,14 @@ class DataConfig:
     def as_begun(self, saved: Mapping[str, Any]) -> "DataConfig":
         """This configuration with the rule of splits of a run that has begun, from its saved configuration (JSON) of the data.
 
-        The names of its classes are taken too, unless this configuration has others.
+        The names of its classes are taken too, unless this configuration has others. Raises ConfigError where `splits` is another rule,
+        unless it is the newest, which is the default.
         """
-        names = self.class_names or tuple(saved.get("class_names", ()))
-        return replace(self, splits=saved.get("splits", self.EARLIER["splits"]), class_names=names)
+        begun = saved.get("splits", self.EARLIER["splits"])
+        if self.splits not in (begun, RULE):
+            hint = "a run keeps its rule; --restart or another workdir begins one by another rule"
+            raise ConfigError("data.splits", f"{begun}, the rule by which this run began", self.splits, hint)
+        return replace(self, splits=begun, class_names=self.class_names or tuple(saved.get("class_names", ())))
 
     def absolute(self) -> "DataConfig":
         """This configuration with absolute paths of the files and of data_dir: a run keeps it and works from any working directory."""

@@ -6,7 +6,8 @@ of your own that yields PNG bytes or uint8 tensors does not. A set needs an `ima
 What can be known without reading everything is checked when the set is opened: features, shape, dtype, length, and whether the
 first 1000 training images are binary (then levels is 2, else 256). The range is checked again in every batch that is read.
 
-Splits: as TFDS has them; without a validation split, the last 10 % of train (at most 10,000) are held out for it.
+Splits: as TFDS has them; without a validation split, 10 % of train (at most 10,000) are held out for it by a fixed permutation. Runs with
+rule 1 or 2 of `DataConfig.splits` hold out the last ones.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxgen.data.features import ClassLabel, Feature, Image
-from jaxgen.data.images import check_labels, check_range, held_out, infer_levels
+from jaxgen.data.images import RULE, check_labels, check_range, infer_levels, without_held_out
 from jaxgen.data.kind import Kind, UnknownName
 from jaxgen.errors import DataError
 
@@ -45,11 +46,12 @@ class DiskSource:
     levels: int
     num_classes: int
     class_names: tuple[str, ...] = ()
+    rows: Int[np.ndarray, " N"] | None = None  # which of the examples this split has; None: all
     on_disk: bool = True
     facts: Mapping[str, object] = field(default_factory=dict)  # of the whole set, such as centres of modes; none here
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.examples if self.rows is None else self.rows)
 
     @property
     def features(self) -> dict[str, Feature]:
@@ -66,14 +68,14 @@ class DiskSource:
     @property
     def images(self) -> "Column":
         """uint8 [N, H, W, C], decoded when indexed."""
-        return Column(lambda rows: self.read(rows)["image"], (len(self.examples), *self.image_shape), np.dtype(np.uint8))
+        return Column(lambda rows: self.read(rows)["image"], (len(self), *self.image_shape), np.dtype(np.uint8))
 
     @property
     def labels(self) -> "Column | None":
         """int32 [N], read when indexed, or None."""
         if not self.num_classes:
             return None
-        return Column(self._read_labels, (len(self.examples),), np.dtype(np.int32))
+        return Column(self._read_labels, (len(self),), np.dtype(np.int32))
 
     def read(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         """The rows `indices`: {"image": uint8 [B, H, W, C]} and, with labels, {"label": int32 [B]}; their range is checked."""
@@ -85,6 +87,8 @@ class DiskSource:
 
     def joined(self, other: "DiskSource") -> "DiskSource":
         """The examples of this split and then those of another split of the same set."""
+        if self.rows is not None and other.rows is not None:
+            return replace(self, rows=np.concatenate([self.rows, other.rows]))
         examples, undecoded = (_Both(getattr(self, name), getattr(other, name)) for name in ("examples", "undecoded"))
         return replace(self, examples=examples, undecoded=undecoded)
 
@@ -94,8 +98,8 @@ class DiskSource:
 
     def sha256(self) -> str:
         """A hash of name, version, length and `HASHED` evenly spaced examples; not of all, which would read the whole set."""
-        digest = hashlib.sha256(f"{self.origin} {self.version} {len(self.examples)}".encode())
-        rows = np.linspace(0, len(self.examples) - 1, HASHED).astype(np.int64)
+        digest = hashlib.sha256(f"{self.origin} {self.version} {len(self)}".encode())
+        rows = np.linspace(0, len(self) - 1, HASHED).astype(np.int64)
         for _, column in sorted(self.read(rows).items()):
             digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
@@ -110,7 +114,7 @@ class DiskSource:
     def _fetch(self, source: Any, rows: np.ndarray) -> list[dict]:
         """Read rows. Any error of array_record or the decoder (a truncated or deleted file) becomes a DataError."""
         try:
-            return source.__getitems__([int(row) for row in rows])
+            return source.__getitems__([int(row) for row in (rows if self.rows is None else self.rows[rows])])
         except Exception as error:
             raise DataError(f"{self.origin} rows {rows[0]}..", wanted="readable examples", got=_one_line(error)) from error
 
@@ -151,19 +155,21 @@ class Column:
         return np.concatenate(blocks).astype(dtype or self.dtype, copy=False)
 
 
-def open_split(name: str, split: str, data_dir: str | None, manual_dir: str | None, levels: int | None) -> DiskSource:
+def open_split(
+    name: str, split: str, data_dir: str | None, manual_dir: str | None, levels: int | None, rule: int = RULE
+) -> DiskSource:
     """`split` of the TFDS set `name`, prepared first where it is not yet; DataError if that cannot be done, UnknownName if there is none.
 
-    `data_dir` is TFDS's own folder (None: ~/tensorflow_datasets), `manual_dir` holds files fetched by hand.
+    `data_dir` is TFDS's own folder (None: ~/tensorflow_datasets), `manual_dir` holds files fetched by hand; rule: of splits.
     """
     with _errors_only("absl"):  # TFDS warns there of a folder that it is about to make
         builder = _builder(name, data_dir)
         if not builder.is_prepared():
             _prepare(builder, name, manual_dir)
-    make = functools.partial(_open, builder, name, *_features(builder, name))
+    make = functools.partial(_open, builder, name, rule, *_features(builder, name))
     train = make("train", levels or 256)
     if levels is None:
-        rows = np.arange(min(LEVELS_FROM, len(train.examples)))
+        rows = np.arange(min(LEVELS_FROM, len(train)))
         levels = infer_levels(train.read(rows)["image"])
     return make(split, levels)
 
@@ -181,30 +187,38 @@ def _errors_only(name: str) -> Iterator[None]:
 
 
 def _open(
-    builder: Any, name: str, shape: tuple[int, int, int], num_classes: int, class_names: tuple[str, ...], split: str, levels: int
+    builder: Any,
+    name: str,
+    rule: int,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    class_names: tuple[str, ...],
+    split: str,
+    levels: int,
 ) -> DiskSource:
     import tensorflow_datasets as tfds
 
-    origin, wanted = f"{name}/{split}", _slice(builder, name, split)
+    origin, (wanted, rows) = f"{name}/{split}", _part(builder, name, split, rule)
     try:
         examples = builder.as_data_source(split=wanted)
         undecoded = builder.as_data_source(split=wanted, decoders={"image": tfds.decode.SkipDecoding()})
     except Exception as error:
         raise DataError(origin, wanted="a set prepared as array_record", got=_one_line(error)) from error
-    if not len(examples):
+    source = DiskSource(examples, undecoded, origin, str(builder.version), shape, levels, num_classes, class_names, rows)
+    if not len(source):
         raise DataError(origin, wanted="at least one image", got="0 (the set is empty)")
-    return DiskSource(examples, undecoded, origin, str(builder.version), shape, levels, num_classes, class_names)
+    return source
 
 
-def _slice(builder: Any, name: str, split: str) -> str:
-    """TFDS's name of `split`, such as "train[:54000]": validation is the end of train where the set has no such split."""
+def _part(builder: Any, name: str, split: str, rule: int) -> tuple[str, Int[np.ndarray, " N"] | None]:
+    """(TFDS's name, rows) of `split`: the split of this name, or some of the rows of train where the set has no validation split."""
     sizes = {key: info.num_examples for key, info in builder.info.splits.items()}
     if "train" not in sizes or (split == "test" and "test" not in sizes):
         raise DataError(name, wanted=f"a {'train' if 'train' not in sizes else split} split", got=", ".join(sizes) or "none")
     if "validation" in sizes or split == "test":
-        return split
-    cut = sizes["train"] - held_out(sizes["train"])
-    return f"train[:{cut}]" if split == "train" else f"train[{cut}:]"
+        return split, None
+    kept, held = without_held_out(sizes["train"], (), rule if rule > 2 else 1)
+    return "train", kept if split == "train" else held
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
@@ -263,6 +277,6 @@ def _one_line(error: BaseException) -> str:
 
 
 KIND = Kind(
-    lambda name, split, config: open_split(name, split, config.data_dir, config.manual_dir, config.levels),
+    lambda name, split, config: open_split(name, split, config.data_dir, config.manual_dir, config.levels, config.splits),
     elsewhere="a TFDS set",
 )
