@@ -1,8 +1,10 @@
 """How a run prints: whatever happens to the output, the run goes on."""
 
+import logging
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -38,3 +40,17 @@ def _drop(file: Any) -> None:
             os.dup2(null, file.fileno())
         finally:
             os.close(null)
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Silences these loggers, for what also raises an error that we report: on a full disk orbax logs a traceback for every array, and
+    TFDS warns of a folder that it is about to make."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)

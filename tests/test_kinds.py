@@ -199,6 +199,8 @@ def test_small_images_are_those_of_the_set_or_made_from_the_large_ones():
     other = Dataset.from_columns({"image": image, "small": small[:, :1]}, {"image": large, "small": Image((1, 2, 1), 9)})
     with pytest.raises(DataError, match="images of shape"):
         other.expect(config.features)
+    with pytest.raises(DataError, match="^batch: wanted a column small, or image to compute it from, got label$"):
+        given_to(config, {"label": np.zeros(6, int)})
     with pytest.raises(DataError, match="made from the column image"):
         Dataset.from_arrays(point=np.ones((3, 2))).expect({"small": wanted})
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxgen import data
 from jaxgen.data.text import LONGEST, decode, encode, number_words, read_lines, tokenised
 from jaxgen.errors import DataError
 
@@ -42,6 +43,8 @@ def test_files(tmp_path):
     assert read_lines(tmp_path / "a.txt") == ["zwölf", "eins"]
     (tmp_path / "b.smi").write_text("CCO ethanol\nC\tmethane\n")
     assert read_lines(tmp_path / "b.smi") == ["CCO", "C"]
+    (tmp_path / "B.SMI").write_text("CCO ethanol\nC\tmethane\n" * 5)
+    assert data.load(str(tmp_path / "B.SMI"), "train").features["tokens"].symbols == ("C", "O")
 
 
 @pytest.mark.parametrize(

@@ -358,14 +358,16 @@ def modelled(config) -> Feature:
 def given_to(config, batch: dict) -> dict:
     """{name: column} of the batch for all features of this configuration except the modelled one.
 
-    A missing column of small images is computed from the large ones (`Image.of`). Any other missing column is left out; the model's method
-    then raises the error.
+    A missing column of small images is computed from the large ones (`Image.of`); DataError where these are missing too. Any other missing
+    column is left out; the model's method then raises the error.
     """
     given = {}
     for name, feature in config.features.items():
         if name != config.modelled and name in batch:
             given[name] = batch[name]
         elif name != config.modelled and getattr(feature, "of", ""):
+            if feature.of not in batch:
+                raise DataError("batch", f"a column {name}, or {feature.of} to compute it from", ", ".join(batch) or "no column")
             given[name] = box_filter(batch[feature.of], feature.shape)
     return given
 

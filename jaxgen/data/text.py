@@ -1,9 +1,9 @@
 """Strings: text files with one string a line, and the English names of the numbers from 1 to 999, as tokens.
 
-A file ends with .txt or .smi, is UTF-8 and has one string a line; of a line of an .smi file only the first word is read (the rest is the
-molecule's name). White space at the end of a line is dropped. The symbols are the distinct characters of the file, sorted by code point;
-token i + 1 is symbol i. Token 0 ends a string, and the places after it are 0. Rows are one longer than the longest string, so every
-string has a stop token.
+A file ends with .txt or .smi, in small letters or capitals, is UTF-8 and has one string a line; of a line of an .smi file only the first
+word is read (the rest is the molecule's name). White space at the end of a line is dropped. The symbols are the distinct characters of
+the file, sorted by code point; token i + 1 is symbol i. Token 0 ends a string, and the places after it are 0. Rows are one longer than the
+longest string, so every string has a stop token.
 
 Splits: a fixed permutation of the lines, the last 10 % test, the 10 % before them validation, the rest train. Symbols and row length
 are those of the whole file in every split.
@@ -74,7 +74,7 @@ def read_lines(path: Path) -> list[str]:
         except UnicodeDecodeError as error:
             got = f"byte {line[error.start]:#04x} at column {error.start + 1}"
             raise DataError(place, "UTF-8", got, "save the file as UTF-8") from error
-        if path.suffix == ".smi" and string.split():
+        if path.suffix.lower() == ".smi" and string.split():
             string = string.split()[0]
         if not string.strip():
             raise DataError(place, "a string", "a blank line", "remove it")
@@ -130,5 +130,5 @@ KIND = Kind(
     names=("number_words",),
     files=f"a text file ({', '.join(ENDINGS)}) with one string a line",
     endings=ENDINGS,
-    reads=lambda path: path.suffix in ENDINGS,
+    reads=lambda path: path.suffix.lower() in ENDINGS,
 )

@@ -10,13 +10,11 @@ Splits: as TFDS has them; without a validation split, 10 % of train (at most 10,
 rule 1 or 2 of `DataConfig.splits` hold out the last ones.
 """
 
-import contextlib
 import functools
 import hashlib
 import importlib.util
-import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +25,7 @@ from jaxgen.data.features import ClassLabel, Feature, Image
 from jaxgen.data.images import RULE, check_labels, check_range, infer_levels, without_held_out
 from jaxgen.data.kind import Kind, UnknownName
 from jaxgen.errors import DataError
+from jaxgen.printing import quiet
 
 EXTRA = 'pip install ".[tfds]" in a clone of jaxgen'
 LEVELS_FROM = 1000  # training images that decide between 2 and 256 levels
@@ -162,7 +161,7 @@ def open_split(
 
     `data_dir` is TFDS's own folder (None: ~/tensorflow_datasets), `manual_dir` holds files fetched by hand; rule: of splits.
     """
-    with _errors_only("absl"):  # TFDS warns there of a folder that it is about to make
+    with quiet("absl"):  # TFDS warns there of a folder that it is about to make
         builder = _builder(name, data_dir)
         if not builder.is_prepared():
             _prepare(builder, name, manual_dir)
@@ -172,18 +171,6 @@ def open_split(
         rows = np.arange(min(LEVELS_FROM, len(train)))
         levels = infer_levels(train.read(rows)["image"])
     return make(split, levels)
-
-
-@contextlib.contextmanager
-def _errors_only(name: str) -> Iterator[None]:
-    """Silences the warnings of a logger in the block; the one DataError is then all that is printed."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _open(

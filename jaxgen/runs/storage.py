@@ -4,12 +4,13 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
+
+from jaxgen.printing import quiet
 
 
 def save(folder: epath.Path, arrays: dict[str, Any]) -> None:
@@ -17,7 +18,7 @@ def save(folder: epath.Path, arrays: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp
 
     _drop_left_errors()
-    with _quiet("absl", "asyncio"):
+    with quiet("absl", "asyncio"):
         ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).save(folder, args=ocp.args.PyTreeSave(arrays))
 
 
@@ -25,7 +26,7 @@ def prove(folder: epath.Path, arrays: Mapping[str, Any]) -> None:
     """OSError unless all arrays of a checkpoint that was just written are found in it. They are listed, not read: some milliseconds."""
     import orbax.checkpoint as ocp
 
-    with _quiet("absl"):
+    with quiet("absl"):
         found = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(folder).item_metadata
     missing = {name for name, array in arrays.items() if array.size} - set(getattr(found, "tree", found) or {})
     if missing:
@@ -49,19 +50,6 @@ def cause(error: Exception) -> str:
     """The operating system's message in an error of orbax, which has some thousand characters; else its first line."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(code[1])) if code else (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Silences these loggers in the block."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-    try:
-        for logger in levels:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
 
 
 def _drop_left_errors() -> None:
