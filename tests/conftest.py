@@ -7,6 +7,8 @@ Warnings become errors in pyproject.toml.
 import os
 from pathlib import Path
 
+from compiling import FAST_TO_COMPILE
+
 ROOT = Path(__file__).resolve().parent.parent
 
 STRICT = {
@@ -24,6 +26,8 @@ DEFAULTS = {
 os.environ.update(STRICT)
 for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and FAST_TO_COMPILE not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_TO_COMPILE}".strip()
 
 import jax  # noqa: E402  (after the environment)
 import jaxtyping  # noqa: E402

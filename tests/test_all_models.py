@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from all_models import CONFIGS, NOT_FOR, ONE_EACH, RATE, batch_of, data_of, given_of, model_of, score, with_a
+from compiling import virtual_devices
 from conftest import ROOT
 from flax import nnx
 
@@ -24,7 +25,6 @@ from jaxgen.models import MODELS
 
 KEY = jax.random.key(7)
 N = 8
-SAMPLERS = ["gated_pixelcnn of a vector", "vae of a label", "gan of points", "pca of points", "language_model"]  # one of each kind
 
 
 def test_the_table_has_every_model_and_says_what_does_not_apply():
@@ -99,7 +99,7 @@ def test_with_and_without_jit_the_numbers_agree(name):
     chex.assert_trees_all_close(score(model, batch, KEY), found["score"], rtol=1e-5, atol=1e-5)
     if name in with_a("loss"):
         chex.assert_trees_all_close(model.loss(batch, jax.random.fold_in(KEY, 0))[0], found["loss"], rtol=1e-5, atol=1e-5)
-    if name in SAMPLERS:
+    if name in with_a("sample"):
         drawn = model.sample(KEY, N, **given_of(CONFIGS[name], batch))
         chex.assert_trees_all_close(drawn.astype(jnp.float32), found["sample"].astype(jnp.float32), rtol=1e-5, atol=1e-5)
 
@@ -108,7 +108,7 @@ def test_with_and_without_jit_the_numbers_agree(name):
 def eight_devices(tmp_path_factory):
     """The folder with a run of every model on eight virtual devices, and the numbers of its first step."""
     folder = tmp_path_factory.mktemp("eight")
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | virtual_devices(8) | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "tests" / "on_eight_devices.py"), str(folder), *ONE_EACH.values()]
     child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr[-4000:]

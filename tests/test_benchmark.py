@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import virtual_devices
 from flax import nnx
 
 from jaxgen import benchmark, commands
@@ -230,7 +231,7 @@ model = jax.device_put(build(config), jax.devices()[0])  # as it is after loadin
 benchmark.print_methods(model, batch=4)
 print([row["method"] for row in benchmark.measure(model, (4,), 4, 1)])
 """
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = os.environ | virtual_devices(4) | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "cached / naive" in done.stdout and "'cached', 'naive', 'fixed_point', 'train'" in done.stdout

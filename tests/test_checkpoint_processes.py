@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import virtual_devices
 from saved_runs import CONFIG, child, finish, same_bits
 
 from jaxgen.errors import ConfigError
@@ -121,7 +122,7 @@ def test_eight_devices_and_one(tmp_path):
     tree = {"w": jax.random.normal(jax.random.key(0), (64, 64)), "b": jnp.arange(5.0)}
     with Checkpointer(tmp_path, {"model": {"class": "A"}}) as saver:
         saver.save(1, tree)
-    finish(child(EIGHT, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=8"))
+    finish(child(EIGHT, tmp_path, **virtual_devices(8)))
     with Checkpointer(tmp_path, {"model": {"class": "A"}}) as saver:
         step, restored = saver.restore(tree)
     assert step == 2

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from compiling import virtual_devices
 from PIL import Image
 
 import jaxgen
@@ -249,7 +250,7 @@ def test_devices_and_a_missing_library_in_processes_of_their_own(tmp_path):
         ["train", "vae", "--data.name=mnist", f"--data.data_dir={tmp_path}"],
     ]
     program = f"import sys\nfrom jaxgen.__main__ import main\nsys.exit([main(words) for words in {words}] != [2, 0, 3])"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | virtual_devices(8)
     if find_spec("tensorflow"):
         pytest.skip("TensorFlow is installed, and TFDS would start a download")
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)

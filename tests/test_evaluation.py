@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import virtual_devices
 from flax import nnx
 from scipy import linalg, stats
 
@@ -103,7 +104,6 @@ def test_mean_and_standard_error_are_those_of_the_images():
 # --- Independence of batch size and devices -----------------------------------------------------------------------------------------
 
 
-
 @cache
 def vae() -> VAE:
     return jax.jit(lambda: VAE(CONFIG, rngs=nnx.Rngs(0)))()
@@ -144,7 +144,7 @@ def test_independent_of_the_number_of_devices():
     """
     tests = Path(__file__).parent
     paths = os.pathsep.join([str(tests), str(tests.parent)])
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    environment = os.environ | virtual_devices(8) | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     wanted = all_cases(None)

@@ -4,10 +4,10 @@ One case for every autoregressive model; `make thorough` repeats all cases of al
 """
 
 import os
-from contextlib import contextmanager
 
 import jax
 import numpy as np
+from compiling import AS_USERS_COMPILE
 from flax import nnx
 from test_models import every_model, labels_of, make
 
@@ -17,12 +17,11 @@ from jaxgen.sampling import sample_sequence
 SHAPE = (3, 5, 1)  # no other test has it, so that no program compiled without the optimizer is used here
 
 
-@contextmanager
-def optimizer():
-    """XLA as users have it; the setting is read when a program is compiled."""
+def drawn(sample, model) -> np.ndarray:
+    """What a program that draws from a model gives with XLA as users have it; the setting is read when a program is compiled."""
     jax.config.update("jax_disable_most_optimizations", False)
     try:
-        yield
+        return np.asarray(jax.jit(sample, compiler_options=AS_USERS_COMPILE)(model))
     finally:
         jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
 
@@ -31,15 +30,15 @@ def optimizer():
 def test_cached_and_naive_give_the_same_bits_with_the_optimizer(entry):
     model, n = make(entry, SHAPE, levels=2, num_classes=2), 3
     label, key = labels_of(n, model.config), jax.random.key(0)
-    with optimizer():
-        cached, naive = (np.asarray(model.sample(key, n, label, method=method)) for method in ("cached", "naive"))
+    cached = drawn(lambda model: model.sample(key, n, label), model)
+    naive = drawn(lambda model: model.sample(key, n, label, method="naive"), model)
     np.testing.assert_array_equal(cached, naive)
     assert 0 < naive.mean() < 1
 
 
 def test_strings_have_the_same_bits_with_the_optimizer():
     model, key = LanguageModel(LanguageModelConfig(6, 7, width=5), rngs=nnx.Rngs(0)), jax.random.key(0)
-    with optimizer():
-        cached, naive = (np.asarray(draw) for draw in (model.sample(key, 9), sample_sequence(model, key, 9, 6, stop=0, method="naive")))
+    cached = drawn(lambda model: model.sample(key, 9), model)
+    naive = drawn(lambda model: sample_sequence(model, key, 9, 6, stop=0, method="naive"), model)
     np.testing.assert_array_equal(cached, naive)
     assert len(np.unique(cached)) > 3

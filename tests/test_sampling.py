@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import virtual_devices
 from saved_runs import child, finish
 from scipy.special import expit
 from scipy.stats import chisquare
@@ -196,7 +197,7 @@ print("same")
 
 
 def test_two_devices_draw_the_images_of_one():
-    result = child(TWO_DEVICES, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    result = child(TWO_DEVICES, **virtual_devices(2))
     assert finish(result).strip() == "same"
 
 

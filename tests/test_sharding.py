@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import virtual_devices
 from flax import nnx
 
 from jaxgen import sharding
@@ -118,7 +119,7 @@ def one_device():
 def start(out: Path, devices: int, sizes: list[int], **group: str) -> subprocess.Popen:
     """This file as a script on so many virtual devices."""
     root = Path(__file__).resolve().parent.parent
-    env = {**os.environ, **group, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, **group, **virtual_devices(devices), "JAX_PLATFORMS": "cpu"}
     env["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [env.get("PYTHONPATH")])])
     command = [sys.executable, __file__, str(out), *map(str, sizes)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import virtual_devices
 from flax import nnx
 
 import jaxgen
@@ -283,7 +284,7 @@ def test_a_command_line_takes_the_part_of_another_run_as_it_is(run, tmp_path, ca
 
 def test_a_part_is_laid_over_the_devices_that_split_the_whole(run, tmp_path):
     """With fsdp the part's weights go from its checkpoint to the devices that keep them."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | virtual_devices(2) | {"PYTHONPATH": os.pathsep.join(sys.path)}
     words = [sys.executable, __file__, str(run / "codes"), str(tmp_path / "run")]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

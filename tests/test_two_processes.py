@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compiling import virtual_devices
 from tiny_runs import of_the_clock
 
 from jaxgen import cli, data, experiment
@@ -34,7 +35,7 @@ def start(folder: Path, *commands: list[str], devices: int = 1) -> list[subproce
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         group = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}", "JAX_NUM_PROCESSES": "2"}
-    group["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    group |= virtual_devices(devices)
     processes = []
     for number in range(2):
         with open(folder / f"out{number}", "w") as out, open(folder / f"err{number}", "w") as err:

@@ -1,0 +1,14 @@
+"""How the tests compile: fast, on one device or on several virtual ones."""
+
+import os
+
+# Without XLA's newer code for loops on a CPU, and without parts of a program compiled side by side, compiling takes a quarter of the time.
+# A version of jaxlib that does not know one of these words says so and ends.
+FAST_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+AS_USERS_COMPILE = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32}
+"""Options of one program, `jax.jit(f, compiler_options=AS_USERS_COMPILE)`, that has what the words above leave out."""
+
+
+def virtual_devices(n: int) -> dict[str, str]:
+    """The environment variable of a process that has n devices on the CPU."""
+    return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={n}"}
