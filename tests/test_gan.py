@@ -29,7 +29,7 @@ sample = jax.jit(GAN.sample, static_argnames="n")
 
 
 def make(name: str) -> GAN:
-    return GAN(SMALL[name], rngs=nnx.Rngs(0))
+    return jax.jit(lambda: GAN(SMALL[name], rngs=nnx.Rngs(0)))()
 
 
 def batch(config: GANConfig, n: int = 6) -> dict:
@@ -60,18 +60,22 @@ def test_the_gradient_of_the_one_loss_is_bitwise_the_two_separate_gradients(name
     def discriminator_loss(discriminator, fake):
         return -jnp.log(jax.nn.sigmoid(discriminator(real))).mean() - jnp.log(1 - jax.nn.sigmoid(discriminator(fake))).mean()
 
-    gradient = jax.grad(lambda model: model.loss(data, key)[0])(model)
-    only_generator = jax.grad(lambda model: model.generator_loss(z))(model)
-    only_discriminator = jax.grad(lambda model: model.discriminator_loss(real, z))(model)
+    @jax.jit
+    def gradients(model):
+        one = jax.grad(lambda model: model.loss(data, key)[0])(model)
+        two = jax.grad(lambda model: model.generator_loss(z))(model), jax.grad(lambda model: model.discriminator_loss(real, z))(model)
+        # The same from the paper's formulas, in which no gradient is stopped.
+        players = (
+            jax.grad(generator_loss)(model.generator, model.discriminator),
+            jax.grad(discriminator_loss)(model.discriminator, model.generate(z)),
+        )
+        return one, *two, players
+
+    gradient, only_generator, only_discriminator, wanted = gradients(model)
     assert equal(gradient.generator, only_generator.generator)
     assert equal(gradient.discriminator, only_discriminator.discriminator)
     for other in (only_generator.discriminator, only_discriminator.generator):
         assert all(not np.any(leaf) for leaf in jax.tree.leaves(other))
-    # The same from the paper's formulas, in which no gradient is stopped.
-    wanted = (
-        jax.grad(generator_loss)(model.generator, model.discriminator),
-        jax.grad(discriminator_loss)(model.discriminator, model.generate(z)),
-    )
     for got, want in zip((gradient.generator, gradient.discriminator), wanted, strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, want)
         assert all(np.any(leaf) for leaf in jax.tree.leaves(got))
@@ -117,9 +121,10 @@ def test_each_player_is_trained_as_if_by_its_own_optimizer():
     model = make("points")
     by_hand = {name: optax.adam(rate, b1=0.5) for name, rate in PLAYERS}
     states = {name: optimizer.init(getattr(model, name)) for name, optimizer in by_hand.items()}
+    gradient_of = jax.jit(jax.grad(lambda model, key: model.loss(data, key)[0]))
     for i in range(3):
         state, _ = step(state, data, key)
-        gradient = jax.grad(lambda model, i=i: model.loss(data, jax.random.fold_in(key, i))[0])(model)
+        gradient = gradient_of(model, jax.random.fold_in(key, i))
         for name, player in by_hand.items():
             with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer count
                 updates, states[name] = player.update(getattr(gradient, name), states[name])
@@ -136,7 +141,8 @@ def test_the_generator_learns_where_the_discriminator_is_sure():
     def of_logit(model):
         return -jax.lax.stop_gradient(model).discriminate(model.generate(z)).mean()
 
-    of_loss, full = jax.grad(GAN.generator_loss)(model, z).generator, jax.grad(of_logit)(model).generator
+    both = jax.jit(lambda model: (jax.grad(GAN.generator_loss)(model, z), jax.grad(of_logit)(model)))
+    of_loss, full = (gradient.generator for gradient in both(model))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), of_loss, full)
     assert float(optax.tree.norm(full)) > 0.01
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import family_runs
 import numpy as np
 import pytest
-from tiny_runs import EVERY, complete, rows, same_model, saved, table, words, write_images
+from all_models import CONFIGS, data_of
+from tiny_runs import EVERY, complete, rows, same_headline, same_model, saved, table, words, write_images
 
 from jaxgen import cli
 
@@ -245,6 +246,7 @@ def test_kill_in_every_family(repeat, tmp_path):
         before = []
     for name in [*family_runs.STEPPED, family_runs.CLOSED_FORM]:
         assert rows(killed / name) == rows(calm / name), name
+        assert same_headline(calm / name, data_of(CONFIGS[name]), batch_size=8), name
         assert same_model(killed / name, calm / name) and saved(killed / name) == saved(calm / name), name
         losses = [row["step"] for row in rows(calm / name) if "loss" in row]
         assert losses == (list(range(1, family_runs.STEPS + 1)) if name in family_runs.STEPPED else [])

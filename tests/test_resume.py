@@ -16,7 +16,7 @@ import pytest
 import tiny_runs
 from etils import epath
 from flax import nnx
-from tiny_runs import MODEL, complete, rows, same_model, saved, train, write_images
+from tiny_runs import MODEL, complete, rows, same_headline, same_model, saved, train, write_images
 
 from jaxgen import cli, evaluation, experiment, sharding, training
 from jaxgen.data import DataConfig
@@ -39,6 +39,10 @@ def thirty(tmp_path_factory):
     assert saved(folder) == [20, 30]
     assert complete(rows(folder), 30)
     return folder
+
+
+def test_the_logged_validation_is_the_number_of_a_later_evaluation(thirty):
+    assert same_headline(thirty, DataConfig(**tiny_runs.DATA).load("validation"), tiny_runs.TRAIN["batch_size"])
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ encode, reconstruct, loss = jax.jit(VAE.encode), jax.jit(VAE.reconstruct), jax.j
 
 
 def make(name: str) -> VAE:
-    return VAE(SMALL[name], rngs=nnx.Rngs(0))
+    return jax.jit(lambda: VAE(SMALL[name], rngs=nnx.Rngs(0)))()
 
 
 def images(config: VAEConfig, n: int, seed: int = 0):

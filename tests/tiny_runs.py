@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 import jaxgen
-from jaxgen import cli, data, experiment
+from jaxgen import cli, data, evaluation, experiment, sharding
 from jaxgen.data import DataConfig
 from jaxgen.experiment import Experiment
 from jaxgen.models import GatedPixelCNNConfig
@@ -43,6 +43,13 @@ def train(workdir: Path, restart: bool = False, learning_rate: float = 1e-3, fro
         workdir=str(workdir),
     )
     return cli.guarded(lambda _: experiment.train(run, restart, from_step=from_step), [])
+
+
+def same_headline(workdir: Path, validation: data.Dataset, batch_size: int) -> bool:
+    """Whether the last validation that was logged has the number that `evaluate` now gives of the last checkpoint."""
+    model, mesh = jaxgen.load(workdir, which="latest"), sharding.make_mesh()  # with this mesh it is the compiled program of the run
+    name, value = evaluation.headline(evaluation.evaluate(model, validation, batch_size=batch_size, mesh=mesh))
+    return [row[f"validation_{name}"] for row in rows(workdir) if f"validation_{name}" in row][-1] == value
 
 
 def of_the_clock(name: str) -> bool:
