@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compiling import virtual_devices
 from test_two_processes import PROGRAM, ROOT, end, numbers, start
 
 from jaxgen import cli, data
@@ -99,7 +100,7 @@ def test_every_model_is_run():
 
 def test_four_devices_give_the_report_of_one(folder, one_device):
     words = ["|".join(command(name, folder, "four", 4)) for name in FOUR]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = os.environ | virtual_devices(4)
     child = subprocess.run([sys.executable, "-c", PROGRAM, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr[-3000:]
     check_same(FOUR, child.stdout, folder, "four", one_device)
