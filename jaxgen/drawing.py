@@ -54,8 +54,9 @@ def captions(model, names: tuple[str, ...], n: int, label: int | np.ndarray | No
     label = (_each_in_turn(model, n) if batch is None else batch["label"]) if label is None else label
     if np.ndim(label) == 2:  # weights of the classes
         label = np.where(np.max(label, axis=1) == 1, np.argmax(label, axis=1), -1)
-    written = [*(name if figures.can_write(name) else str(index) for index, name in enumerate(names)), ""]
-    return {"names": [written[index] for index in np.broadcast_to(label, n)]}
+    drawn = [int(index) for index in np.broadcast_to(label, n)]
+    written = {index: names[index] if figures.can_write(names[index]) else str(index) for index in set(drawn) - {-1}}
+    return {"names": [written.get(index, "") for index in drawn]}
 
 
 def captions_for(model, dataset: Dataset, n: int, label: int | np.ndarray | None = None) -> dict:

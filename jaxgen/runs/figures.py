@@ -3,7 +3,6 @@
 Images are unsigned integers [n, H, W, C] in {0 .. levels-1}. Small images are enlarged without smoothing, so that every pixel shows.
 """
 
-import contextlib
 import functools
 import io
 import math
@@ -60,11 +59,12 @@ def can_write(text: str) -> bool:
 
 
 def _caption(text: str, width: int) -> UInt8[np.ndarray, "height width 3"]:
-    """The text in one line on the color of the gaps, cut to the width."""
+    """The text in one line on the color of the gaps, cut to the width; letters that no font has are boxes."""
     from PIL import Image, ImageDraw, ImageFont
 
     text = " ".join(text.split())
-    line, font = Image.new("RGB", (width, CAPTION), (GAP_COLOR,) * 3), ImageFont.truetype(_font(text), CAPTION - 4)
+    line = Image.new("RGB", (width, CAPTION), (GAP_COLOR,) * 3)
+    font = ImageFont.truetype(_font(text) or _font(""), CAPTION - 4)
     cut = text
     while cut and font.getlength(cut) > width:
         text = text[:-1]
@@ -76,15 +76,22 @@ def _caption(text: str, width: int) -> UInt8[np.ndarray, "height width 3"]:
 @functools.cache
 def _font(text: str) -> str | None:
     """The file of the first font that has all letters of the text, DejaVu Sans before all others; None if there is none."""
-    from matplotlib import font_manager, ft2font
+    from matplotlib import font_manager
 
     letters = {ord(letter) for letter in text if not letter.isspace()}
     others = (entry.fname for entry in font_manager.fontManager.ttflist if "lastresort" not in entry.fname.lower())  # boxes only
-    for path in (font_manager.findfont("DejaVu Sans"), *sorted(others)):
-        with contextlib.suppress(OSError, RuntimeError):
-            if letters <= ft2font.FT2Font(path).get_charmap().keys():
-                return path
-    return None
+    return next((path for path in (font_manager.findfont("DejaVu Sans"), *sorted(others)) if letters <= _letters(path)), None)
+
+
+@functools.cache
+def _letters(path: str) -> frozenset[int]:
+    """The letters that a font has, as numbers of Unicode; none if the file cannot be read."""
+    from matplotlib import ft2font
+
+    try:
+        return frozenset(ft2font.FT2Font(path).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
 
 
 def _enlarged(images: np.ndarray, scale: int) -> np.ndarray:
