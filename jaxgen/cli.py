@@ -218,8 +218,7 @@ def train_command(words: list[str]) -> int:
 def _begun_classes(experiment: Experiment, words: list[str]) -> dict[str, object]:
     """{"model.num_classes": that of a run that goes on}: one that was begun without the label of its data goes on without it."""
     saved = {} if "--restart" in words else checkpoint.begun_config(_with_data(experiment, words).workdir).get("model", {})
-    known = saved.get("class") == type(experiment.model).__name__ and "num_classes" in saved
-    return {"model.num_classes": saved["num_classes"]} if known else {}
+    return {"model.num_classes": saved["num_classes"]} if "num_classes" in saved else {}
 
 
 def module_name(model: type) -> str:

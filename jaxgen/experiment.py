@@ -277,9 +277,9 @@ def _beginning(experiment: Experiment, resumed: int) -> str:
     """The first line that a run prints: that it is new, from which step it goes on, or that it is finished."""
     options = experiment.train
     if not resumed:
-        label = experiment.model.features.get("label") if experiment.model.modelled != "label" else None
+        conditions = {name: feature for name, feature in experiment.model.features.items() if name != experiment.model.modelled}
         names = f": {listed(experiment.data.class_names)}" if experiment.data.class_names else ""
-        given = f", given the label ({label.said}{names})" if label else ""
+        given = f", given the label ({conditions['label'].said}{names})" if "label" in conditions else ""
         return f"training to step {options.steps} in {experiment.workdir}{given}{_on_all(experiment)}"
     if resumed < options.steps:
         return f"resumed from step {resumed} of {options.steps}, data position {resumed * options.batch_size} {noun(experiment.model)}s"
