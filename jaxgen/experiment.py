@@ -21,7 +21,6 @@ from jaxgen import stages as staging
 from jaxgen.data import DataConfig, Dataset, class_names
 from jaxgen.data.archives import listed
 from jaxgen.data.augment import augmented
-from jaxgen.data.loading import ARRAYS, NAMES
 from jaxgen.drawing import captions_for, draw_for, modelled, noun
 from jaxgen.drawing import draw as draw  # for scripts, which import it from this file
 from jaxgen.errors import CheckpointError, ConfigError
@@ -88,7 +87,7 @@ def train(
         checkpoint.check_step(experiment.workdir, from_step, "--from-step")
     if not restart and (saved := checkpoint.begun_config(experiment.workdir)):
         asked, experiment = experiment, dataclasses.replace(experiment, data=experiment.data.as_begun(saved.get("data") or {}))
-        if asked.data.splits != experiment.data.splits and asked.data.name not in (*NAMES, ARRAYS):
+        if asked.data.splits != experiment.data.splits and asked.data.follows_rule:
             announce(f"{experiment.workdir} keeps the rule of splits by which it began: {experiment.data.splits}, not {asked.data.splits}")
     options = experiment.train
     shapes = jax.eval_shape(lambda: build(experiment.model, options.seed))
@@ -157,8 +156,6 @@ def train(
 def _contents_of_others(experiment: Experiment, validation_set: Dataset | None) -> dict[str, Any]:
     """{"validation": its content, "test": its content}, those that there are: arrays in memory and some data have no test split."""
     contents = {} if validation_set is None else {"validation": validation_set.content()}
-    if experiment.data.name == ARRAYS:
-        return contents
     try:
         return contents | {"test": load_data(experiment, "test").content()}
     except (OSError, LookupError, ValueError):  # the report at the end says what is wrong with it

@@ -106,6 +106,11 @@ class DataConfig:
         return replace(self, **{"data_dir" if self.data_dir else "name": place})
 
     @property
+    def follows_rule(self) -> bool:
+        """Whether `splits` decides how the set is split: it does not for sets that the library brings and for arrays in memory."""
+        return self.name not in (*NAMES, ARRAYS)
+
+    @property
     def _arguments(self) -> dict[str, Any]:
         """The arguments of `load`: all fields that say how data are read."""
         names = ("name", "levels", "data_dir", "manual_dir", "size", "mode", "background", "class_names", "splits", "validation")
