@@ -61,6 +61,8 @@ def captions(model, names: tuple[str, ...], n: int, label: int | np.ndarray | No
 
 def captions_for(model, dataset: Dataset, n: int, label: int | np.ndarray | None = None) -> dict:
     """`captions` of what `draw_for` draws."""
+    if "label" not in given(model):
+        return {}
     batch = first_examples(dataset, n) if given(model) - {"label"} else None
     return captions(model, names_of(dataset.features), n, label, batch)
 

@@ -114,7 +114,7 @@ def train(
     with opened as checkpoints:
         if restart:  # all at once: if this run is killed now, it must not go on with the old weights of a later stage
             _clear_stages(experiment)
-        evaluation.check_metrics(shapes, validation_set or training_set, experiment.report.metrics)
+        evaluation.check_metrics(shapes, training_set if validation_set is None else validation_set, experiment.report.metrics)
         if closed_form(shapes):
             return _fit(experiment, build(experiment.model, options.seed), checkpoints, sets, mesh)
         begun = not experiment.stages or sharding.first_process_says(len(checkpoints.steps()))
@@ -313,11 +313,14 @@ class _Run:
         """Evaluates the averaged model on the validation split if there is one, draws samples (same key every time), saves a checkpoint."""
         options, model = self.experiment.train, training.ema_model(state)
         key = jax.random.key(options.seed)
+        if self.validation_set is None:
+            announce(f"step {step}  not validated")
         numbers = {} if self.validation_set is None else self._validate(step, model, key)
         split = options.fsdp > 1  # then the model may not fit one device, so it stays split and all processes draw together
         model = model if split else sharding.on_one_device(self.mesh, model)
         if (split or jax.process_index() == 0) and hasattr(model, "sample") and self._draws_at(step):
-            dataset, n = self.validation_set or self.training_set, self.experiment.report.samples
+            dataset = self.training_set if self.validation_set is None else self.validation_set
+            n = self.experiment.report.samples
             samples = draw_for(model, dataset, key, n)
             self.reporter.samples(step, "samples", samples, modelled(model), **captions_for(model, dataset, n))
         self.reporter.curve()

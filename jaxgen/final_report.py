@@ -77,6 +77,8 @@ def finish(experiment: Any) -> None:
     split = experiment.train.fsdp > 1  # then the model stays split over the devices
     model = trained.load(experiment.workdir, models=staging.classes(experiment.model), mesh=sharding.split_mesh(experiment.train.fsdp))
     announce(f"\nreport of {experiment.workdir}")
+    if not validates(experiment):
+        announce("validation  none, trained on all examples: this is the newest step")
     print_evaluation(experiment, model, test, experiment.train.batch_size, read=read)
     saved = checkpoint.list_metrics(experiment.workdir)
     warn(scores.ruined(saved.pop(max(saved)), None, saved))

@@ -63,6 +63,7 @@ def test_a_run_without_validation_takes_every_command(tmp_path, capsys):
     assert main([*words, "--train.steps=4"]) == 0
     out = capsys.readouterr().out
     assert "on all examples: nothing is validated, the newest step counts as the best" in out and "  validation " not in out
+    assert "step 4  not validated" in out and "validation  none, trained on all examples: this is the newest step" in out
     assert checkpoint.list_metrics(run) == {2: {}, 4: {}} and checkpoint.read_fingerprint(run)["n"] == 1293 + 144
     assert "validation" not in checkpoint.read_fingerprint(run) and "test" in checkpoint.read_fingerprint(run)
     best, newest, older = (jax.tree.leaves(jaxgen.load(run, **how)) for how in ({}, {"step": 4}, {"step": 2}))
