@@ -4,10 +4,11 @@
     python -m experiments.step_cost --laptop   the two smallest, four turns each, to see that it runs
 
 The plain loop calls one compiled function, loss, gradient and optax update on flat leaves, with one batch that is in memory. The other
-loop is that of `experiment.train` with its log, batches and placing. Both run in this process in turns. The time is that of the processor
-(user and system) for one step; the number is the median of the differences of the pairs. Widths are tiny and XLA's optimizer is off, which
-compiles in seconds and changes nothing of the Python. The third model has nothing but many arrays: in a deep network the arithmetic of a
-step takes 20 ms even at these widths, and varies by more than what is measured here. Writes experiments/results/step_cost.md.
+loop is that of `experiment.train` with its log, batches and placing. Both run in this process in turns, on one device of the CPU. The time
+is that of the processor (user and system) for one step; the number is the median of the differences of the pairs. Widths are tiny and XLA's
+optimizer is off, which compiles in seconds and changes nothing of the Python. The third model has nothing but many arrays: in a deep
+network the arithmetic of a step takes 20 ms even at these widths, and varies by more than what is measured here. Writes
+experiments/results/step_cost.md.
 """
 
 import argparse
@@ -19,6 +20,10 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+if __name__ == "__main__":  # before jax starts: the plain loop has one device, and so must the other one
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=1"
 
 import flax
 import jax

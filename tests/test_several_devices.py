@@ -24,10 +24,10 @@ THOROUGH = os.environ.get("JAXGEN_THOROUGH") is not None
 DIGITS = ["--data.name={folder}/digits.npz", "--data.levels=17"]
 RUNS = {  # model -> the words after its name; the autoregressive model has two processes in test_two_processes.py
     "gated_pixelcnn": [*DIGITS, "--model.num_classes=10", "--model.layers=1", "--model.width=6", "--model.head_width=8"],
-    "vae": DIGITS,
+    "vae": [*DIGITS, "--model.hidden", "64"],
     "classifier": [*DIGITS, "--model.hidden", "6", "5"],
     "language_model": ["--data.name={folder}/words.txt", "--model.width=6", "--model.layers=1"],
-    "gan": ["--data.name=ring", "--model.hidden=8", "--optimizer.players", "generator", "1e-3", "discriminator", "1e-3"],
+    "gan": ["--data.name=ring", "--model.hidden=8", "--model.depth=1", "--optimizer.players", "generator", "1e-3", "discriminator", "1e-3"],
     "pca": [*DIGITS, "--model.components=3"],
 }
 MORE = {
@@ -40,7 +40,8 @@ MORE = {
 }
 SPLIT = "vae"  # the model that is split over the devices
 STEPS = ["--train.steps=2", "--train.batch_size=16", "--train.log_every=1", "--train.eval_every=2"]
-REPORT = ["--report.samples=4", "--report.completions=2", "--report.rulers=False"]
+DRAWN = {name: ["samples.txt" if name == "language_model" else "samples.png"] for name in RUNS | MORE if name != "classifier"}
+DRAWN |= {name: ["completions.png", "samples.png"] for name in ["gated_pixelcnn", *MORE]}
 FOUR = [*RUNS, *(MORE if THOROUGH else [])]
 TWO_OF_TWO = FOUR if THOROUGH else [name for name in RUNS if name != "gated_pixelcnn"]
 
@@ -55,11 +56,12 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def command(name: str, folder: Path, where: str, fsdp: int) -> list[str]:
+def command(name: str, folder: Path, where: str, fsdp: int, pictures: int = 4) -> list[str]:
     """The command line of a run in FOLDER/WHERE/NAME."""
+    report = [f"--report.samples={pictures}", f"--report.completions={pictures // 2}", "--report.rulers=False"]
     split = [f"--train.fsdp={fsdp}"] if name == SPLIT else []
     words = [word.format(folder=folder) for word in (RUNS | MORE)[name]]
-    return ["train", name, *words, *STEPS, *REPORT, *split, f"--workdir={folder / where / name}"]
+    return ["train", name, *words, *STEPS, *report, *split, f"--workdir={folder / where / name}"]
 
 
 def reports(out: str) -> dict[str, list[tuple[str, float]]]:
@@ -72,15 +74,15 @@ def reports(out: str) -> dict[str, list[tuple[str, float]]]:
 
 @pytest.fixture(scope="module")
 def one_device(folder) -> dict:
-    """The reports of the same runs in this process, which has one device."""
+    """The reports of the same runs in this process, which has one device; without pictures, whose programs would be compiled for them."""
     with redirect_stdout(io.StringIO()) as out:
-        assert [cli.command("train", command(name, folder, "one", 1)[1:]) for name in FOUR] == [0] * len(FOUR)
+        assert [cli.command("train", command(name, folder, "one", 1, pictures=0)[1:]) for name in FOUR] == [0] * len(FOUR)
     assert list(reports(out.getvalue())) == FOUR and all(reports(out.getvalue()).values())
     return reports(out.getvalue())
 
 
 def check_same(names: list[str], out: str, folder: Path, where: str, one_device: dict) -> None:
-    """The rows of metrics, the report and the pictures of these runs are those of one device."""
+    """The rows of metrics and the report of these runs are those of one device, and the pictures are drawn."""
     found = reports(out)
     assert list(found) == names
     for name in names:
@@ -90,8 +92,8 @@ def check_same(names: list[str], out: str, folder: Path, where: str, one_device:
         assert [what for what, _ in found[name]] == [what for what, _ in one_device[name]]
         values = [[value for _, value in pairs] for pairs in (found[name], one_device[name])]
         np.testing.assert_allclose(*values, rtol=1e-4, atol=2e-4, err_msg=name)
-        pictures = [{path.name for path in (folder / place / name).glob("*.*")} for place in (where, "one")]
-        assert pictures[0] == pictures[1] >= {"curve.png"}
+        drawn = {path.name for path in (folder / where / name).glob("*.*") if path.suffix in (".png", ".txt")}
+        assert drawn == {"curve.png", *DRAWN.get(name, [])}
 
 
 def test_every_model_is_run():
@@ -108,7 +110,7 @@ def test_four_devices_give_the_report_of_one(folder, one_device):
 
 def test_two_processes_of_two_devices_give_the_report_of_one(folder, one_device):
     processes = start(folder, *(command(name, folder, "two", 4) for name in TWO_OF_TWO), devices=2)
-    assert end(folder, processes) == [0, 0]
+    assert end(folder, processes, 100 * len(TWO_OF_TWO)) == [0, 0]
     check_same(TWO_OF_TWO, (folder / "out0").read_text(), folder, "two", one_device)
     second = (folder / "out1").read_text()
     assert not reports(second) and "report of" not in second and "test " not in second

@@ -45,10 +45,10 @@ def start(folder: Path, *commands: list[str], devices: int = 1) -> list[subproce
     return processes
 
 
-def end(folder: Path, processes: list[subprocess.Popen]) -> list[int]:
+def end(folder: Path, processes: list[subprocess.Popen], seconds: float = 200) -> list[int]:
     """Both exit codes; nothing is left behind, and what they wrote is shown where the test fails."""
     try:
-        return [process.wait(200) for process in processes]
+        return [process.wait(seconds) for process in processes]
     finally:
         for number, process in enumerate(processes):
             process.kill()
