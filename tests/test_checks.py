@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from causal_sets import raster_past
-from flax import nnx
 from model_table import TABLE
 from PIL import Image
+from test_models import drawn, with_noise
 
 import jaxgen
 from jaxgen import cli, data, evaluation, experiment
@@ -15,7 +15,7 @@ from jaxgen.checks import check_label, check_vector, interpolate
 from jaxgen.data import DataConfig, features
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.experiment import Experiment
-from jaxgen.models import MODELS, GatedPixelCNNConfig, build
+from jaxgen.models import GatedPixelCNNConfig
 from jaxgen.sampling import METHODS
 from jaxgen.training import OptimizerConfig, TrainConfig
 
@@ -27,8 +27,7 @@ ONE_OF_EACH = ("gated_pixelcnn", "pixelcnn", "pixelcnn_pp", "image_transformer")
 
 def given_vectors(image_shape=(3, 4, 3), levels=4, **fields):
     """A Gated PixelCNN that is given vectors of size 5, strongly."""
-    model = build(GatedPixelCNNConfig(image_shape=image_shape, levels=levels, vector_size=5, **SIZES, **fields))
-    return jax.tree.map(lambda p: p + 0.3 * jax.random.normal(jax.random.key(p.size), p.shape), model)
+    return with_noise(GatedPixelCNNConfig(image_shape=image_shape, levels=levels, vector_size=5, **SIZES, **fields), noise=0.3)
 
 
 def images_of(model, n: int, key: int = 1):
@@ -50,7 +49,7 @@ def test_the_line_between_two_conditions():
 @pytest.mark.parametrize("entry", [entry for entry in TABLE if entry.name in ONE_OF_EACH], ids=lambda entry: entry.name)
 def test_weights_of_classes_mix_their_embeddings(entry):
     """One class with weight 1 is that class; between two classes every position's parameters lie between, and are neither's."""
-    model = MODELS[entry.config](entry.make((3, 4, 1), num_classes=3), rngs=nnx.Rngs(0))
+    model = drawn(entry.make((3, 4, 1), num_classes=3))
     image = jnp.repeat(images_of(model, 1), 5, axis=0)
     logits = jax.jit(lambda model, image, label: model.logits(image, label))
     ends = np.asarray(logits(model, image, np.array([2, 2, 0, 0, 0], np.int32)))
@@ -66,7 +65,7 @@ LABELS_IN_THE_SAMPLER = ("gated_pixelcnn", "image_transformer", "pixelsnail")
 
 @pytest.mark.parametrize("entry", [entry for entry in TABLE if entry.name in LABELS_IN_THE_SAMPLER], ids=lambda entry: entry.name)
 def test_samples_between_classes_are_the_same_from_every_method(entry):
-    model = MODELS[entry.config](entry.make((3, 4, 1), num_classes=3), rngs=nnx.Rngs(0))
+    model = drawn(entry.make((3, 4, 1), num_classes=3))
     label = interpolate(0, 2, 4, num_classes=3)
     images = [np.asarray(model.sample(jax.random.key(3), 4, label=label, method=method)) for method in METHODS]
     np.testing.assert_array_equal(images[0], images[1])
@@ -124,10 +123,10 @@ def test_given_vectors_all_samplers_draw_the_same_bits(image_shape):
 
 def test_one_vector_serves_the_batch_and_a_line_of_vectors_has_a_row_each():
     model = given_vectors((3, 4, 1))
-    image = images_of(model, 5)
-    one = model.log_prob(image, vector=VECTORS[0])
-    np.testing.assert_array_equal(one, model.log_prob(image, vector=VECTORS[:1].repeat(5, axis=0)))
-    line = model.log_prob(image, vector=interpolate(VECTORS[0], VECTORS[1], 5))
+    image, log_prob = images_of(model, 5), jax.jit(lambda image, vector: model.log_prob(image, vector=vector))
+    one = log_prob(image, VECTORS[0])
+    np.testing.assert_array_equal(one, log_prob(image, VECTORS[:1].repeat(5, axis=0)))
+    line = log_prob(image, interpolate(VECTORS[0], VECTORS[1], 5))
     assert line[0] == pytest.approx(float(one[0]), rel=1e-5) and (line[1:] != one[1:]).all()
 
 
@@ -188,9 +187,10 @@ def test_a_vector_goes_from_the_archive_to_the_pictures(trained):
     model = jaxgen.load(trained / "run")
     test = data.load(str(trained / "squares.npz"), "test", levels=4)
     image, vector = jnp.asarray(test.images[:]), test.columns["vector"]
-    given = np.asarray(model.log_prob(image, vector=vector))
+    log_prob = jax.jit(lambda model, vector: model.log_prob(image, vector=vector))
+    given = np.asarray(log_prob(model, vector))
     assert evaluation.evaluate(model, test)["nats"] == pytest.approx(-given.mean(), rel=1e-5)
-    turned = np.asarray(model.log_prob(image, vector=np.abs(vector - np.float32([1, 0]))))
+    turned = np.asarray(log_prob(model, np.abs(vector - np.float32([1, 0]))))
     assert (given > turned + 5).mean() > 0.95, "the other brightness is far less likely"
     dark, bright = (np.asarray(model.sample(jax.random.key(0), 64, vector=np.float32([b, 0.5]))).mean() for b in (0, 1))
     assert dark < 0.8 and bright > 2.2

@@ -156,9 +156,14 @@ def test_a_convolution_is_the_sum_over_windows(case, images):
         to_x[:, stride * r + i, stride * c + j] += ones[:, r, c] @ kernel[i, j].T
         to_kernel[i, j] += seen.T @ ones[:, r, c]
     arguments = {name: value for name, value in case.items() if name not in ("kernel", "features")}
-    found, back = jax.vjp(lambda x, kernel: layers.convolution(x, kernel, **arguments), jnp.asarray(x), jnp.asarray(kernel))
+
+    @jax.jit
+    def value_and_gradients(x, kernel, direction):
+        found, back = jax.vjp(lambda x, kernel: layers.convolution(x, kernel, **arguments), x, kernel)
+        return found, *back(direction)
+
+    found, x_found, kernel_found = value_and_gradients(x, kernel, ones)
     np.testing.assert_allclose(found, y, atol=1e-5)
-    x_found, kernel_found = back(jnp.asarray(ones))
     x_wanted = to_x[:, top : top + 4 * spread + 1 : spread, left : left + 3 * spread + 1 : spread]
     np.testing.assert_allclose(x_found, x_wanted, atol=1e-4)
     np.testing.assert_allclose(*(k.reshape(h * w, inputs, outputs)[:taps] for k in (kernel_found, to_kernel)), atol=1e-4)
@@ -171,11 +176,16 @@ def test_a_transposed_convolution_and_its_gradients_are_those_of_flax(kernel, st
     own.bias[...] = flax.bias[...] = jnp.asarray(random(3, 5))
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), nnx.state(own, nnx.Param), nnx.state(flax, nnx.Param)))
     x = jnp.asarray(random(1, 9, 4, 3, 3))
-    y, back = jax.vjp(lambda layer, x: layer(x), flax, x)
-    own_y, own_back = jax.vjp(lambda layer, x: layer(x), own, x)
-    assert y.shape == own_y.shape == (9, 4 * stride, 3 * stride, 5)
-    direction = jnp.asarray(random(2, *y.shape))
-    wanted, got = ([one[0].kernel[...], one[0].bias[...], one[1]] for one in (back(direction), own_back(direction)))
+    direction = jnp.asarray(random(2, 9, 4 * stride, 3 * stride, 5))
+
+    @jax.jit
+    def value_and_gradients(layer, x):
+        y, back = jax.vjp(lambda layer, x: layer(x), layer, x)
+        layer, x = back(direction)
+        return y, layer.kernel[...], layer.bias[...], x
+
+    (y, *wanted), (own_y, *got) = value_and_gradients(flax, x), value_and_gradients(own, x)
+    assert y.shape == own_y.shape == direction.shape
     for a, b in zip([y, *wanted], [own_y, *got], strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-6 * float(jnp.abs(a).max()))
     assert own(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
