@@ -279,8 +279,8 @@ def test_naive_cached_and_fixed_point_give_the_same_bits(entry, case):
         if known is not None:
             kept = np.broadcast_to(known[1], mask.shape)
             np.testing.assert_array_equal(images["naive"][kept], np.broadcast_to(known[0], given.shape)[kept])
-    other = model.sample(jax.random.key(11), n, label)
-    image = model.sample(key, n, label)
+    # A high temperature: few binary pixels of a sharp model may be the same twice.
+    image, other = (model.sample(k, n, label, temperature=4.0) for k in (key, jax.random.key(11)))
     assert all((other[i] != image[i]).any() for i in range(n)), "the key changes every image"
     assert all((image[i] != image[j]).any() for i in range(n) for j in range(i)), "the images of a batch differ"
     # What the cache computed is the likelihood of what it drew.
@@ -310,13 +310,13 @@ def test_an_image_depends_on_its_own_row_of_the_batch_only(entry, case):
 @every_case
 def test_completion_depends_on_given_and_generated_predecessors_only(entry, case):
     skip_unless_thorough(entry, dear="num_classes" not in case)
-    model, n, config, key = make(entry, **case), 4, entry.make(**case), jax.random.key(14)
+    model, n, config = make(entry, **case), 4, entry.make(**case)
     height, width, channels = config.image_shape
     label, given = labels_of(n, config), images_of(15, n, config)
     mask = jax.random.bernoulli(jax.random.key(16), 0.5, (n, height, width))
 
-    def complete(image, mask):
-        return np.asarray(model.sample(key, n, label, (image, mask))).reshape(n, height * width, channels)
+    def complete(image, mask, seed=14):
+        return np.asarray(model.sample(jax.random.key(seed), n, label, (image, mask))).reshape(n, height * width, channels)
 
     image = complete(given, mask)
     changed = jnp.uint8(config.levels - 1) - given
@@ -327,8 +327,8 @@ def test_completion_depends_on_given_and_generated_predecessors_only(entry, case
     np.testing.assert_array_equal(complete(jnp.where(after[..., None], changed, given), mask)[:, :middle], image[:, :middle])
     np.testing.assert_array_equal(complete(given, mask & ~after)[:, :middle], image[:, :middle])
     before = np.asarray(mask).reshape(n, -1) & (np.arange(height * width) < middle)
-    early = complete(jnp.where(after[..., None], given, changed), mask)
-    assert before.any() and (early[:, middle:] != image[:, middle:]).any(), "given pixels change those that are drawn after them"
+    early = (complete(jnp.where(after[..., None], given, changed), mask, seed) != complete(given, mask, seed) for seed in range(14, 30))
+    assert before.any() and any(changes[:, middle:].any() for changes in early), "given pixels change those that are drawn after them"
 
 
 @every_model
