@@ -113,6 +113,21 @@ def test_a_port_in_use_is_an_error_at_once(address):
         assert end_of(address, 2, 0, 30).startswith(f"JAX_COORDINATOR_ADDRESS: {wanted}, got {address} (")
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_ctrl_c_ends_the_wait(number, address):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            roll_call.gather(address, 2, number, seconds=20)
+        assert time.monotonic() - start < 2
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("wrong", ["host", "host:", "host:abc", "host:65536", "host:-1", "host:0", ":80", "", "host:²"])
 def test_an_address_without_a_port_is_an_error_at_once(wrong, monkeypatch):
     group(monkeypatch, wrong, "2", "0")
