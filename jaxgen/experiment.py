@@ -232,7 +232,7 @@ def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, se
     if resumed:
         announce(f"{experiment.workdir} is finished: its model has a closed form; --restart starts over")
         return 0
-    with report.Reporter(experiment.workdir, 0, writer=jax.process_index() == 0) as reporter:
+    with report.Reporter(experiment.workdir, 0, writer=jax.process_index() == 0, gone=checkpoints.gone) as reporter:
         announce(f"fitting in closed form in {experiment.workdir}{_on_all(experiment)}")
         model = type(model).fit(sets[0], experiment.model, jax.random.key(experiment.train.seed))
         state = sharding.place_state(mesh, dataclasses.replace(training.new_state(model, optax.identity()), step=jnp.int32(1)))

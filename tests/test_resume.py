@@ -18,8 +18,8 @@ from etils import epath
 from flax import nnx
 from tiny_runs import MODEL, complete, rows, same_headline, same_model, saved, train, write_images
 
-from jaxgen import cli, evaluation, experiment, sharding, training
-from jaxgen.data import DataConfig
+from jaxgen import cli, data, evaluation, experiment, sharding, training
+from jaxgen.data import DataConfig, tfds
 from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment
 from jaxgen.models import GatedPixelCNNConfig, PixelCNNPP, PixelCNNPPConfig, build
@@ -311,3 +311,46 @@ def test_a_full_disk_does_not_stop_the_training(thirty, tmp_path, monkeypatch, c
     assert train(tmp_path) == 0
     assert rows(tmp_path) == rows(thirty)
     assert checkpoint.list_metrics(tmp_path).keys() == {20, 30}
+
+
+def test_a_run_whose_folder_is_deleted_ends_with_one_line_and_leaves_nothing_behind(thirty, tmp_path, monkeypatch, capsys):
+    log, workdir = experiment._Run.log, tmp_path / "deleted"
+
+    def deleting(self, step, metrics):
+        if step == 12:
+            shutil.rmtree(workdir)
+        assert step <= 12, "the run went on"
+        log(self, step, metrics)
+
+    monkeypatch.setattr(experiment._Run, "log", deleting)
+    assert train(workdir) == 4
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and f"got {workdir}, deleted, moved or taken by another run since the start; the run ends" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+class Torn:
+    """A data source of TFDS: digits, of which one cannot be read."""
+
+    def __init__(self, images, row: int):
+        self.images, self.row = images, row
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, rows: list[int]) -> list[dict]:
+        if self.row in rows:
+            raise RuntimeError("chunk data\nhash mismatch")
+        return [{"image": self.images[row]} for row in rows]
+
+
+def test_a_damaged_record_met_while_training_ends_with_3_its_set_and_its_row(thirty, tmp_path, capsys):
+    part = data.load(tiny_runs.DATA["name"], "train", levels=17)
+    row = int(part._order(np.arange(32 * 4, 32 * 5), 0)[3])  # of the fifth batch
+    source = tfds.DiskSource(Torn(np.asarray(part.images), row), None, "digits/train", "1.0.0", (8, 8, 1), 17, 0)
+    options = TrainConfig(**tiny_runs.TRAIN, steps=30)
+    run = Experiment(GatedPixelCNNConfig(**MODEL), DataConfig("digits"), train=options, workdir=str(tmp_path))
+    assert cli.guarded(lambda _: experiment.train(run, sets=(data.Dataset(source, "digits", "train"), part)), []) == 3
+    line = capsys.readouterr().err
+    assert line.startswith(f"jaxgen: digits/train rows {row}: wanted readable examples, got RuntimeError: chunk data hash mismatch; ")
+    assert line.count("\n") == 1 and [found["step"] for found in rows(tmp_path)][-1] in (3, 4)

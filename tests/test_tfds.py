@@ -74,12 +74,12 @@ def test_batches_read_ahead_and_stop() -> None:
 def test_an_error_of_the_reader_arrives_at_its_step() -> None:
     oracle = numbered(40)
     order = [rows_of(oracle.batch(step, 4, 0)) for step in range(10)]
-    bad_step = 6
-    stream = on_disk(SlowList(40, bad_row=order[bad_step][1])).batches(0, 4, 0)
+    bad_step, bad_row = 6, order[6][1]
+    stream = on_disk(SlowList(40, bad_row=bad_row)).batches(0, 4, 0)
     assert [rows_of(next(stream)) for _ in range(bad_step)] == order[:bad_step]
     with pytest.raises(DataError) as caught:
         next(stream)
-    one_line(caught.value, "slow/train rows", "readable examples", "OSError: row", "is torn")
+    one_line(caught.value, f"slow/train rows {bad_row}: wanted readable examples", f"OSError: row {bad_row} is torn")
 
 
 def test_columns_of_a_set_on_disk_index_like_arrays() -> None:
@@ -296,6 +296,31 @@ def test_a_deleted_file_of_a_prepared_set(prepared, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         data.load("jaxgen_no_test", "train", data_dir=str(tmp_path))
     one_line(caught.value, "jaxgen_no_test")
+
+
+def test_damaged_records_are_named(prepared, tmp_path: Path) -> None:
+    """A flipped byte in the set's file; the error has every row that cannot be read, as the split counts them."""
+    folder = Path(prepared("jaxgen_png", "train").source.examples.dataset_info.data_dir).parents[1]
+    shutil.copytree(folder / "jaxgen_png", tmp_path / "jaxgen_png")
+    dataset = data.load("jaxgen_png", "train", data_dir=str(tmp_path))
+    (file,) = (tmp_path / "jaxgen_png").rglob("*train.array_record*")
+    content = bytearray(file.read_bytes())
+    content[600] ^= 255
+    file.write_bytes(content)
+    again = data.load("jaxgen_png", "train", data_dir=str(tmp_path), levels=256).source
+
+    def torn(row):
+        try:
+            again.read(np.array([row]))
+        except DataError:
+            return True
+        return False
+
+    rows = [row for row in range(len(dataset)) if torn(row)]
+    assert rows
+    with pytest.raises(DataError) as caught:
+        again.read(np.arange(len(dataset)))
+    one_line(caught.value, f"jaxgen_png/train rows {', '.join(map(str, rows))}: wanted readable examples", "hash mismatch")
 
 
 @pytest.mark.skipif(HAS_TENSORFLOW, reason="TensorFlow is installed, so nothing is missing")

@@ -79,10 +79,17 @@ class DiskSource:
     def read(self, indices: Int[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         """The rows `indices`: {"image": uint8 [B, H, W, C]} and, with labels, {"label": int32 [B]}; their range is checked."""
         examples = self._fetch(self.examples, indices)
-        images = np.stack([np.asarray(example["image"]).reshape(self.image_shape) for example in examples])
+        images = np.stack([self._shaped(example["image"], int(row)) for example, row in zip(examples, indices, strict=True)])
         check_range(images, f"{self.origin}:image", self.levels, indices)
         batch = {"image": images}
         return batch | {"label": self._labels(examples)} if self.num_classes else batch
+
+    def _shaped(self, image: Any, row: int) -> np.ndarray:
+        """An image of the set's shape; DataError for another number of values."""
+        image = np.asarray(image)
+        if image.size != np.prod(self.image_shape):
+            raise DataError(f"{self.origin}:image[{row}]", f"shape {list(self.image_shape)}", list(image.shape))
+        return image.reshape(self.image_shape)
 
     def joined(self, other: "DiskSource") -> "DiskSource":
         """The examples of this split and then those of another split of the same set."""
@@ -111,11 +118,24 @@ class DiskSource:
         return check_labels(labels, len(examples), f"{self.origin}:label", self.num_classes)
 
     def _fetch(self, source: Any, rows: np.ndarray) -> list[dict]:
-        """Read rows. Any error of array_record or the decoder (a truncated or deleted file) becomes a DataError."""
+        """Read rows. Any error of array_record or the decoder (a damaged, truncated or deleted file) becomes a DataError, which names the
+        rows that cannot be read; rows count within the split."""
+        places = [int(row) for row in (rows if self.rows is None else self.rows[rows])]
         try:
-            return source.__getitems__([int(row) for row in (rows if self.rows is None else self.rows[rows])])
+            return source.__getitems__(places)
         except Exception as error:
-            raise DataError(f"{self.origin} rows {rows[0]}..", wanted="readable examples", got=_one_line(error)) from error
+            bad = [str(row) for row, place in zip(rows, places, strict=True) if not _readable(source, place)] or [f"{rows[0]}.."]
+            shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+            hint = "delete the set's folder, and it is prepared again"
+            raise DataError(f"{self.origin} rows {shown}", "readable examples", _one_line(error), hint) from error
+
+
+def _readable(source: Any, place: int) -> bool:
+    try:
+        source.__getitems__([place])
+    except Exception:  # noqa: BLE001 (as in `_fetch`)
+        return False
+    return True
 
 
 class _Both:

@@ -128,7 +128,7 @@ class Reporter:
         self._progress.close()
         self.flush()
         if self._tensorboard:
-            self._guarded("write for TensorBoard", self._tensorboard.close)
+            self._guarded("write for TensorBoard", self._tensorboard.close, anyway=True)
         self._tensorboard = False
 
     def __enter__(self) -> "Reporter":
@@ -137,9 +137,11 @@ class Reporter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _guarded(self, what: str, action: Any, *args: Any) -> None:
-        """Reports must not stop a run: the first failure of a kind is logged, later ones are silent. TensorBoard is given up."""
-        if self._gone():
+    def _guarded(self, what: str, action: Any, *args: Any, anyway: bool = False) -> None:
+        """Reports must not stop a run: the first failure of a kind is logged, later ones are silent. TensorBoard is given up.
+
+        anyway: in a run whose folder is gone too."""
+        if not anyway and self._gone():
             return
         try:
             action(*args)

@@ -55,13 +55,14 @@ def cause(error: Exception) -> str:
 def _drop_left_errors() -> None:
     """From now on the errors that orbax leaves behind when a write fails are not printed; a second call does nothing.
 
-    On a full disk orbax raises the first error, which we report, and leaves the tasks of all other arrays: asyncio logs a traceback for
-    each when the garbage collector finds it, and each one that ends later fails to call orbax's event loop, which is closed.
+    On a full disk orbax raises the first error, which we report. Its threads go on, and log a traceback when they fail too; asyncio logs
+    one for each task that nobody waits for any more, when the garbage collector finds it; and each write that ends later fails to call
+    orbax's event loop, which is closed.
     """
-    logger = logging.getLogger("asyncio")
-    if any(isinstance(one, _LeftErrors) for one in logger.filters):
+    if any(isinstance(one, _LeftErrors) for one in logging.getLogger("absl").filters):
         return
-    logger.addFilter(_LeftErrors())
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_LeftErrors())
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -74,5 +75,7 @@ def _drop_left_errors() -> None:
 
 class _LeftErrors(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == "absl":
+            return not (record.exc_info and "orbax" in record.pathname)
         message = record.getMessage()
         return "exception was never retrieved" not in message or not any(word in message for word in ("orbax", "OCDBT"))
