@@ -1,7 +1,9 @@
 """How files of one's own become train, validation and test, by the newest rule, and that runs made before keep theirs."""
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +129,25 @@ def test_a_run_of_an_old_rule_goes_on_by_it_and_says_so(
     seen: list = []
     monkeypatch.setattr(cli, "train", lambda experiment, *_, **__: seen.append(experiment.model.num_classes) or 130)
     assert main(["train", "classifier", *data_and_run]) == 130 and seen == [2]  # sizes come from the data as the run splits them
+
+
+@pytest.mark.parametrize("closed", [".", "train", "train/b", "train/b/deeper"])
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch, capsys, closed: str) -> None:
+    """As for a user without the right to read it; those who run the tests may read everything."""
+    for part in ("train/a", "train/b", "test/a", "test/b"):
+        save(tmp_path / part, range(5))
+    save(tmp_path / "train/b/deeper", range(1))
+    folder = tmp_path / closed
+
+    def denied(real):
+        def read(path=".", *args):
+            if Path(path) == folder:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, *args)
+
+        return read
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, denied(getattr(os, name)))
+    assert main(["train", "vae", f"--data.name={tmp_path}", f"--workdir={tmp_path / 'run'}"]) == 3
+    assert capsys.readouterr().err == f"jaxgen: {folder}: wanted a file or folder that can be read, got Permission denied\n"

@@ -174,6 +174,8 @@ def load(
         hint = did_you_mean(name, [*NAMES, *error.known]) or f"a folder of your own is written with its path, ./{name}"
         hint = f"did you mean ./{name}, which is here?" if Path(name).exists() else hint
         raise DataError(name, f"{CHOICES} or an existing path", "a name that none of them has", hint) from error
+    except OSError as error:
+        raise DataError(str(error.filename or name), "a file or folder that can be read", error.strerror or error) from error
 
 
 def _kind(name: str) -> tuple[Kind, str | Path]:

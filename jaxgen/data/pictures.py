@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.data.archives import Raw, damaged, listed, say_once
+from jaxgen.data.archives import Raw, listed, say_once
 from jaxgen.data.class_names import composed
 from jaxgen.data.decoding import AS_IT_IS, BROKEN, SUFFIXES, Picture, Reading, read_picture
 from jaxgen.errors import DataError
@@ -51,7 +51,7 @@ def read_pictures(path: Path, how: Reading = AS_IT_IS) -> Raw:
         names = tuple(item.relative_to(path).as_posix() for item in found.paths)
         kept = _Cache(path, found.paths, how) if how.cache and how.converts else None
     except OSError as error:
-        raise damaged(path, error) from error
+        raise DataError(str(error.filename or path), "a file or folder that can be read", error.strerror or error) from error
     if found.skipped:
         say_once(f"{path}: {found.skipped}")
     images, top = (kept and kept.read()) or (None, 0)
@@ -114,11 +114,15 @@ def _others(path: Path, read: set[Path]) -> list[Path]:
     """The files below a folder that are not read, however deep, without hidden ones."""
     known = {str(name) for name in read}
     found: list[Path] = []
-    for where, folders, names in os.walk(path):
+    for where, folders, names in os.walk(path, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not _hidden(name))
         left = (name for name in names if os.path.join(where, name) not in known)
         found += [Path(where, name) for name in sorted(left) if not _hidden(name)]
     return found
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _counted(path: Path, others: list[Path], read: int) -> str:
