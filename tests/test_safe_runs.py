@@ -149,16 +149,25 @@ def test_a_disk_that_is_full_at_the_start_is_one_line_and_holds_no_lock(tmp_path
     Checkpointer(tmp_path, CONFIG, DATA).close()
 
 
+def raised_in(file) -> OSError:
+    """An error with a traceback, from the file where it is the name of one."""
+    try:
+        exec(compile("raise OSError('full')", str(file), "exec"))  # noqa: S102
+    except OSError as error:
+        return error
+
+
 def test_what_orbax_logs_of_a_failed_save_is_dropped_and_nothing_else(run, caplog):
     """Records as its threads and asyncio make them, at moments that a test cannot choose."""
     folder = "/site-packages/orbax/checkpoint/futures/future.py"
     left = "Task exception was never retrieved"
     errors = [
         ("absl", folder, "a thread failed", True), ("asyncio", "base_events.py", f"{left} ... {folder}", True),
+        ("asyncio", "base_events.py", left, folder),
         ("absl", "other.py", "kept 1", True), ("absl", folder, "kept 2", False), ("asyncio", "base_events.py", f"{left}: kept 3", True),
     ]  # fmt: skip
     for name, path, message, failed in errors:
-        info = (OSError, OSError("full"), None) if failed else None
+        info = (OSError, error := raised_in(failed), error.__traceback__) if failed else None
         logging.getLogger(name).handle(logging.LogRecord(name, logging.ERROR, path, 1, message, (), info))
     assert [record.getMessage()[-6:] for record in caplog.records] == ["kept 1", "kept 2", "kept 3"]
 

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,4 +79,5 @@ class _LeftErrors(logging.Filter):
         if record.name == "absl":
             return not (record.exc_info and "orbax" in record.pathname)
         message = record.getMessage()
-        return "exception was never retrieved" not in message or not any(word in message for word in ("orbax", "OCDBT"))
+        told = message + "".join(traceback.format_exception(*record.exc_info) if record.exc_info else ())
+        return "exception was never retrieved" not in message or not any(word in told for word in ("orbax", "OCDBT"))
