@@ -3,7 +3,7 @@
 test_all_models.py and test_precision.py run over it. A new model is one line here; an autoregressive image model has one in model_table.py,
 too, with what it may see. What is dear goes over ONE_EACH: one configuration of each model, not every thing it may be given.
 
-A model has about 12 s of one core for all its tests, with nothing compiled before; almost all of it is compiling. To stay there:
+A model has about 12 s of one core for all its tests, with nothing compiled before; most of it is compiling and tracing. To stay there:
 one line in the table; weights from numpy (`model_of`, `test_models.drawn`), since XLA compiles random numbers once for every weight; one
 compiled program that gives many numbers, and the shapes and batch sizes that other tests have, so that their programs are used again.
 The same property at further shapes and sizes goes to `make thorough` (`skip_unless_thorough` and THOROUGH in test_models.py).

@@ -55,10 +55,21 @@ def group(nodeid: str) -> str:
     return " ".join([file, *(word for word in words if word in MODELS and file.endswith("test_models.py"))])
 
 
+# Few tests that take long, most of them because they start processes: begun last, one worker would wait for the other.
+FIRST = ("test_several_devices.py", "test_two_processes.py", "test_interruption.py", "test_experiments.py", "test_resume.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files of FIRST come first, the others stay in their order."""
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
     """Deals whole groups to the workers. (`--dist loadgroup` would need marks that this version of pytest does not pass on to xdist.)"""
     from xdist.scheduler import LoadScopeScheduling
+
+    config.option.loadscopereorder = False  # groups are dealt in the order of the tests, not those with the most tests first
 
     class ByGroup(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
