@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,19 @@ def test_what_orbax_logs_of_a_failed_save_is_dropped_and_nothing_else(run, caplo
         info = (OSError, error := raised_in(failed), error.__traceback__) if failed else None
         logging.getLogger(name).handle(logging.LogRecord(name, logging.ERROR, path, 1, message, (), info))
     assert [record.getMessage()[-6:] for record in caplog.records] == ["kept 1", "kept 2", "kept 3"]
+
+
+def test_coroutines_of_orbax_that_end_after_a_failed_save_print_nothing(monkeypatch):
+    """What Python hands to sys.unraisablehook; others of the same kind are printed as before."""
+    shown, closed = [], RuntimeError("Event loop is closed")
+    monkeypatch.setattr(logging.getLogger("absl"), "filters", [])
+    monkeypatch.setattr(logging.getLogger("asyncio"), "filters", [])
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: shown.append(one.object))
+    storage._drop_left_errors()
+    orbax, other = (types.SimpleNamespace(cr_code=types.SimpleNamespace(co_filename=name)) for name in ("/orbax/a.py", "/other.py"))
+    for source, error in ((None, closed), (orbax, closed), (other, closed), (None, RuntimeError("another"))):
+        sys.unraisablehook(types.SimpleNamespace(object=source, exc_value=error))
+    assert shown == [other, None]
 
 
 # --- Threads --------------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,18 +58,20 @@ def _drop_left_errors() -> None:
     """From now on the errors that orbax leaves behind when a write fails are not printed; a second call does nothing.
 
     On a full disk orbax raises the first error, which we report. Its threads go on, and log a traceback when they fail too; asyncio logs
-    one for each task that nobody waits for any more, when the garbage collector finds it; and each write that ends later fails to call
-    orbax's event loop, which is closed.
+    one for each task that nobody waits for any more, when the garbage collector finds it; Python warns of coroutines that never began;
+    and each write that ends later fails to call orbax's event loop, which is closed.
     """
     if any(isinstance(one, _LeftErrors) for one in logging.getLogger("absl").filters):
         return
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_LeftErrors())
+    warnings.filterwarnings("ignore", r"coroutine 'async_serialize.*' was never awaited", RuntimeWarning)
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        left = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
-        if not left:
+        thread = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
+        coroutine = getattr(unraisable.object, "cr_code", None)
+        if not thread and not (coroutine and "orbax" in coroutine.co_filename):
             before(unraisable)
 
     sys.unraisablehook = hook
