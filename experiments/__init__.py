@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxgen import interruption
+from jaxgen.processes import interruption
 
 if sys.argv[:1] == ["-m"]:  # so it is while Python looks for the script that it was started with
     interruption.begin()

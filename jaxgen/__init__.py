@@ -10,7 +10,6 @@ from importlib import import_module
 TYPE_CHECKING = False  # true for editors and type checkers; a name that they know, so that typing need not be imported
 if TYPE_CHECKING:
     from jaxgen import (
-        autoregressive,
         benchmark,
         checks,
         cli,
@@ -18,24 +17,18 @@ if TYPE_CHECKING:
         config,
         data,
         distributions,
-        drawing,
         errors,
         evaluation,
         experiment,
-        final_report,
-        frechet,
-        interruption,
         layers,
-        metrics,
+        measures,
         models,
         notebook,
         optimizers,
-        printing,
-        roll_call,
-        rulers,
+        processes,
+        reports,
         runs,
         sampling,
-        scores,
         sharding,
         stages,
         statistics,
@@ -50,9 +43,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "__version__", "load", "train",
-    "autoregressive", "benchmark", "checks", "cli", "commands", "config", "data", "distributions", "drawing", "errors", "evaluation",
-    "experiment", "final_report", "frechet", "interruption", "layers", "metrics", "models", "notebook", "optimizers", "printing",
-    "roll_call", "rulers", "runs", "sampling", "scores", "sharding", "stages", "statistics", "synonyms", "trained", "training",
+    "benchmark", "checks", "cli", "commands", "config", "data", "distributions", "errors", "evaluation", "experiment", "layers",
+    "measures", "models", "notebook", "optimizers", "processes", "reports", "runs", "sampling", "sharding", "stages", "statistics",
+    "synonyms", "trained", "training",
 ]  # fmt: skip
 
 _FUNCTIONS = {"load": "jaxgen.trained", "train": "jaxgen.notebook"}

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 
 import jaxgen
-from jaxgen import interruption
 from jaxgen.errors import ConfigError, did_you_mean
+from jaxgen.processes import interruption
 
 COMMANDS = {
     "train": "train a model, or resume: jaxgen train MODEL [--field value ...]",

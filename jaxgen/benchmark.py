@@ -35,7 +35,7 @@ from jaxgen.data.features import given_to, random_batch
 from jaxgen.errors import ConfigError, did_you_mean
 from jaxgen.layers.convolutions import EXACT
 from jaxgen.models import MODELS, build, count_parameters
-from jaxgen.printing import say
+from jaxgen.processes.printing import say
 from jaxgen.runs import report
 
 BATCHES = (1, 16, 64)

@@ -20,13 +20,18 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgen import benchmark, commands, config, interruption, sharding, trained
+from jaxgen import benchmark, commands, config, sharding, trained
 from jaxgen import stages as staging
 from jaxgen.checks import interpolate
 from jaxgen.commands import Bench, Complete, Evaluate, Sample, Show, Upscale, guarded
 from jaxgen.data import DataConfig, Dataset, class_names
 from jaxgen.data.loading import NotThere
-from jaxgen.drawing import (
+from jaxgen.errors import ConfigError, DataError, did_you_mean
+from jaxgen.experiment import Experiment, dry_run, train
+from jaxgen.models import MODELS, count_parameters
+from jaxgen.processes import interruption
+from jaxgen.processes.printing import printable, say
+from jaxgen.reports.drawing import (
     captions,
     captions_for,
     complete_images,
@@ -40,11 +45,7 @@ from jaxgen.drawing import (
     upscale_images,
     write_grid,
 )
-from jaxgen.errors import ConfigError, DataError, did_you_mean
-from jaxgen.experiment import Experiment, dry_run, train
-from jaxgen.final_report import Seen, finish, load_data, print_evaluation, read_data
-from jaxgen.models import MODELS, count_parameters
-from jaxgen.printing import printable, say
+from jaxgen.reports.final_report import Seen, finish, load_data, print_evaluation, read_data
 from jaxgen.runs import checkpoint, figures, report
 from jaxgen.training import OptimizerConfig
 

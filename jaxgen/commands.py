@@ -17,8 +17,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxgen import config, interruption
+from jaxgen import config
 from jaxgen.errors import ConfigError, JaxgenError
+from jaxgen.processes import interruption
 
 RUN = (tyro.conf.Positional, tyro.conf.arg(metavar="RUN"))
 Split = Literal["train", "validation", "test"]

@@ -35,9 +35,9 @@ from jaxgen import sharding
 from jaxgen.data.features import given_to
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError, DataError, NonFiniteError, did_you_mean
-from jaxgen.frechet import frechet_distance, frechet_floor
-from jaxgen.metrics import FLOORS, METRICS, OF_SAMPLES, headline
-from jaxgen.rulers import RULERS, GaussianModel, HistogramModel, UniformModel, best_ridge, split
+from jaxgen.measures.frechet import frechet_distance, frechet_floor
+from jaxgen.measures.metrics import FLOORS, METRICS, OF_SAMPLES, headline
+from jaxgen.measures.rulers import RULERS, GaussianModel, HistogramModel, UniformModel, best_ridge, split
 
 __all__ = ["GaussianModel", "UniformModel", "bits_per_dim", "evaluate", "frechet_distance", "headline", "mode_coverage", "rulers"]
 

@@ -16,19 +16,21 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxgen import config, evaluation, interruption, printing, scores, sharding, trained, training
+from jaxgen import config, evaluation, sharding, trained, training
 from jaxgen import stages as staging
 from jaxgen.data import DataConfig, Dataset, class_names
 from jaxgen.data.archives import listed
 from jaxgen.data.augment import augmented
-from jaxgen.drawing import captions_for, draw_for, modelled, noun
-from jaxgen.drawing import draw as draw  # for scripts, which import it from this file
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.final_report import finish as finish
-from jaxgen.final_report import load_data as load_data
-from jaxgen.final_report import validates
-from jaxgen.interruption import INTERRUPTED, PREEMPTED
+from jaxgen.measures import scores
 from jaxgen.models import MODELS, build, count_parameters
+from jaxgen.processes import interruption, printing
+from jaxgen.processes.interruption import INTERRUPTED, PREEMPTED
+from jaxgen.reports.drawing import captions_for, draw_for, modelled, noun
+from jaxgen.reports.drawing import draw as draw  # for scripts, which import it from this file
+from jaxgen.reports.final_report import finish as finish
+from jaxgen.reports.final_report import load_data as load_data
+from jaxgen.reports.final_report import validates
 from jaxgen.runs import checkpoint, report
 from jaxgen.runs.report import ReportConfig
 from jaxgen.sharding import announce, warn

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxgen import printing, roll_call
 from jaxgen.errors import ConfigError
+from jaxgen.processes import printing, roll_call
 
 SMALL = 2**10
 """Arrays of fewer elements are replicated: splitting a bias costs more than it saves."""

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from all_models import CONFIGS, data_of
 
-from jaxgen import experiment, interruption
+from jaxgen import experiment
 from jaxgen.data import DataConfig
 from jaxgen.experiment import Experiment
+from jaxgen.processes import interruption
 from jaxgen.runs import manifest, report
 from jaxgen.runs.report import ReportConfig
 from jaxgen.training import OptimizerConfig, TrainConfig

@@ -14,7 +14,7 @@ from etils import epath
 from PIL import Image
 
 import jaxgen
-from jaxgen import cli, config, data, drawing, experiment
+from jaxgen import cli, config, data, experiment
 from jaxgen.__main__ import main
 from jaxgen.data import DataConfig, Dataset, class_names, tfds
 from jaxgen.data.features import ClassLabel, Points
@@ -23,6 +23,7 @@ from jaxgen.data.images import SPLITS
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS, ClassifierConfig, GANConfig, PCAConfig, VAEConfig
+from jaxgen.reports import drawing
 from jaxgen.runs import checkpoint, directory, figures
 
 NAMES = ("big square", "circle", "круг")

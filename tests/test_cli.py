@@ -16,10 +16,12 @@ from compiling import virtual_devices
 from PIL import Image
 
 import jaxgen
-from jaxgen import benchmark, cli, config, data, drawing, evaluation, experiment, interruption, trained, training
+from jaxgen import benchmark, cli, config, data, evaluation, experiment, trained, training
 from jaxgen.__main__ import COMMANDS, main
 from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS, GANConfig, GatedPixelCNNConfig
+from jaxgen.processes import interruption
+from jaxgen.reports import drawing
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE_MODELS = [path for path in sorted((ROOT / "jaxgen").rglob("*.py")) if path.parent.name != "models"]

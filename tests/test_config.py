@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import pytest
 
-from jaxgen import benchmark, commands, drawing
+from jaxgen import benchmark, commands
 from jaxgen.config import check_types, from_json, parse, to_json
 from jaxgen.data.images import SPLITS
 from jaxgen.errors import ConfigError
+from jaxgen.reports import drawing
 from jaxgen.runs import directory
 from jaxgen.runs.report import ReportConfig
 from jaxgen.sampling import METHODS

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jaxgen import interruption
+from jaxgen.processes import interruption
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,8 +16,9 @@ MOMENTS = """
 import ctypes, os, signal, sys, threading, time
 import jax
 from pathlib import Path
-from jaxgen import interruption, training
-from jaxgen.interruption import Interruption
+from jaxgen import training
+from jaxgen.processes import interruption
+from jaxgen.processes.interruption import Interruption
 from jaxgen.runs.lock import RunLock
 from etils import epath
 

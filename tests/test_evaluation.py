@@ -30,9 +30,9 @@ from jaxgen.evaluation import (
     metrics_of,
     mode_coverage,
 )
+from jaxgen.measures.scores import not_computed
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.vae import VAE, VAEConfig
-from jaxgen.scores import not_computed
 
 CONFIG = VAEConfig((4, 6, 1), 3, latent=2, hidden=(8,))
 

@@ -16,7 +16,7 @@ import pytest
 
 from jaxgen import cli, config
 from jaxgen.experiment import Experiment
-from jaxgen.metrics import METRICS
+from jaxgen.measures.metrics import METRICS
 from jaxgen.models import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent

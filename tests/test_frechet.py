@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from test_evaluation import Copy
 
-from jaxgen import scores
 from jaxgen.data import Dataset, load
 from jaxgen.errors import DataError
 from jaxgen.evaluation import evaluate, with_floor
-from jaxgen.frechet import frechet_distance, frechet_floor
+from jaxgen.measures import scores
+from jaxgen.measures.frechet import frechet_distance, frechet_floor
 
 
 def test_the_floor_of_gaussian_examples_is_that_of_the_expansion():
@@ -25,7 +25,7 @@ def test_the_halves_are_disjoint():
     seen = []
     real = np.arange(12.0)[:, None]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxgen.frechet.frechet_distance", lambda a, b: seen.append((set(a[:, 0]), set(b[:, 0]))) or 0.0)
+        patch.setattr("jaxgen.measures.frechet.frechet_distance", lambda a, b: seen.append((set(a[:, 0]), set(b[:, 0]))) or 0.0)
         frechet_floor(real, 6)
     assert len(seen) == 3 and len({frozenset(a) for a, _ in seen}) == 3
     assert all(len(a) == len(b) == 6 and a | b == set(real[:, 0]) for a, b in seen)

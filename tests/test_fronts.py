@@ -10,7 +10,8 @@ from flax import nnx
 from model_table import TABLE
 from test_models import CASES, full_pass, images_of, labels_of, make
 
-from jaxgen import autoregressive, benchmark, checks, sampling
+from jaxgen import benchmark, checks, sampling
+from jaxgen.layers import autoregressive
 from jaxgen.layers.fronts import Fronts, in_fronts
 from jaxgen.models import PixelCNNConfig, build, pixelcnn
 

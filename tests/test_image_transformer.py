@@ -14,12 +14,13 @@ import pytest
 from scipy.stats import chisquare
 from test_models import all_images, drawn, full_pass, images_of, log_prob, seen_inputs, step_by_step, with_noise
 
-from jaxgen import cli, data, drawing, sampling
+from jaxgen import cli, data, sampling
 from jaxgen.data.features import box_filter
 from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment
 from jaxgen.layers.attention import attend, make_blocks
 from jaxgen.models import ImageTransformerConfig
+from jaxgen.reports import drawing
 from jaxgen.sampling import METHODS
 from jaxgen.sharding import make_mesh
 from jaxgen.training import OptimizerConfig, init_state, make_optimizer, make_train_step

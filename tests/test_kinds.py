@@ -10,13 +10,14 @@ import pytest
 from flax import nnx
 from scipy.stats import multivariate_normal
 
-from jaxgen import benchmark, drawing, evaluation
+from jaxgen import benchmark, evaluation
 from jaxgen.checks import check_known
 from jaxgen.data import Dataset
 from jaxgen.data.features import ClassLabel, Image, Points, Tokens, Vector, given_to
 from jaxgen.errors import ConfigError, DataError
-from jaxgen.metrics import METRICS, headline, score
+from jaxgen.measures.metrics import METRICS, headline, score
 from jaxgen.models import DiagonalBiLSTMConfig, GatedPixelCNNConfig, PixelCNNConfig, RowLSTMConfig
+from jaxgen.reports import drawing
 
 
 def config_of(modelled: str, **features) -> SimpleNamespace:

@@ -25,40 +25,32 @@ PACKAGE = [path for path in CODE if path.is_relative_to(ROOT / "jaxgen")]
 MAY_IMPORT = {
     "errors": set(),
     "synonyms": set(),
-    "printing": set(),
-    "interruption": {"printing"},
+    "processes": {"errors"},
     "config": {"errors", "synonyms"},
-    "commands": {"errors", "config", "interruption"},
+    "commands": {"errors", "config", "processes"},
     "checks": {"config", "errors"},
-    "roll_call": {"errors", "printing"},
-    "sharding": {"errors", "printing", "roll_call"},
+    "sharding": {"errors", "processes"},
     "distributions": {"errors"},
-    "metrics": set(),
-    "data": {"errors", "printing", "runs"},
+    "measures": {"errors"},
+    "data": {"errors", "processes", "runs"},
     "statistics": {"errors"},
-    "runs": {"errors", "interruption", "metrics", "printing", "sharding"},
+    "runs": {"errors", "measures", "processes", "sharding"},
     "sampling": {"errors", "checks", "distributions"},
-    "autoregressive": {"data", "errors", "checks", "distributions", "sampling"},
-    "layers": {"autoregressive", "errors", "config", "checks", "distributions", "sampling"},
-    "models": {"autoregressive", "errors", "config", "checks", "data", "distributions", "layers", "sampling", "statistics"},
+    "layers": {"errors", "config", "checks", "data", "distributions", "sampling"},
+    "models": {"errors", "config", "checks", "data", "distributions", "layers", "sampling", "statistics"},
     "optimizers": {"errors"},
     "training": {"errors", "optimizers", "sharding", "statistics"},
     "trained": {"config", "errors", "models", "runs", "sharding"},
     "stages": {"config", "errors", "models", "runs", "trained", "training"},
-    "rulers": {"errors"},
-    "frechet": {"errors"},
-    "evaluation": {"data", "errors", "frechet", "metrics", "rulers", "sharding", "distributions"},
-    "drawing": {"errors", "data", "runs", "sharding"},
-    "benchmark": {"commands", "autoregressive", "errors", "config", "data", "layers", "models", "printing", "runs"}
-    | {"sampling", "sharding", "training"},
-    "scores": {"metrics", "rulers"},
-    "final_report": {"benchmark", "data", "drawing", "evaluation", "metrics", "runs", "scores", "sharding", "stages", "trained"},
-    "experiment": {"config", "data", "drawing", "errors", "evaluation", "final_report", "interruption", "models", "printing", "runs"}
-    | {"scores", "sharding", "stages", "trained", "training"},
+    "evaluation": {"data", "errors", "measures", "sharding", "distributions"},
+    "benchmark": {"commands", "errors", "config", "data", "layers", "models", "processes", "runs", "sampling", "sharding", "training"},
+    "reports": {"benchmark", "data", "errors", "evaluation", "measures", "runs", "sharding", "stages", "trained"},
+    "experiment": {"config", "data", "errors", "evaluation", "measures", "models", "processes", "reports", "runs", "sharding", "stages"}
+    | {"trained", "training"},
     "notebook": {"data", "errors", "experiment", "runs", "trained", "training"},
-    "cli": {"benchmark", "commands", "checks", "config", "data", "drawing", "final_report", "printing"}
-    | {"errors", "experiment", "interruption", "models", "runs", "sharding", "stages", "trained", "training"},
-    "__main__": {"errors", "cli", "commands", "interruption"},
+    "cli": {"benchmark", "checks", "commands", "config", "data", "errors", "experiment", "models", "processes", "reports", "runs"}
+    | {"sharding", "stages", "trained", "training"},
+    "__main__": {"errors", "cli", "commands", "processes"},
 }
 # Inside a room: a file and the files of its room that it may import.
 ROOMS = {
@@ -80,6 +72,7 @@ ROOMS = {
         "__init__": {"dataset", "loading"},
     },
     "layers": {
+        "autoregressive": set(),
         "convolutions": set(),
         "logistic_mixture": {"convolutions"},
         "attention": {"convolutions"},
@@ -87,7 +80,25 @@ ROOMS = {
         "masked": {"convolutions"},
         "pixelcnn_fronts": {"convolutions", "fronts", "masked"},
         "weight_norm": {"convolutions"},
-        "gated_resnet": {"convolutions", "weight_norm"},
+        "gated_resnet": {"autoregressive", "convolutions", "weight_norm"},
+        "__init__": set(),
+    },
+    "measures": {
+        "metrics": set(),
+        "rulers": set(),
+        "frechet": set(),
+        "scores": {"metrics", "rulers"},
+        "__init__": set(),
+    },
+    "processes": {
+        "printing": set(),
+        "interruption": {"printing"},
+        "roll_call": {"printing"},
+        "__init__": set(),
+    },
+    "reports": {
+        "drawing": set(),
+        "final_report": {"drawing"},
         "__init__": set(),
     },
     "runs": {
@@ -173,7 +184,7 @@ def test_training_and_commands_name_no_model():
 @pytest.mark.parametrize("script", sorted((ROOT / "experiments").glob("*.py")), ids=lambda path: path.name)
 def test_experiments_import_only_the_public_surface(script):
     measures = {"benchmark", "layers"} if script.name == "layer_speed.py" else set()  # the one script that times layers, not models
-    first = {"interruption"} if script.name == "__init__.py" else set()  # what runs before any script
+    first = {"processes"} if script.name == "__init__.py" else set()  # what runs before any script
     assert dependencies(script) <= {"cli", "models", "data", "training", "experiment", "evaluation"} | measures | first, script
 
 

@@ -14,8 +14,9 @@ import jax
 import pytest
 from conftest import ROOT
 
-from jaxgen import roll_call, sharding
+from jaxgen import sharding
 from jaxgen.errors import ConfigError
+from jaxgen.processes import roll_call
 
 HINT = "start all of them at about the same time"
 

@@ -10,12 +10,14 @@ from flax import nnx
 from scipy import stats
 from test_evaluation import random_set
 
-from jaxgen import experiment, final_report, scores
+from jaxgen import experiment
 from jaxgen.data import DataConfig, Dataset, load
 from jaxgen.data.features import ClassLabel, Image, Points, Tokens
 from jaxgen.evaluation import GaussianModel, evaluate, headline, rulers
+from jaxgen.measures import scores
+from jaxgen.measures.rulers import RIDGES, SMOOTHINGS, HistogramModel, best_ridge, split
 from jaxgen.models.gan import GAN, GANConfig
-from jaxgen.rulers import RIDGES, SMOOTHINGS, HistogramModel, best_ridge, split
+from jaxgen.reports import final_report
 
 
 def test_digits_rulers():

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from saved_runs import CONFIG, DATA, state, two_steps
 
-from jaxgen import interruption, printing
 from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.processes import interruption, printing
 from jaxgen.runs import manifest, storage
 from jaxgen.runs.checkpoint import Checkpointer
 
@@ -38,7 +38,7 @@ def test_letters_that_the_output_does_not_have_are_escaped(monkeypatch):
 def test_an_output_that_cannot_be_written_is_said_once_and_the_program_ends_well(output):
     """A process of its own: at its end Python flushes stdout once more."""
     close = "import sys; sys.stdout.close()" if output == "closed file" else ""
-    program = f"from jaxgen.printing import say\n{close}\nfor step in range(3): say('step')"
+    program = f"from jaxgen.processes.printing import say\n{close}\nfor step in range(3): say('step')"
     if output == "full disk":
         if not Path("/dev/full").exists():
             pytest.skip("this system has no /dev/full")
@@ -152,8 +152,12 @@ def test_a_disk_that_is_full_at_the_start_is_one_line_and_holds_no_lock(tmp_path
 
 def raised_in(file) -> OSError:
     """An error with a traceback, from the file where it is the name of one."""
+
+    def fail():
+        raise OSError("full")
+
     try:
-        exec(compile("raise OSError('full')", str(file), "exec"))  # noqa: S102
+        types.FunctionType(fail.__code__.replace(co_filename=str(file)), {})()
     except OSError as error:
         return error
 

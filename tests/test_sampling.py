@@ -13,10 +13,10 @@ from scipy.stats import chisquare
 from test_models import drawn, log_prob
 
 from jaxgen import sampling
-from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.data.features import OfImages
 from jaxgen.distributions import Categorical, pixel_head
 from jaxgen.errors import ConfigError
+from jaxgen.layers.autoregressive import AutoregressiveImages
 from jaxgen.models import (
     GANConfig,
     GatedPixelCNNConfig,

@@ -19,11 +19,12 @@ from compiling import virtual_devices
 from flax import nnx
 
 import jaxgen
-from jaxgen import cli, config, experiment, interruption, stages
+from jaxgen import cli, config, experiment, stages
 from jaxgen.data.features import OfImages
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.experiment import Experiment
 from jaxgen.models import VAE, VAEConfig
+from jaxgen.processes import interruption
 from jaxgen.runs import checkpoint
 from jaxgen.runs.report import ReportConfig
 from jaxgen.stages import Stage

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from jaxgen.errors import ConfigError, NonFiniteError
-from jaxgen.interruption import Interruption
+from jaxgen.processes.interruption import Interruption
 from jaxgen.sharding import make_mesh
 from jaxgen.training import (
     OptimizerConfig,
@@ -269,7 +269,7 @@ def test_fit_stops_after_max_seconds_with_the_events_of_the_last_step():
 
 SIGNALS = """
 import time
-from jaxgen.interruption import Interruption
+from jaxgen.processes.interruption import Interruption
 for phase in ("SIGTERM", "SIGINT", "twice"):
     with Interruption() as interrupted:
         print(phase, "ready", flush=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen.errors import ConfigError, DataError, did_you_mean
-from jaxgen.printing import say
+from jaxgen.processes.printing import say
 
 MAGIC = (b"PK", b"\x93NUMPY")  # an archive, one array
 COLUMNS = ("image", "label", "vector")

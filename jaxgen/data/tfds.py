@@ -25,7 +25,7 @@ from jaxgen.data.features import ClassLabel, Feature, Image
 from jaxgen.data.images import RULE, check_labels, check_range, infer_levels, without_held_out
 from jaxgen.data.kind import Kind, UnknownName
 from jaxgen.errors import DataError
-from jaxgen.printing import quiet
+from jaxgen.processes.printing import quiet
 
 EXTRA = 'pip install ".[tfds]" in a clone of jaxgen'
 LEVELS_FROM = 1000  # training images that decide between 2 and 256 levels

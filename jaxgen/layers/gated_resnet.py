@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, UInt
 
-from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.checks import check_images, check_label, image_of
+from jaxgen.layers.autoregressive import AutoregressiveImages
 from jaxgen.layers.convolutions import add_bias, dot, dropout, embed, normal, scale_pixels
 from jaxgen.layers.weight_norm import Conv, WeightNorm
 

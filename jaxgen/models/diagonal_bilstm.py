@@ -36,9 +36,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt
 
-from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.data.features import OfImages
 from jaxgen.distributions import pixel_head
+from jaxgen.layers.autoregressive import AutoregressiveImages
 from jaxgen.layers.convolutions import EXACT, add_bias, dot, normal, of_group, scale_pixels, shift, take_group
 from jaxgen.layers.masked import (
     Masked1x1,

@@ -32,10 +32,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt
 
-from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.checks import check_image_config, check_vector
 from jaxgen.data.features import OfImages
 from jaxgen.distributions import pixel_head
+from jaxgen.layers.autoregressive import AutoregressiveImages
 from jaxgen.layers.convolutions import (
     HorizontalConv,
     VerticalConv,

@@ -30,12 +30,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Integer, UInt
 
-from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.checks import check_image_config, check_images
 from jaxgen.data.features import OfImages, box_filter
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.layers.attention import Attention, Blocks, Memory, make_blocks, scan_in_blocks
+from jaxgen.layers.autoregressive import AutoregressiveImages
 from jaxgen.layers.convolutions import (
     add_bias,
     dot,

@@ -30,9 +30,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt
 
-from jaxgen.autoregressive import AutoregressiveImages
 from jaxgen.data.features import OfImages
 from jaxgen.distributions import pixel_head
+from jaxgen.layers.autoregressive import AutoregressiveImages
 from jaxgen.layers.convolutions import dot, normal, of_group, scale_pixels, take_group
 from jaxgen.layers.fronts import Fronts, in_fronts
 from jaxgen.layers.masked import (

@@ -29,10 +29,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgen import metrics as metrics_table
 from jaxgen import sharding
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.printing import say
+from jaxgen.measures import metrics as metrics_table
+from jaxgen.processes.printing import say
 from jaxgen.runs import directory, leaves, storage
 from jaxgen.runs import manifest as manifests
 from jaxgen.runs.lock import NAME as LOCK

@@ -14,7 +14,7 @@ from etils import epath
 
 import jaxgen
 from jaxgen.errors import CheckpointError, ConfigError, DataError
-from jaxgen.printing import say
+from jaxgen.processes.printing import say
 
 STORES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs"}
 """Object stores, and the package that each needs."""

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt, UInt8
 
 from jaxgen.errors import ConfigError
-from jaxgen.metrics import METRICS, OF_SAMPLES
+from jaxgen.measures.metrics import METRICS, OF_SAMPLES
 
 GIVEN_COLOR = (255, 140, 0)  # orange, drawn around the pixels that a completion was given
 GAP_COLOR = 128

@@ -21,9 +21,9 @@ from typing import Any
 
 from etils import epath
 
-from jaxgen import interruption
 from jaxgen.errors import ConfigError
-from jaxgen.printing import say
+from jaxgen.processes import interruption
+from jaxgen.processes.printing import say
 
 NAME = "lock"
 

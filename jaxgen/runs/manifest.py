@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from jaxgen.printing import say
+from jaxgen.processes.printing import say
 from jaxgen.runs import directory
 from jaxgen.runs.directory import flush, is_step
 

@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from jaxgen.metrics import METRICS
-from jaxgen.printing import say
+from jaxgen.measures.metrics import METRICS
+from jaxgen.processes.printing import say
 
 PROGRESS_SECONDS = 10.0
 """The time from one line to the next."""

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from jaxgen.errors import ConfigError, did_you_mean
-from jaxgen.metrics import METRICS
+from jaxgen.measures.metrics import METRICS
 from jaxgen.runs import directory, figures
 from jaxgen.runs.progress import Clock, Progress
 

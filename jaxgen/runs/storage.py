@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxgen.printing import quiet
+from jaxgen.processes.printing import quiet
 
 
 def save(folder: epath.Path, arrays: dict[str, Any]) -> None:

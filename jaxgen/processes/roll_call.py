@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
-from jaxgen import printing
 from jaxgen.errors import ConfigError
+from jaxgen.processes import printing
 
 SECONDS = 300.0
 """How long the processes wait for each other, as in jax."""

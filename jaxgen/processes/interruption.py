@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from jaxgen.printing import say
+from jaxgen.processes.printing import say
 
 LINE = "jaxgen: interrupted; checkpoints that were saved before are intact"
 INTERRUPTED, PREEMPTED = 130, 75

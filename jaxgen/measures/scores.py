@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxgen.metrics import FLOORS, METRICS, headline
-from jaxgen.rulers import RULERS
+from jaxgen.measures.metrics import FLOORS, METRICS, headline
+from jaxgen.measures.rulers import RULERS
 
 
 def lines(

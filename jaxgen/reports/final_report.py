@@ -12,12 +12,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgen import benchmark, evaluation, scores, sharding, trained
+from jaxgen import benchmark, evaluation, sharding, trained
 from jaxgen import stages as staging
 from jaxgen.data import Dataset
 from jaxgen.data.loading import NotThere
-from jaxgen.drawing import captions_for, complete_images, completes, draw_for, has, modelled, noun, small_shape, write_grid
-from jaxgen.metrics import FLOORS
+from jaxgen.measures import scores
+from jaxgen.measures.metrics import FLOORS
+from jaxgen.reports.drawing import captions_for, complete_images, completes, draw_for, has, modelled, noun, small_shape, write_grid
 from jaxgen.runs import checkpoint, directory
 from jaxgen.sharding import announce, warn
 
