@@ -212,9 +212,10 @@ def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_dec
         d_t = min(ema_decay, (1 + t) / (10 + t)),         t = state.step
 
     theta are the model's `nnx.Param` leaves. A model with other variables advances them in `after_update(statistics, key) -> model`, which
-    is called after the update of theta (see statistics.py). `metrics["weight"]`: the count over which the loss is a mean, where that is not
-    rows (tokens that are not padding). accumulate: see `TrainConfig`. The step adds the metrics loss, gradient_norm (before clipping) and
-    finite. If the loss or the gradient norm is not finite, finite is 0, and everything but the step number stays as it was.
+    is called after the update of theta (see statistics.py) and may change theta too, as clipping weights does; the average is taken last.
+    `metrics["weight"]`: the count over which the loss is a mean, where that is not rows (tokens that are not padding). accumulate: see
+    `TrainConfig`. The step adds the metrics loss, gradient_norm (before clipping) and finite. If the loss or the gradient norm is not
+    finite, finite is 0, and everything but the step number stays as it was.
     """
 
     def step(state: TrainState, batch: dict, key: PRNGKeyArray):
@@ -236,10 +237,11 @@ def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_dec
         t = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
         updated = optax.apply_updates(params, updates)
-        ema = jax.tree.map(lambda average, new: average + (1 - decay) * (new - average), state.ema, updated)
         model = nnx.merge(graph, updated, rest)
         if advances:
             model = model.after_update(statistics, update_key)
+            updated = nnx.state(model, nnx.Param)
+        ema = jax.tree.map(lambda average, new: average + (1 - decay) * (new - average), state.ema, updated)
         before = (state.model, state.opt_state, state.ema)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (model, opt_state, ema), before)
         new = TrainState(state.step + 1, *kept)

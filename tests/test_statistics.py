@@ -59,6 +59,23 @@ def test_after_update_advances_the_other_variables_unless_the_step_was_refused(a
     assert metrics["finite"] == 0 and state.model.seen[...] == 24
 
 
+class Clipped(Line):
+    """Clips its weights after every update, as the critic of a Wasserstein GAN does."""
+
+    def after_update(self, statistics, key):
+        graph, rest = nnx.split(self)
+        return nnx.merge(graph, jax.tree.map(lambda leaf: jnp.clip(leaf, -0.125, 0.125), rest))
+
+
+def test_the_average_is_of_the_parameters_after_the_update_of_the_model():
+    state, step = start(Clipped(), OptimizerConfig(learning_rate=0.1), ema_decay=0.0)
+    for batch in batches(2):
+        state, _ = step(state, batch, KEY)
+        for average, weight in zip(bits(ema_model(state)), bits(state.model), strict=True):
+            np.testing.assert_allclose(average, weight, atol=1e-6)
+    assert float(jnp.abs(state.model.weight[...]).max()) == 0.125
+
+
 class Draws(nnx.Module):
     """Its loss and its update both draw."""
 
