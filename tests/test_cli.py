@@ -96,7 +96,7 @@ TRAIN_ERRORS = [
     ("--data.name=ok.npz --data.levels=16", 3, "ok.npz:image[0, ..., 0]: wanted a value in 0..15 (16 levels), got 16"),
     ("--data.name=empty.npz", 3, "empty.npz:image: wanted at least one image, got 0 (the set is empty)"),
     ("--data.name=few.npz", 3, "few.npz/train: wanted at least one batch of 64 images, got 16; batch_size=16 or less"),
-    ("--data.name=noimage.npz", 3, "noimage.npz: wanted an array named 'image', got pixels; numpy.savez(...) writes it"),
+    ("--data.name=noimage.npz", 3, "noimage.npz: wanted an array named 'image' or 'point', got pixels; numpy.savez(...) writes it"),
     ("--data.name=text.npz", 3, "text.npz: wanted a readable file, written by numpy.savez, got one that begins with b'not an'"),
     ("--data.name=objects.npz", 3, "objects.npz: wanted a readable file, got ValueError: Object arrays cannot be loaded ..."),
     ("--data.name=absent.npz", 3, "absent.npz: wanted an existing file or folder, got nothing there"),

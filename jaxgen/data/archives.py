@@ -1,4 +1,5 @@
-"""Arrays from files: `.npz` with `image`, and if there are any `label` [N] and `vector` [N, D], or `.npy` with the images alone.
+"""Arrays from files: `.npz` with `image`, or else `point` [N, d], and if there are any `label` [N] and `vector` [N, D]; or `.npy` with the
+images or, if it is [N, d], the points alone.
 
 Nothing is unpickled.
 """
@@ -17,7 +18,8 @@ from jaxgen.errors import ConfigError, DataError, did_you_mean
 from jaxgen.processes.printing import say
 
 MAGIC = (b"PK", b"\x93NUMPY")  # an archive, one array
-COLUMNS = ("image", "label", "vector")
+FIRST = ("image", "point")
+"""What a file may be about; images where it has both."""
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 UNPACK = {".zip": "unzip", ".7z": "7z x", ".rar": "unrar x"}
 
@@ -26,16 +28,18 @@ UNPACK = {".zip": "unzip", ".7z": "7z x", ".rar": "unrar x"}
 class Raw:
     """What a file holds before any check.
 
-    classes, files: the names of class folders, and of pictures in order. levels: V where the files say it, as grey of 4 bits says 16.
+    values: the first column, images or points. origin: FILE:COLUMN, for errors. classes, files: the names of class folders, and of pictures
+    in order. levels: V where the files say it, as grey of 4 bits says 16. column: the name of the first column.
     """
 
-    images: np.ndarray
+    values: np.ndarray
     labels: np.ndarray | None
     origin: str
     classes: tuple[str, ...] = ()
     vectors: np.ndarray | None = None
     files: tuple[str, ...] = ()
     levels: int | None = None
+    column: str = "image"
 
 
 def read_arrays(path: Path, converts: bool = False) -> Raw:
@@ -61,23 +65,30 @@ def read_arrays(path: Path, converts: bool = False) -> Raw:
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):  # a member that is not an .npy file comes back as its bytes
             raise DataError(f"{path}:{name}", wanted="a numpy array", got=f"{len(array)} bytes of something else")
-    return Raw(arrays["image"], arrays.get("label"), f"{path}:image", vectors=arrays.get("vector"))
+    first = next(iter(arrays))
+    return Raw(arrays[first], arrays.get("label"), f"{path}:{first}", vectors=arrays.get("vector"), column=first)
 
 
 def _named(loaded: Any, path: Path, suffix: str) -> dict[str, Any]:
-    """The arrays that are used, by name; those that are not are named on stderr. Arrays of Python objects are refused: see `np.load`."""
+    """The arrays that are used, by name, the images or points first; those that are not are named on stderr.
+
+    Arrays of Python objects are refused: see `np.load`.
+    """
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         if suffix == ".npy":
-            return {"image": loaded}
+            return {"point" if loaded.ndim == 2 else "image": loaded}
         raise DataError(str(path), wanted="an .npz archive (numpy.savez)", got=f"one array of shape {list(loaded.shape)}")
     with loaded as archive:
-        if "image" not in archive:
-            near = next((name for name in archive.files if did_you_mean(name.lower(), ["image"])), "")
-            hint = f"rename {near} to image" if near else "numpy.savez(file, image=images, label=labels) writes it"
-            raise DataError(str(path), wanted="an array named 'image'", got=listed(archive.files) or "an empty archive", hint=hint)
-        used = [name for name in COLUMNS if name in archive]
+        first = next((name for name in FIRST if name in archive), "")
+        if not first:
+            near = [(name, column) for name in archive.files for column in FIRST if did_you_mean(name.lower(), [column])]
+            hint = "rename {} to {}".format(*near[0]) if near else "numpy.savez(file, image=images, label=labels) writes it"
+            wanted = "an array named 'image' or 'point'"
+            raise DataError(str(path), wanted, listed(archive.files) or "an empty archive", hint)
+        columns = (first, "label", "vector")
+        used = [name for name in columns if name in archive]
         if unused := [name for name in archive.files if name not in used]:
-            missing = [name for name in COLUMNS if name not in archive]
+            missing = [name for name in columns if name not in archive]
             hints = {name: did_you_mean(name.lower(), missing) for name in unused}
             said = [name + (f" ({hints[name]})" if hints[name] else "") for name in unused]
             say_once(f"{path}: used: {', '.join(used)}; not used: {listed(said)}")

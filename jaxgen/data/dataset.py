@@ -3,6 +3,8 @@
     train = load("digits", "train")
     batch = train.batch(step, 64, seed)      # {"image": uint8 [B, H, W, C], "label": int32 [B]}: a function of (seed, step, process)
 
+Images of more than 256 levels are uint16.
+
 With n examples and a global batch of B rows, step s takes the places s B .. (s + 1) B - 1 of the endless sequence
 
     pi_0(0) .. pi_0(n-1), pi_1(0) .. pi_1(n-1), ...        pi_e a permutation of 0 .. n-1 drawn from (seed, epoch e)
@@ -30,8 +32,8 @@ from jaxtyping import Float32
 from numpy.typing import ArrayLike
 
 from jaxgen.data.arrays import ArraySource, checked
-from jaxgen.data.features import Feature, Points, Tokens
-from jaxgen.data.images import array_source, permutation
+from jaxgen.data.features import Feature, Tokens
+from jaxgen.data.images import array_source, given_columns, permutation
 from jaxgen.data.tfds import DiskSource
 from jaxgen.errors import ConfigError, DataError
 
@@ -60,22 +62,23 @@ class Dataset:
     ) -> "Dataset":
         """A data set of arrays, or of lists of numbers: exactly one of image, point and tokens.
 
-        image: integers [N, H, W] or [N, H, W, C] in {0 .. levels-1}; levels None: 2 if no value is above 1, else 256. label: integers [N],
-        vector: floats [N, D], both for images only. point: floats [N, d]. tokens: integers [N, L], each row a string, the stop token 0 and
-        zeros after it. Raises ConfigError for none or two of them, DataError for wrong shapes, types and values.
+        image: integers [N, H, W] or [N, H, W, C] in {0 .. levels-1}; levels None: 2 if no value is above 1, else 256. point: floats [N, d].
+        tokens: integers [N, L], each row a string, the stop token 0 and zeros after it. label: integers [N], vector: floats [N, D]; either
+        may stand beside any of the three. Raises ConfigError for none or two of them, DataError for wrong shapes, types and values.
         """
         given = {"image": image, "point": point, "tokens": tokens}
         about = [column for column, array in given.items() if array is not None]
         if len(about) != 1:
             raise ConfigError("image, point, tokens", "one of them", " and ".join(about) or "none")
-        if image is not None:
-            image, label, vector = (_array(image, name, "image"), _array(label, name, "label"), _array(vector, name, "vector"))
-            return Dataset(array_source(image, label, f"{name}:image", levels, vector), name, "train")
         column, array = about[0], _array(given[about[0]], name, about[0])
+        label, vector = _array(label, name, "label"), _array(vector, name, "vector")
+        if column != "tokens":
+            return Dataset(array_source(array, label, f"{name}:{column}", levels, vector, column=column), name, "train")
         if array.ndim != 2:
-            raise DataError(f"{name}:{column}", "shape [N, d]" if column == "point" else "shape [N, L]", list(array.shape))
-        feature = Points(array.shape[1]) if column == "point" else Tokens(array.shape[1], int(array.max(initial=0)) + 1)
-        return Dataset.from_columns({column: array}, {column: feature}, name)
+            raise DataError(f"{name}:tokens", "shape [N, L]", list(array.shape))
+        columns, features = given_columns(label, vector, len(array), name)
+        feature = Tokens(array.shape[1], int(array.max(initial=0)) + 1)
+        return Dataset.from_columns({"tokens": array} | columns, {"tokens": feature} | features, name)
 
     @staticmethod
     def from_columns(columns: dict[str, np.ndarray], features: dict[str, Feature], name: str = "arrays", split: str = "train") -> "Dataset":

@@ -193,13 +193,8 @@ class Vector:
     def check(self, array: np.ndarray, origin: str) -> np.ndarray:
         """The vectors of a batch or a set."""
         if array.shape[1:] != (self.size,):
-            raise DataError(origin, f"vectors of size {self.size}", list(array.shape[1:]))
-        if array.dtype.kind != "f":
-            raise DataError(origin, "a floating-point dtype", str(array.dtype))
-        if not np.isfinite(array).all():
-            row, column = np.argwhere(~np.isfinite(array))[0]
-            raise DataError(f"{origin}[{row}, {column}]", "a finite number", array[row, column])
-        return array.astype(np.float32)
+            raise DataError(origin, self.said, list(array.shape[1:]))
+        return real(array, origin)
 
 
 @dataclass(frozen=True)
@@ -277,6 +272,19 @@ class Tokens:
             row, place = np.argwhere(wrong)[0]
             raise DataError(f"{origin}[{row}, {place}]", "0 after the first 0, which ends the string", int(array[row, place]))
         return array
+
+
+def real(array: np.ndarray, origin: str, hint: str = "") -> np.ndarray:
+    """Rows [N, d] of real numbers as float32; DataError for another dtype (with the hint), NaN, and what is infinite as float32."""
+    if array.dtype.kind != "f":
+        raise DataError(origin, "a floating-point dtype", str(array.dtype), hint)
+    with np.errstate(over="ignore"):  # told below
+        converted = array.astype(np.float32)
+    if not np.isfinite(converted).all():
+        row, column = np.argwhere(~np.isfinite(converted))[0]
+        hint = "larger numbers than 3.4e38 are infinite as float32" if np.isfinite(array[row, column]) else ""
+        raise DataError(f"{origin}[{row}, {column}]", "a finite number", array[row, column], hint)
+    return converted
 
 
 def integers(array: np.ndarray, levels: int, origin: str, why: str) -> np.ndarray:

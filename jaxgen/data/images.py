@@ -1,7 +1,8 @@
 """Images in memory, checked and split: `.npz` archives (archives.py), folders of pictures (pictures.py), scikit-learn's digits.
 
-Images that leave this file are uint8 [N, H, W, C] in {0 .. levels-1}. What is wrong is one line with the file, the index, what was
-wanted and what came. Nothing is rounded or clipped.
+Images that leave this file are integers [N, H, W, C] in {0 .. levels-1}, uint8 up to 256 levels and uint16 above. An archive may hold
+points instead: they are float32 [N, d] and are split like images. What is wrong is one line with the file, the index, what was wanted and
+what came. Nothing is rounded or clipped.
 
 Splits
   digits                a fixed permutation of the 1797 images: 1293 train, 144 validation, 360 test.
@@ -30,7 +31,7 @@ from jaxtyping import Float32, Float64, Int, Int32, UInt
 from jaxgen.data.archives import PACKED, Raw, listed, read_arrays
 from jaxgen.data.arrays import ArraySource
 from jaxgen.data.decoding import Reading
-from jaxgen.data.features import ClassLabel, Image, Vector, smallest_unsigned
+from jaxgen.data.features import ClassLabel, Feature, Image, Points, Vector, real, smallest_unsigned
 from jaxgen.data.kind import Kind
 from jaxgen.data.pictures import read_pictures
 from jaxgen.errors import ConfigError, DataError
@@ -79,20 +80,23 @@ def check_pixels(images: np.ndarray, origin: str, levels: int | None = None) -> 
         raise DataError(origin, wanted="at least one image", got="0 (the set is empty)")
     if not images.size:
         raise DataError(origin, wanted="images of at least one pixel", got=f"shape {list(images.shape)}")
-    _check_dtype(images, origin)
+    _check_dtype(images, origin, smallest_unsigned(levels or 256))
     check_range(images, origin, levels)
     return np.ascontiguousarray(images, smallest_unsigned(levels or 256))
 
 
-def _check_dtype(images: np.ndarray, origin: str) -> None:
-    """Integers pass; a float array is refused even if its values are whole, with the index of the first NaN or infinity."""
+def _check_dtype(images: np.ndarray, origin: str, dtype: np.dtype) -> None:
+    """Integers pass; a float array is refused even if its values are whole, with the index of the first NaN or infinity.
+
+    dtype: the one that errors ask for.
+    """
     if images.dtype.kind in "bui":
         return
-    hint = "store whole numbers 0 .. levels-1 as uint8; nothing is rounded here"
+    hint = f"store whole numbers 0 .. levels-1 as {dtype}; nothing is rounded here"
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         index = _first(~np.isfinite(images))
-        raise DataError(f"{origin}[{_text(index)}]", wanted="uint8", got=f"{images[index]} ({images.dtype})", hint=hint)
-    raise DataError(origin, wanted="dtype uint8", got=str(images.dtype), hint=hint)
+        raise DataError(f"{origin}[{_text(index)}]", wanted=str(dtype), got=f"{images[index]} ({images.dtype})", hint=hint)
+    raise DataError(origin, wanted=f"dtype {dtype}", got=str(images.dtype), hint=hint)
 
 
 def check_range(images: np.ndarray, origin: str, levels: int | None, rows: Int[np.ndarray, " N"] | None = None) -> None:
@@ -109,7 +113,7 @@ def check_range(images: np.ndarray, origin: str, levels: int | None, rows: Int[n
 def check_labels(labels: np.ndarray, n: int, origin: str, num_classes: int | None = None) -> Int32[np.ndarray, " n"]:
     """int32 [n] in {0 .. num_classes-1} (any non-negative where None), else DataError."""
     if labels.shape != (n,):
-        raise DataError(origin, wanted=f"shape [{n}], one label for each image", got=list(labels.shape))
+        raise DataError(origin, wanted=f"shape [{n}], one label for each example", got=list(labels.shape))
     if labels.dtype.kind not in "ui":
         raise DataError(origin, wanted="an integer dtype", got=str(labels.dtype))
     top = 2**31 - 1 if num_classes is None else num_classes
@@ -123,13 +127,17 @@ def check_labels(labels: np.ndarray, n: int, origin: str, num_classes: int | Non
 def check_vectors(vectors: np.ndarray, n: int, origin: str, size: int | None = None) -> Float32[np.ndarray, "n D"]:
     """float32 [n, D] of finite floating-point numbers, of that size where it is given, else DataError."""
     if vectors.ndim != 2 or len(vectors) != n or vectors.shape[1] != (size or vectors.shape[1]) or not vectors.size:
-        raise DataError(origin, wanted=f"shape [{n}, {size or 'D'}], one vector for each image", got=list(vectors.shape))
-    if vectors.dtype.kind != "f":
-        raise DataError(origin, wanted="a floating-point dtype", got=str(vectors.dtype))
-    if not np.isfinite(vectors).all():
-        index = _first(~np.isfinite(vectors))
-        raise DataError(f"{origin}[{_text(index)}]", wanted="a finite number", got=str(vectors[index]))
-    return vectors.astype(np.float32)
+        raise DataError(origin, wanted=f"shape [{n}, {size or 'D'}], one vector for each example", got=list(vectors.shape))
+    return real(vectors, origin)
+
+
+def check_points(points: np.ndarray, origin: str, size: int | None = None) -> Float32[np.ndarray, "N d"]:
+    """float32 [N, d] of finite floating-point numbers, N and d at least 1, d of that size where it is given, else DataError."""
+    if points.ndim != 2 or points.shape[1] != (size or points.shape[1]) or points.shape[1] == 0:
+        raise DataError(origin, f"points of shape [N, {size or 'd'}]", list(points.shape))
+    if not len(points):
+        raise DataError(origin, "at least one point", "0 (the set is empty)")
+    return real(points, origin, "real numbers are converted by .astype(numpy.float32); images have shape [N, H, W] or [N, H, W, C]")
 
 
 def infer_levels(images: UInt[np.ndarray, "N H W C"]) -> int:
@@ -138,23 +146,40 @@ def infer_levels(images: UInt[np.ndarray, "N H W C"]) -> int:
 
 
 def array_source(
-    images: np.ndarray,
+    values: np.ndarray,
     labels: np.ndarray | None,
     origin: str,
     levels: int | None,
     vectors: np.ndarray | None = None,
     names: tuple[str, ...] = (),
+    column: str = "image",
 ) -> ArraySource:
-    """The checked set of these arrays; levels and the number of classes are inferred where they are not given. names: of the classes."""
-    checked = check_pixels(images, origin, levels)
-    columns, features = {"image": checked}, {"image": Image(checked.shape[1:], levels or infer_levels(checked))}
+    """The checked set of images or points with what is given beside them; levels and the number of classes are inferred if not given.
+
+    column: "image" or "point", with which `origin` ends; points have no levels. names: of the classes.
+    """
+    if column == "point":
+        checked = check_points(values, origin)
+        feature = Points(checked.shape[1])
+    else:
+        checked = check_pixels(values, origin, levels)
+        feature = Image(checked.shape[1:], levels or infer_levels(checked))
+    given, features = given_columns(labels, vectors, len(checked), origin.removesuffix(f":{column}"), names)
+    return ArraySource({column: checked} | given, {column: feature} | features)
+
+
+def given_columns(
+    labels: np.ndarray | None, vectors: np.ndarray | None, n: int, origin: str, names: tuple[str, ...] = ()
+) -> tuple[dict[str, np.ndarray], dict[str, Feature]]:
+    """The columns "label" and "vector" of n examples, those that are not None, checked, and their features. names: of the classes."""
+    columns, features = {}, {}
     if labels is not None:
-        columns["label"] = check_labels(labels, len(checked), origin.replace(":image", ":label"))
+        columns["label"] = check_labels(labels, n, f"{origin}:label")
         features["label"] = ClassLabel(len(names) or int(columns["label"].max()) + 1, names)
     if vectors is not None:
-        columns["vector"] = check_vectors(vectors, len(checked), origin.replace(":image", ":vector"))
+        columns["vector"] = check_vectors(vectors, n, f"{origin}:vector")
         features["vector"] = Vector(columns["vector"].shape[1])
-    return ArraySource(columns, features)
+    return columns, features
 
 
 def digits(split: str, levels: int | None) -> ArraySource:
@@ -180,9 +205,9 @@ def read_path(path: Path, split: str, levels: int | None, rule: int = RULE, **co
     parts = _parts(path, rule) if path.is_dir() else {}
     if not parts:
         raw = _read(path, how)
-        source = array_source(raw.images, raw.labels, raw.origin, how.levels or raw.levels, raw.vectors, raw.classes)
+        source = _source(raw, how)
         hashed = rule > 1 and raw.files
-        return source.select(by_name(raw.files, path)[split] if hashed else fraction(len(source), split, path))
+        return source.select(by_name(raw.files, path)[split] if hashed else fraction(len(source), split, path, raw.column))
     if "train" not in parts:
         raise DataError(str(path), wanted="a train part (train.npz or train/)", got=", ".join(part.name for part in parts.values()))
     return _part(parts, split, how, path, rule)
@@ -209,45 +234,53 @@ def _parts(path: Path, rule: int) -> dict[str, Path]:
 def _part(parts: dict[str, Path], split: str, how: Reading, path: Path, rule: int) -> ArraySource:
     """`split` of a set given in parts; train decides levels, classes and the shape for the others."""
     raw = _read(parts["train"], how)
-    train = array_source(raw.images, raw.labels, raw.origin, how.levels or raw.levels, raw.vectors, raw.classes)
+    train = _source(raw, how)
     if "validation" not in parts and split != "test":
         kept, held = without_held_out(len(train), raw.files, rule)
-        return _not_empty(train.select(kept if split == "train" else held), split, path)
+        return _not_empty(train.select(kept if split == "train" else held), split, path, raw.column)
     if split == "train":
         return train
     if split not in parts:
         raise DataError(str(path), wanted=f"a {split} part ({split}.npz or {split}/)", got=", ".join(part.name for part in parts.values()))
-    return _like_train(_read(parts[split], replace(how, levels=train.features["image"].levels)), train, raw)
+    return _like_train(_read(parts[split], replace(how, levels=getattr(train.features[raw.column], "levels", None))), train, raw)
 
 
 def _like_train(raw: Raw, train: ArraySource, train_raw: Raw) -> ArraySource:
-    """The checked set of another part, which must agree with train in shape, levels and classes."""
-    image, label, vector = (train.features.get(name) for name in ("image", "label", "vector"))
-    columns = {"image": check_pixels(raw.images, raw.origin, image.levels)}
-    if columns["image"].shape[1:] != image.shape:
-        wanted = f"images of shape {list(image.shape)} as in {train_raw.origin}"
-        raise DataError(f"{raw.origin}[0]", wanted=wanted, got=list(columns["image"].shape[1:]))
+    """The checked set of another part, which must agree with train in columns, shape, levels and classes."""
+    column, origin, n = raw.column, raw.origin.removesuffix(f":{raw.column}"), len(raw.values)
+    if column != train_raw.column:
+        raise DataError(raw.origin, f"{train_raw.column}s, as in {train_raw.origin}", f"{column}s")
+    first, label, vector = (train.features.get(name) for name in (column, "label", "vector"))
+    if column == "point":
+        columns = {column: check_points(raw.values, raw.origin, first.size)}
+    else:
+        columns = {column: check_pixels(raw.values, raw.origin, first.levels)}
+        if columns[column].shape[1:] != first.shape:
+            wanted = f"images of shape {list(first.shape)} as in {train_raw.origin}"
+            raise DataError(f"{raw.origin}[0]", wanted=wanted, got=list(columns[column].shape[1:]))
     for what, here, there in (("label", raw.labels, label), ("vector", raw.vectors, vector)):
         if (here is None) != (there is None):
             wanted, got = (f"no {what}s", f"{what}s") if there is None else (f"{what}s", "none")
-            raise DataError(raw.origin.replace(":image", f":{what}"), wanted=f"{wanted}, as in {train_raw.origin}", got=got)
-    origin = raw.origin.replace(":image", ":label")
+            raise DataError(f"{origin}:{what}", wanted=f"{wanted}, as in {train_raw.origin}", got=got)
     if raw.classes != train_raw.classes:
-        raise DataError(origin, wanted=f"the class folders of {train_raw.origin}: {listed(train_raw.classes)}", got=listed(raw.classes))
-    n = len(columns["image"])
+        wanted = f"the class folders of {train_raw.origin}: {listed(train_raw.classes)}"
+        raise DataError(f"{origin}:label", wanted=wanted, got=listed(raw.classes))
     if label is not None:
-        columns["label"] = check_labels(raw.labels, n, origin, label.classes)
+        columns["label"] = check_labels(raw.labels, n, f"{origin}:label", label.classes)
     if vector is not None:
-        columns["vector"] = check_vectors(raw.vectors, n, origin.replace(":label", ":vector"), vector.size)
+        columns["vector"] = check_vectors(raw.vectors, n, f"{origin}:vector", vector.size)
     return ArraySource(columns, train.features)
 
 
-def fraction(n: int, split: str, path: Path) -> Int[np.ndarray, " M"]:
-    """The rows of `split` of a set that comes in one piece; shuffled first, because such sets are often sorted by class."""
+def fraction(n: int, split: str, path: Path, noun: str = "image") -> Int[np.ndarray, " M"]:
+    """The rows of `split` of a set that comes in one piece; shuffled first, because such sets are often sorted by class.
+
+    Raises DataError for fewer than 3. noun: for one example.
+    """
     order, tenth = permutation(n, SPLIT_SEED, 0), max(1, n // 10)
     rows = {"train": order[: -2 * tenth], "validation": order[-2 * tenth : -tenth], "test": order[-tenth:]}
     if n < 3:
-        raise DataError(str(path), wanted="at least 3 images, to split them into train, validation and test", got=n)
+        raise DataError(str(path), wanted=f"at least 3 {noun}s, to split them into train, validation and test", got=n)
     return rows[split]
 
 
@@ -282,9 +315,16 @@ def _places(files: Sequence[str]) -> Float64[np.ndarray, " N"]:
     return np.array([int.from_bytes(digest[:8]) / 2**64 for digest in digests])
 
 
-def _not_empty(source: ArraySource, split: str, path: Path) -> ArraySource:
+def _source(raw: Raw, how: Reading) -> ArraySource:
+    """The checked set of what a file holds. ConfigError where points are to have levels."""
+    if raw.column == "point" and how.levels:
+        raise ConfigError("data.levels", "nothing, since points have no levels", how.levels)
+    return array_source(raw.values, raw.labels, raw.origin, how.levels or raw.levels, raw.vectors, raw.classes, raw.column)
+
+
+def _not_empty(source: ArraySource, split: str, path: Path, noun: str) -> ArraySource:
     if not len(source):
-        raise DataError(str(path), wanted=f"enough images for a {split} split", got="1 in all", hint="one is held out for validation")
+        raise DataError(str(path), wanted=f"enough {noun}s for a {split} split", got="1 in all", hint="one is held out for validation")
     return source
 
 
@@ -310,7 +350,7 @@ def _load(place: str | Path, split: str, config: Any) -> ArraySource:
 KIND = Kind(
     _load,
     names=("digits",),
-    files="an .npz file or a folder (one with train.npz and test.npz, or one of pictures), or an .npy file of images",
+    files="an .npz file or a folder (one with train.npz and test.npz, or one of pictures), or an .npy file of images or points",
     endings=(".npz", ".npy"),
     reads=lambda path: path.is_dir() or path.suffix.lower() in (".npz", ".npy", *PACKED),  # PACKED: the error says to unpack it
 )

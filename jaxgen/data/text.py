@@ -118,7 +118,7 @@ def text_source(strings: Sequence[str], origin: str, split: str) -> ArraySource:
     """One split of the strings, with the column "tokens"; symbols and length are those of all splits."""
     whole = tokenised(strings, origin)
     source = ArraySource({"tokens": whole.tokens}, {"tokens": whole.feature}, version="1")
-    return source.select(fraction(len(source), split, Path(origin)))
+    return source.select(fraction(len(source), split, Path(origin), "string"))
 
 
 def _load(place: str | Path, split: str, config: Any) -> ArraySource:
