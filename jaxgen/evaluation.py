@@ -230,7 +230,8 @@ def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples
     config, name = model.config, model.config.modelled
     x, given = batch[name], given_to(config, batch)
     if kind == "predictions":
-        log_p = jax.nn.log_softmax(model.predict(*given.values()).astype(jnp.float32))
+        logits = model.predict(**given) if len(given) > 1 else model.predict(*given.values())  # of one column any parameter name will do
+        log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
         right = jnp.take_along_axis(log_p, x[:, None], axis=-1)[:, 0]
         return jnp.stack([right, -(log_p.argmax(-1) != x).astype(jnp.float32)], axis=-1)
     if kind == "exact":

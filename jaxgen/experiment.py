@@ -215,7 +215,7 @@ def _train_stages(experiment: Experiment, sets: Sets, allow_data_change: bool) -
         if code := train(part, sets=sets, allow_data_change=allow_data_change):
             return code
         if not done:
-            finish(part)
+            finish(part, sets)
     return 0
 
 

@@ -12,12 +12,16 @@ import os
 import tempfile
 from typing import Any
 
+import jax
+
 from jaxgen import experiment, trained
 from jaxgen.data import DataConfig, Dataset
 from jaxgen.data.images import held_out, permutation
 from jaxgen.data.loading import ARRAYS
 from jaxgen.errors import ConfigError, DataError
+from jaxgen.models import build
 from jaxgen.runs.report import ReportConfig
+from jaxgen.stages import Stage, classes
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 SPLIT_SEED = 1
@@ -42,6 +46,9 @@ def train(
     workdir: the run directory, from which the same call goes on; None keeps nothing on disk. batch_size: None is 64, or all examples of a
     smaller set. eval_every: steps between two validations. seed: of the first parameters, the order of the data and the noise.
 
+    The parts that the configuration's class names in `stages` are trained first, each as long as the whole and with the same arguments, and
+    are frozen afterwards (see stages.py).
+
     Raises ConfigError (an argument), DataError (a set that does not fit the model), NonFiniteError (the loss). Ctrl-C saves a checkpoint
     and then raises KeyboardInterrupt; SIGTERM saves one and ends the process with code 75.
     """
@@ -50,17 +57,31 @@ def train(
             raise ConfigError(name, "a jaxgen.data.Dataset", type(one).__name__, "Dataset.from_arrays(array) makes one")
     sets = split_off(dataset) if validation is None else (dataset, validation)
     options = TrainConfig(steps, min(64, len(sets[0])) if batch_size is None else batch_size, seed, eval_every=eval_every)
-    optimizer = OptimizerConfig(learning_rate=learning_rate)
+    stages = _stages(model_config, options, learning_rate)
+    optimizer = OptimizerConfig(learning_rate=learning_rate, frozen=tuple(stages))
     with tempfile.TemporaryDirectory(prefix="jaxgen") as folder:
         workdir = folder if workdir is None else os.fspath(workdir)
-        pictures = ReportConfig(samples=0) if workdir == folder else ReportConfig()  # nobody sees those of a temporary folder
-        run = experiment.Experiment(model_config, DataConfig(ARRAYS), optimizer, options, workdir, pictures)
+        # nobody sees the pictures of a temporary folder
+        pictures = ReportConfig(samples=0, completions=0) if workdir == folder else ReportConfig()
+        run = experiment.Experiment(model_config, DataConfig(ARRAYS), optimizer, options, workdir, pictures, stages)
         code = experiment.train(run, sets=sets)
         if code == experiment.INTERRUPTED:
             raise KeyboardInterrupt
         if code:
             raise SystemExit(code)
-        return trained.load(workdir, models=[type(model_config)])
+        return trained.load(workdir, models=classes(model_config))
+
+
+def _stages(model_config: Any, options: TrainConfig, learning_rate: float) -> dict[str, Stage]:
+    """The stages that a configuration's class names, each trained with these options, and their own."""
+    stages = {}
+    for name in getattr(model_config, "stages", ()):
+        part = getattr(model_config, name)
+        own = _stages(part, options, learning_rate)
+        fitted = experiment.closed_form(jax.eval_shape(lambda: build(part)))  # noqa: B023 (called at once)
+        optimizer = OptimizerConfig() if fitted else OptimizerConfig(learning_rate=learning_rate, frozen=tuple(own))
+        stages[name] = Stage(train=options, optimizer=optimizer, stages=own)
+    return stages
 
 
 def split_off(dataset: Dataset) -> tuple[Dataset, Dataset]:

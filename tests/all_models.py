@@ -88,7 +88,7 @@ def score(model, batch: dict, key) -> jax.Array:
     """A number for every row: log p or its bound, of a classifier the first logit, of a GAN the discriminator's."""
     x, given = batch[model.config.modelled], given_of(model.config, batch)
     if hasattr(model, "predict"):
-        return model.predict(*given.values())[:, 0]
+        return model.predict(**given)[:, 0]
     if hasattr(model, "log_prob"):
         return model.log_prob(x, **given)
     if hasattr(model, "elbo"):

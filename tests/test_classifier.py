@@ -1,5 +1,9 @@
 """Classifiers against scikit-learn's on the digits, and what their layers give."""
 
+import dataclasses
+from types import SimpleNamespace
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +13,10 @@ from flax import nnx
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from jaxgen.data import load
-from jaxgen.data.features import ClassLabel, Image, Points
+from jaxgen.data import Dataset, load
+from jaxgen.data.features import ClassLabel, Image, Points, Vector
 from jaxgen.errors import ConfigError, DataError
+from jaxgen.evaluation import evaluate
 from jaxgen.models import Classifier, ClassifierConfig
 
 SMALL = ClassifierConfig((5, 4, 1), 4, 3, (6, 5))
@@ -77,6 +82,41 @@ def test_the_loss_is_scikit_learns_log_loss():
     p = np.asarray(jax.nn.softmax(model.predict(batch["image"])), np.float64)
     np.testing.assert_allclose(value, log_loss(batch["label"], p / p.sum(1, keepdims=True)), rtol=1e-6)
     assert metrics["log_loss"] == value and metrics["accuracy"] == np.float32((p.argmax(1) == batch["label"]).mean())
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoColumns:
+    """The configuration of a classifier of two numbers, whose features are in another order than its arguments."""
+
+    features: ClassVar[dict] = {"low": Vector(1), "label": ClassLabel(2), "high": Vector(1)}
+    modelled: ClassVar[str] = "label"
+
+
+class Higher(nnx.Module):
+    """Class 1 where high > low."""
+
+    config = TwoColumns()
+
+    def predict(self, high, low):
+        return 1000.0 * jnp.concatenate([low, high], axis=-1)
+
+
+class OneColumn(nnx.Module):
+    """The same for low = 0, with a name of its own for its one column."""
+
+    config = SimpleNamespace(features={"high": Vector(1), "label": ClassLabel(2)}, modelled="label")
+
+    def predict(self, x):
+        return 1000.0 * jnp.concatenate([jnp.zeros_like(x), x], axis=-1)
+
+
+@pytest.mark.parametrize("model", [Higher(), OneColumn()])
+def test_a_classifier_gets_its_columns_by_name_in_any_order(model):
+    rows = np.float32([[0, 1], [0, -1], [0, 2], [0, 3]])
+    columns = {"high": rows[:, 1:], "low": rows[:, :1], "label": np.int32([1, 0, 1, 0])}
+    columns = {name: columns[name] for name in model.config.features}
+    result = evaluate(model, Dataset.from_columns(columns, model.config.features), batch_size=4)
+    assert result["accuracy"] == 0.75
 
 
 def test_features_and_errors():

@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "reports": {"benchmark", "data", "errors", "evaluation", "measures", "runs", "sharding", "stages", "trained"},
     "experiment": {"config", "data", "errors", "evaluation", "measures", "models", "processes", "reports", "runs", "sharding", "stages"}
     | {"trained", "training"},
-    "notebook": {"data", "errors", "experiment", "runs", "trained", "training"},
+    "notebook": {"data", "errors", "experiment", "models", "runs", "stages", "trained", "training"},
     "cli": {"benchmark", "checks", "commands", "config", "data", "errors", "experiment", "models", "processes", "reports", "runs"}
     | {"sharding", "stages", "trained", "training"},
     "__main__": {"errors", "cli", "commands", "processes"},

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import ClassVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +21,9 @@ from flax import nnx
 
 import jaxgen
 from jaxgen import cli, config, experiment, stages
+from jaxgen.data import DataConfig, Dataset
 from jaxgen.data.features import OfImages
-from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.experiment import Experiment
 from jaxgen.models import VAE, VAEConfig
 from jaxgen.processes import interruption
@@ -252,6 +254,44 @@ def test_a_configuration_class_that_names_its_stages_has_them_on_the_command_lin
     saved = checkpoint.read_config(tmp_path / "run")
     assert saved["optimizer"]["frozen"] == ["codes"] and saved["stages"]["codes"]["train"]["steps"] == 2
     assert saved["model"]["codes"]["image_shape"] == saved["model"]["image_shape"] == [4, 4, 1] and saved["model"]["codes"]["levels"] == 2
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_stages_on_arrays_in_memory_report_on_the_validation_split_and_the_whole_goes_on(validates, tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 17, (60, 8, 8)).astype(np.uint8)
+    sets = Dataset.from_arrays(images[:40], levels=17), Dataset.from_arrays(images[40:], levels=17) if validates else None
+    data = DataConfig("arrays", validation=None if validates else 0)
+    assert experiment.train(dataclasses.replace(prior(tmp_path / "run", steps=3), data=data), sets=sets) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and (checkpoint.newest(tmp_path / "run" / "codes"), checkpoint.newest(tmp_path / "run")) == (6, 3)
+    said = out.split(f"report of {tmp_path / 'run' / 'codes'}")[1].split("training to step 3")[0]
+    evaluated = "the validation split is evaluated" if validates else "nothing is evaluated"
+    assert f"test      none, {evaluated} (arrays: arrays in memory, which are not kept on disk)" in said
+    assert ("validation bits_per_dim_bound" in said) == validates and not re.findall("(?m)^(test|train) bits_per_dim", said)
+    with pytest.raises(DataError, match="^arrays: wanted a data set that has a name"):  # without the arrays there is nothing to report on
+        experiment.finish(dataclasses.replace(prior(tmp_path / "run", steps=3), data=data))
+
+
+@pytest.mark.parametrize("workdir", [None, "run"])
+def test_a_notebook_trains_the_stages_that_a_class_names(workdir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dataset = Dataset.from_arrays(np.random.default_rng(0).integers(0, 17, (60, 8, 8)).astype(np.uint8), levels=17)
+    config, seen = WiderConfig(), {}
+
+    def parts(run, load=experiment._trained_parts):
+        found = load(run)
+        seen.update({name: jax.tree.map(np.array, nnx.state(part)) for name, part in found.items()})
+        return found
+
+    monkeypatch.setattr(experiment, "_trained_parts", parts)
+    model = jaxgen.train(config, dataset, steps=2, workdir=workdir and tmp_path / workdir, eval_every=2, learning_rate=1e-2)
+    out, err = capsys.readouterr()
+    assert err == "" and re.findall("(?m)^stage (.*) of", out) == ["prior", "codes"]
+    for name, whole in {"prior": model.prior, "codes": model.prior.codes}.items():  # trained, and frozen afterwards
+        chex.assert_trees_all_equal(nnx.state(whole), seen[name])
+    fresh = nnx.state(VAE(CODES, rngs=nnx.Rngs(0)))
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(seen["codes"]), jax.tree.leaves(fresh), strict=True))
+    assert (np.asarray(model.offset[...]) != 1).any() and [path.name for path in tmp_path.iterdir()] == ([workdir] if workdir else [])
 
 
 def test_a_command_line_takes_the_part_of_another_run_as_it_is(run, tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""Augmentation: random changes of training images, for changes after which an image still fits its label.
+"""Augmentation: training images are changed at random, in ways that leave their labels true. More varied images make a model overfit less.
 
 The change of an image is a pure function of (seed, step, index in the global batch). So a run that resumes gets the same images again, and
 any number of processes together get the same global batch. Only the column "image" changes.

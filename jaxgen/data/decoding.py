@@ -222,7 +222,12 @@ def _layout(tile: Any) -> str:
 
 
 def _sixteen(data: bytes) -> UInt[np.ndarray, "H W 3"]:
-    """Colour of 16 bits a channel. Pillow keeps the high byte of every value: asked for the other byte order, it keeps the low one."""
+    """Colour of 16 bits a channel.
+
+    Pillow reads such a picture as 8 bits a channel, the high byte of every value. It is decoded twice: as it is, and once more with the
+    two bytes of every value declared to be in the opposite order, so that Pillow takes the low byte for the high one. A value is
+    256 * high + low.
+    """
     halves = []
     for other in (False, True):
         with _opened(data) as picture:

@@ -101,7 +101,8 @@ class Resnet(nnx.Module):
     def pixel(self, base, left, x: Float[Array, "B D"], skip) -> tuple[Array, list]:
         """A pixel of ul: its output and [x, c], from its `base` [B, 3D] and `left`, the [x, c] of the pixel to its left.
 
-        In a resnet with a skip, a is [u, skip]: the last rows of nin's weight are the skip's.
+        skip: the pixel's features of the second shortcut, or None. With one, a = [u, skip] (see the module): the first rows of nin's kernel
+        are multiplied with u, in `base`, and its last rows with skip, here.
         """
         width = x.shape[-1]
         c = base[:, :width] + self.first.pixel(self.f(left[0]), self.f(x))
@@ -129,7 +130,10 @@ class PushingResnet(NamedTuple):
         return cls(*pairs, resnet)
 
     def base(self, above: Float[Array, "W B I"], label) -> Float[Array, "W B E"]:
-        """`base` of a row; `above` are f(x) and f(c) of the row above, concatenated."""
+        """For a row of pixels the terms of c and of (c1, c2) that do not depend on that row, [W, B, 3D]: biases, label, row above.
+
+        above: [f(x), f(c)] of the row above, concatenated along the last axis; I = 4D with f = cat_elu.
+        """
         first, second = jnp.split(above, 2, axis=-1)
         gates = self.resnet.second.base(second)
         gates = gates if self.resnet.embedding is None else add_bias(gates, self.resnet.condition(label, gates.dtype))

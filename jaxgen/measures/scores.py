@@ -1,4 +1,4 @@
-"""What is said of an evaluation: its lines in a report, why a number is missing, and when a model is ruined."""
+"""What is said of an evaluation: its lines in a report, why a number is missing, and a warning where the score is very bad."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +55,7 @@ def ruined(result: Mapping[str, Any], feature: Any, earlier: Mapping[int, Mappin
     """A warning where the headline is worse than chance or far from the best of `earlier`, {step: metrics}; else "".
 
     Worse than chance: more bits than log2 of the number of values of a pixel or token, which is the score of a model that takes all values
-    for equally likely. Far: see `Metric.far`. A loss can stay finite and end there, for example after steps at too high a rate.
+    for equally likely. Far: see `Metric.far`. Both happen though the loss stays finite, for example where the learning rate is too high.
     """
     result = {name: value for name, value in result.items() if name in METRICS and value is not None}
     if not result:

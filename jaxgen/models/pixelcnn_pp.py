@@ -220,7 +220,10 @@ def pixel_of_level(level: Level, cache: LevelCache, here: Column, x: Float[Array
 
 
 def read_column(cache: LevelCache, c) -> Column:
-    """Column c of a level's cache, column c // 2 of the next level's, and so on."""
+    """What the caches of a level and of the levels below it hold for column c of the level's images.
+
+    Each level below has half the width, so its part is column c // 2 of its own cache, the next one's column c // 4, and so on.
+    """
     if cache.next is None:
         return Column(at(cache.ul, c))
     return Column(at(cache.ul, c), at(cache.next.up_ul, c // 2), read_column(cache.next.level, c // 2))

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from jaxgen import benchmark, evaluation, sharding, trained
 from jaxgen import stages as staging
 from jaxgen.data import Dataset
 from jaxgen.data.loading import NotThere
+from jaxgen.errors import DataError
 from jaxgen.measures import scores
 from jaxgen.measures.metrics import FLOORS
 from jaxgen.reports.drawing import captions_for, complete_images, completes, draw_for, has, modelled, noun, small_shape, write_grid
@@ -65,22 +67,27 @@ def load_data(experiment: Any, split: str, sets: tuple[Dataset, Dataset | None] 
     return dataset
 
 
-def finish(experiment: Any) -> None:
+def finish(experiment: Any, sets: tuple[Dataset, Dataset | None] | None = None) -> None:
     """The report at the end of a run: test metrics beside the rulers, samples, completions, and sampling speed if
     report.time_samplers is set.
 
-    Every process loads and evaluates; only process 0 draws, or with fsdp > 1 all together.
+    sets: the training and the validation split, if they are in memory already. If then there is no test split to read, as of arrays in
+    memory, the validation split is evaluated, and without one nothing; the report says so. Every process loads and evaluates; only
+    process 0 draws, or with fsdp > 1 all together.
     """
     folder = epath.Path(experiment.workdir)
     seen = Seen(checkpoint.read_fingerprint(folder), allow=True)  # data that changed during the run get a warning
-    read = partial(load_data, experiment, seen=seen)
-    test = read("test")
+    read = partial(load_data, experiment, seen=seen) if sets is None else partial(load_data, experiment, sets=sets)
+    test, missing = _test_split(experiment, sets, seen)
     split = experiment.train.fsdp > 1  # then the model stays split over the devices
     model = trained.load(experiment.workdir, models=staging.classes(experiment.model), mesh=sharding.split_mesh(experiment.train.fsdp))
     announce(f"\nreport of {experiment.workdir}")
     if not validates(experiment):
         announce("validation  none, trained on all examples: this is the newest step")
-    print_evaluation(experiment, model, test, experiment.train.batch_size, read=read)
+    if missing:
+        announce(missing)
+    if not missing or test.split == "validation":
+        print_evaluation(experiment, model, test, experiment.train.batch_size, read=read)
     saved = checkpoint.list_metrics(experiment.workdir)
     warn(scores.ruined(saved.pop(max(saved)), None, saved))
     if jax.process_index() > 0 and not split:
@@ -99,6 +106,23 @@ def finish(experiment: Any) -> None:
         announce(f"speed     not measured; jaxgen bench {experiment.workdir}")
     announce("pictures  " + "  ".join(map(str, [*pictures, folder / "curve.png"])))
     return sharding.wait_for_all("report")
+
+
+def _test_split(experiment: Any, sets: tuple[Dataset, Dataset | None] | None, seen: Seen) -> tuple[Dataset, str]:
+    """(test split, ""); where it cannot be read and there are `sets`, (the validation split or else the training split, and a
+    line that says so).
+
+    Raises DataError where it cannot be read and there are none.
+    """
+    try:
+        return load_data(experiment, "test", seen=seen), ""
+    except DataError as error:
+        if sets is None:
+            raise
+        train, validation = sets
+        if validation is None:
+            return replace(train, split="train"), f"test      none, nothing is evaluated ({error.argument}: {error.got})"
+        return replace(validation, split="validation"), f"test      none, the validation split is evaluated ({error.argument}: {error.got})"
 
 
 def print_evaluation(

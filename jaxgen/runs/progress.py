@@ -80,7 +80,7 @@ def in_notebook() -> bool:
 
 
 def _bar(step: int, steps: int) -> Any:
-    """A widget where the notebook shows widgets, else text; which of them it is is nothing to warn of."""
+    """A progress bar: a widget where the notebook shows widgets, else text. tqdm's warning that there are no widgets is not shown."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from tqdm.auto import tqdm
