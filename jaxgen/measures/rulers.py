@@ -6,7 +6,8 @@
     ridge_gaussian   N(x + u; mu, Cov + (1/12 + r) I)                        r > 0 where there are few images for their dimensions
 
 The smoothing a and the ridge r are those with the best score on a validation split, of the model that is fitted on the training split; the
-ruler is then fitted on both. Where there is no second split, every tenth image is held out for that choice.
+ruler is then fitted on both. Where there is no second split, every tenth image is held out for that choice. The ridge is chosen on images
+that are not copies of training images: on copies the narrowest density is the best, and on any other image it is the worst.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ RULERS = {"uniform": 0, "histogram": 2, "gaussian": 2, "ridge_gaussian": 3}
 """Name of each ruler, and the least number of images that it is fitted on."""
 SMOOTHINGS = tuple(2.0**k for k in range(-10, 3))
 RIDGES = (0.0, *(2.0 ** (k / 2) for k in range(-28, 9)))
-"""Ridges to choose from, in units of the mean variance of a place."""
+"""Ridges to choose from, in units of the mean variance of a place; `ridges` has more, which do not depend on the images."""
 HELD_OUT = 10  # one image in so many, where there is no validation split
 
 
@@ -89,22 +90,43 @@ class GaussianModel:
         return self.constant - 0.5 * (z**2).sum(axis=1)
 
 
+def ridges(mean_variance: float, levels: int) -> list[float]:
+    """The ridges to choose from, in squares of a level, where a place of the training images has this variance in the mean.
+
+    They are RIDGES times the mean variance, and 1/12, 2/12, 4/12, .. up to (levels^2 - 1) / 12, the variance of a uniform level, so that
+    there is a wide one even where the training images are all the same.
+    """
+    widest = (levels**2 - 1) / 12
+    doubled = [2.0**k / 12 for k in range(2 * levels.bit_length()) if 2.0**k / 12 < widest]
+    return [*(ridge * mean_variance for ridge in RIDGES), *doubled, widest]
+
+
 def best_ridge(training: UInt[np.ndarray, "N ..."], validation: UInt[np.ndarray, "M ..."], levels: int) -> float:
-    """The ridge r of RIDGES with the best score on `validation` of the Gaussian that is fitted on `training`, r times the mean variance.
+    """The one of `ridges` with the best score on validation images that are not in `training`, for the Gaussian fitted on `training`.
 
     With Cov = Q diag(e) Q^T and z = Q^T (x - mean(x)), the mean of log N over the noise u and over the validation images x is
 
         -1/2 sum_i [log(2 pi s_i) + (mean(z_i^2) + 1/12) / s_i],    s_i = e_i + 1/12 + r
+
+    If all validation images are in `training`, every tenth of the different images is held out; of a single one, r is the widest ridge.
     """
-    mean, covariance = _moments(_flat(training, levels, least=2))
+    training, validation = _flat(training, levels, least=2), _flat(validation, levels, least=1)
+    new = {row.tobytes() for row in validation}
+    new.difference_update(row.tobytes() for row in training)
+    validation = validation[[row.tobytes() in new for row in validation]]
+    if not len(validation):
+        training, validation = split([np.unique(training, axis=0)])
+        if not len(training):
+            return ridges(0.0, levels)[-1]
+    mean, covariance = _moments(training)
     values, vectors = np.linalg.eigh(covariance)
-    squares = (((_flat(validation, levels, least=1) - mean) @ vectors) ** 2).mean(axis=0) + 1 / 12
+    squares = (((validation - mean) @ vectors) ** 2).mean(axis=0) + 1 / 12
     variances = np.maximum(values, 0) + 1 / 12
 
     def score(ridge):
         return -0.5 * (np.log(2 * np.pi * (variances + ridge)) + squares / (variances + ridge)).sum()
 
-    return float(max((ridge * values.mean() for ridge in RIDGES), key=score))
+    return float(max(ridges(values.mean(), levels), key=score))
 
 
 def split(sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

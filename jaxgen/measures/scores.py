@@ -21,8 +21,9 @@ def lines(
     for ruler, of_ruler in ruled.items():
         few = "" if of_ruler else too_few(fitted, RULERS[ruler])
         chosen = "".join(f", {name} {of_ruler[name]:.3g}" for name in ("smoothing", "ridge") if name in of_ruler)
-        label = f"  {ruler.replace('_', ' ')} ruler"
-        yield _line(label, headline(of_ruler)[1] if of_ruler else math.nan, of_ruler, noun, few) + chosen
+        bits = headline(of_ruler)[1] if of_ruler else math.nan
+        worse = ", worse than uniform: no measure of a model" if "uniform" in ruled and bits > headline(ruled["uniform"])[1] else ""
+        yield _line(f"  {ruler.replace('_', ' ')} ruler", bits, of_ruler, noun, few) + chosen + worse
     for floor in sorted(set(FLOORS.values()) & set(result)):
         yield _line("  real against real", result[floor], {"n": result["n_floor"]}, noun)
     for other in sorted(set(result) - {"nats", "n", "standard_error", "n_floor", name, *FLOORS.values()}):
