@@ -160,7 +160,8 @@ def _of_other_runs(experiment: Experiment, words: list[str]) -> dict[str, object
                 add(part, stage.stages, saved, f"{place}.{name}")
                 continue
             if saved:
-                begun = config.from_json(trained.classes(saved, staging.classes(part)), saved)
+                known, where = trained.classes(saved, staging.classes(part)), f"checkpoints of {experiment.workdir}"
+                begun = trained.from_saved(known, saved, where, f"config.{place}.{name}")
             else:
                 begun = staging.saved_model(stage.start_from, part, "start_from")
             found.update({f"{place}.{name}.{path}": value for path, value in config.field_values(begun).items()})
@@ -251,9 +252,9 @@ def _open(options, models: Sequence[type]):
     """The experiment and the model of a run."""
     saved = checkpoint.read_config(options.run)
     known = [Experiment, DataConfig, *trained.classes(saved.get("model", {}), models)]
-    if (name := saved.get("data", {}).get("class", "DataConfig")) not in [cls.__name__ for cls in known]:
+    if isinstance(name := saved.get("data", {}).get("class"), str) and name not in [cls.__name__ for cls in known]:
         raise ConfigError("data", "the class of the library", name, "the script that trained it: python my_model.py COMMAND RUN")
-    experiment = config.from_json(known, saved)
+    experiment = trained.from_saved(known, saved, f"checkpoint {checkpoint.newest(options.run)}")
     return experiment, trained.load(options.run, step=options.step, models=models, mesh=sharding.split_mesh(experiment.train.fsdp))
 
 

@@ -269,7 +269,7 @@ def _shapes(experiment: Experiment, optimizer) -> training.TrainState:
 
 def _completed(classes: list[type], old: dict) -> dict:
     """A saved configuration, with defaults for fields that the version which wrote it did not have. classes: of parts and data."""
-    return config.to_json(config.from_json([Experiment, *MODELS, *classes], old))
+    return config.to_json(trained.from_saved([Experiment, *MODELS, *classes], old, "the newest checkpoint"))
 
 
 def _beginning(experiment: Experiment, resumed: int) -> str:

@@ -86,4 +86,4 @@ def saved_model(run: str, part: Any, argument: str) -> Any:
         raise CheckpointError(argument, error.wanted, error.got, error.hint) from None
     if saved.get("class") != type(part).__name__:
         raise ConfigError(argument, f"a run of {type(part).__name__}", f"{run}, a run of {saved.get('class')}")
-    return config.from_json(trained.classes(saved, classes(part)), saved)
+    return trained.from_saved(trained.classes(saved, classes(part)), saved, f"checkpoints of {run}", "config.model")

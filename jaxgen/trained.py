@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxgen import config, sharding
-from jaxgen.errors import ConfigError
+from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models import MODELS, build
 from jaxgen.runs import checkpoint
 
@@ -27,24 +27,41 @@ def load(
     models: configuration classes of your own, each with a method `build(rngs)`. A file can name these and those of `jaxgen.models`, and
     nothing else.
     mesh: the devices that hold the model, each the part that the rules of sharding.py give it, instead of the first one.
-    Raises CheckpointError (nothing there, no such step, damaged), ConfigError (`which`, or a config of a class that is not listed).
+    Raises CheckpointError (nothing there, no such step, damaged, a config that cannot be built), ConfigError (`which`, or a config of a
+    class that is not listed).
     """
 
-    def shapes_of(saved):
-        model_config = config.from_json(classes(saved, models), saved)
-        shapes = jax.eval_shape(lambda: build(model_config))
+    def shapes_of(saved, step):
+        model_config = from_saved(classes(saved, models), saved, f"checkpoint {step}", "config.model")
+        try:
+            shapes = jax.eval_shape(lambda: build(model_config))
+        except ConfigError as error:
+            raise CheckpointError(f"checkpoint {step}, {error.argument}", error.wanted, error.got, error.hint) from None
         return shapes if mesh is None else sharding.placed_shapes(mesh, shapes)
 
     return checkpoint.read_model(path, shapes_of, step, which)
 
 
-def classes(saved: Mapping[str, Any], models: Sequence[type] = ()) -> list[type]:
+def classes(saved: Any, models: Sequence[type] = ()) -> list[type]:
     """The configuration classes that a saved model may name: those of `jaxgen.models` and `models`.
 
     Raises ConfigError where it names a class that is in neither.
     """
-    known, name = [*MODELS, *models], saved.get("class")
+    known, name = [*MODELS, *models], saved.get("class") if isinstance(saved, Mapping) else None
     if isinstance(name, str) and name not in [cls.__name__ for cls in known]:
         hint = f"jaxgen.load(path, models=[{name}]) in Python, or the script that trained it: python my_model.py COMMAND RUN"
         raise ConfigError("models", "the class of the run's model, which is not one of jaxgen.models", name, hint)
     return known
+
+
+def from_saved(known: Sequence[type], saved: Any, where: str, place: str = "config") -> Any:
+    """The configuration that a checkpoint holds, one of the classes `known`. Errors name the checkpoint, `where`, and the field: `place`
+    is the name of `saved` in the manifest.
+
+    Raises CheckpointError for an unknown field, a missing one and a wrong type, since no command line is to blame.
+    """
+    try:
+        return config.from_json(known, saved)
+    except ConfigError as error:
+        field = place + error.argument.removeprefix("config")
+        raise CheckpointError(f"{where}, {field}", error.wanted, error.got, error.hint) from None

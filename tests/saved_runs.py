@@ -18,7 +18,7 @@ CONFIG = {
     "train": {"class": "TrainConfig", "steps": 10, "batch_size": 4},
     "workdir": "w",
 }
-DATA = {"name": "digits", "sha256": "ab", "seed": 0, "batch_size": 4, "process_count": 1}
+DATA = {"name": "digits", "n": 3, "sha256": "ab", "seed": 0, "batch_size": 4, "process_count": 1}
 
 
 def state(value: float, size: int = 1000) -> dict:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from flax import nnx
 from saved_runs import DATA, ROOT, flip, same_bits
 
@@ -123,3 +124,24 @@ def test_importing_checkpoint_does_not_import_orbax():
     assert out.split() == ["True", "False"]
     with pytest.raises(AttributeError, match="nothing_like_that"):
         _ = jaxgen.nothing_like_that
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"width": "x"}, "width: wanted int, got 'x'"),
+        ({"image_shape": None}, "image_shape: wanted a tuple of 3: int, int, int, got None"),
+        ({"depth": 3}, "depth: wanted a field of GatedPixelCNNConfig, got an unknown one"),
+        (None, "class: wanted one of .*, got "),
+    ],
+)
+def test_a_saved_configuration_that_cannot_be_built_is_an_error_of_the_checkpoint(trained, tmp_path, change, said):
+    """None: the manifest has no configuration of a model."""
+    shutil.copytree(trained, tmp_path / "run")
+    folder = epath.Path(tmp_path / "run/checkpoints/1")
+    facts = manifest.read(folder)
+    del facts["files"], facts["format"]
+    facts["config"] = {} if change is None else {"model": facts["config"]["model"] | change}
+    manifest.write(folder, facts, durable=False)
+    with pytest.raises(CheckpointError, match=rf"^checkpoint 1, config\.model\.{said}"):
+        jaxgen.load(tmp_path / "run")

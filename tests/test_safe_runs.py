@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -122,6 +123,28 @@ def test_a_manifest_with_a_wrong_entry_is_damaged(run, field):
     rewrite(folder, manifest.read(folder) | {field: {"step": 3}})
     with pytest.raises(manifest.Damaged, match="its entry of the"):
         manifest.verify(folder)
+
+
+WRONG = {
+    "step": -1, "score": True, "config.model": None, "config.data": [1], "config.data.splits": "x", "config.data.class_names": 3,
+    "metrics.bits_per_dim": [1], "versions.jax": 3, "fingerprint.n": "x", "fingerprint.sha256": None, "fingerprint.test": 3,
+    "fingerprint.validation": {"n": 1}, "files": {}, "arrays.step.dtype": 3, "arrays.step.shape": [-1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_a_manifest_with_a_wrong_value_inside_a_field_is_damaged(run, field, capsys):
+    """The checkpoint before it is taken; the line names step, field, what was wanted and what came."""
+    folder, (*parents, last) = run.workdir / "checkpoints" / "2", field.split(".")
+    facts = manifest.read(folder)
+    inner = facts
+    for name in parents:
+        inner = inner.setdefault(name, {})
+    inner[last] = WRONG[field]
+    rewrite(folder, facts)
+    assert run.restore(state(0))[0] == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(rf"checkpoint 2 is damaged and not used: .*/2/manifest.json: {field}[.\w]*: wanted .*, got .", line)
 
 
 def rewrite(folder: Path, facts: dict) -> None:

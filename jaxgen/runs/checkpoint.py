@@ -281,11 +281,11 @@ class Checkpointer:
 
 def read_model(
     path: str | os.PathLike,
-    shapes_of: Callable[[Mapping[str, Any]], Any],
+    shapes_of: Callable[[Mapping[str, Any], int], Any],
     step: int | None = None,
     which: Literal["best", "latest"] = "best",
 ) -> Any:
-    """The averaged (EMA) model of one checkpoint of a run; `shapes_of` turns its saved configuration into the model as shapes and dtypes.
+    """The averaged (EMA) model of one checkpoint of a run; `shapes_of(saved configuration, step)` is the model as shapes and dtypes.
 
     Only the model's own arrays are read, and only after their hashes, dtypes and shapes were checked. Takes no lock: a run may be going on.
     Raises CheckpointError (nothing there, no such step, damaged), ConfigError (`which`, or what `shapes_of` refuses).
@@ -301,7 +301,7 @@ def read_model(
                 raise _all_damaged(folder, candidates)
             manifest = manifests.read(folder / str(found))
             # Shapes only: nothing is allocated before they were compared with the file.
-            return _read(folder / str(found), manifest, shapes_of(manifest["config"].get("model", {})), ("ema/", "model/"))
+            return _read(folder / str(found), manifest, shapes_of(manifest["config"].get("model", {}), found), ("ema/", "model/"))
         except Exception:
             # A run that trains meanwhile may have deleted a step of the list: then choose among those that are there now.
             if set(candidates) <= set(directory.steps(folder)):

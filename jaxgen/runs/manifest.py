@@ -9,12 +9,14 @@ a new manifest.
 
 import hashlib
 import json
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
+from jaxgen.errors import shown
 from jaxgen.processes.printing import say
 from jaxgen.runs import directory
 from jaxgen.runs.directory import flush, is_step
@@ -25,6 +27,8 @@ FIELDS = {
     "step": int, "config": dict, "fingerprint": dict, "metrics": dict, "score": int | float, "versions": dict,
     "arrays": dict, "files": dict,
 }  # fmt: skip
+SECTIONS = {"model", "data", "optimizer", "train", "report", "stages"}
+"""Parts of a configuration, each an object."""
 LARGEST = 64 * 2**20  # bytes; a manifest of ten thousand arrays has about 2 MB
 
 
@@ -67,16 +71,74 @@ def read(folder: epath.Path) -> dict[str, Any]:
 
 
 def _check_fields(manifest: dict[str, Any]) -> None:
-    """`Damaged` where a field is missing or of another type than `Checkpointer` writes."""
+    """`Damaged` where a field is missing or of another kind than `Checkpointer` writes, at any depth that this library reads."""
     for name, kinds in FIELDS.items():
         if not isinstance(manifest.get(name), kinds) and not (name == "score" and manifest.get(name, 0) is None):
             raise Damaged(NAME, f"its field {name!r} is {manifest.get(name, 'missing')!r:.80}")
+    _expect("step", manifest["step"], "a number from 0 on", _is_count)
+    _expect("score", manifest["score"], "a finite number or null", _is_number)
+    for name in SECTIONS & manifest["config"].keys():
+        _expect(f"config.{name}", manifest["config"][name], "an object", _is_object)
+    data = manifest["config"].get("data", {})
+    _expect("config.data.splits", data.get("splits", 0), "a number from 0 on", _is_count)
+    _expect("config.data.class_names", data.get("class_names", []), "a list of texts", _is_texts)
+    for name, value in manifest["metrics"].items():
+        _expect(f"metrics.{name}", value, "a finite number or null", _is_number)
+    for name, value in manifest["versions"].items():
+        _expect(f"versions.{name}", value, "a text", _is_text)
+    _check_splits(manifest["fingerprint"])
     for name, entry in manifest["files"].items():
         if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
             raise Damaged(NAME, f"its entry of the file {name} is {entry!r:.80}")
+        _expect(f"files.{name}.bytes", entry["bytes"], "a number from 0 on", _is_count)
+        _expect(f"files.{name}.sha256", entry["sha256"], "a text", _is_text)
+    _expect("files", manifest["files"], "one file or more", bool)
     for name, entry in manifest["arrays"].items():
         if not isinstance(entry, dict) or not {"dtype", "shape"} <= entry.keys():
             raise Damaged(NAME, f"its entry of the array {name} is {entry!r:.80}")
+        _expect(f"arrays.{name}.dtype", entry["dtype"], "a text", _is_text)
+        _expect(f"arrays.{name}.shape", entry["shape"], "a list of numbers from 0 on", _is_shape)
+
+
+def _check_splits(fingerprint: dict[str, Any]) -> None:
+    """`Damaged` unless every split in a data fingerprint has a number of examples and their sha256, or neither."""
+    for place in ("", "validation", "test"):
+        split = fingerprint.get(place, {}) if place else fingerprint
+        field = f"fingerprint.{place}".rstrip(".")
+        _expect(field, split, "an object", _is_object)
+        if split.keys() & {"n", "sha256"}:
+            _expect(f"{field}.n", split.get("n", "nothing"), "a number from 0 on", _is_count)
+            _expect(f"{field}.sha256", split.get("sha256"), "a text", _is_text)
+
+
+def _expect(field: str, value: Any, wanted: str, holds: Callable[[Any], bool]) -> None:
+    """`Damaged`, which says what the field should be and what it is, unless `holds(value)`."""
+    if not holds(value):
+        raise Damaged(NAME, f"{field}: wanted {wanted}, got {shown(value)}")
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_count, value))
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))
 
 
 def verify(folder: epath.Path) -> dict[str, Any]:
