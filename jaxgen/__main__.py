@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         interruption.begin()
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["help"] and words[1:2] and words[1] in COMMANDS:  # jaxgen help train: as jaxgen train --help
-        words = [words[1], "--help"]
+    if words[:1] == ["help"] and words[1:]:  # jaxgen help train: as jaxgen train --help; jaxgen help trian: as jaxgen trian
+        words = [words[1], "--help"] if words[1] in COMMANDS else words[1:]
     if not words or words[0] in ("-h", "--help", "help"):
         _help()
         return 0

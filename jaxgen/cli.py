@@ -128,7 +128,8 @@ def parse_train(
     argv, from_step = _from_step(argv)
     words = [word for word in argv if word not in flags]
     found = (found or {}) | ({} if {"-h", "--help"} & set(words) else _of_other_runs(experiment, words))
-    experiment = config.parse(experiment, words, about, prog, found, flags)
+    elsewhere = {flag: "" if flag in flags else ", which only scripts with a small configuration have (experiments/)" for flag in FLAGS}
+    experiment = config.parse(experiment, words, about, prog, found, elsewhere)
     return Train(experiment, "--dry-run" in argv, "--restart" in argv, from_step, "--allow-data-change" in argv)
 
 

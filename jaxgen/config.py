@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
-from jaxgen.errors import ConfigError, shown
+from jaxgen.errors import ConfigError, did_you_mean, shown
 from jaxgen.synonyms import nearest
 
 Config = TypeVar("Config")
@@ -50,14 +50,14 @@ def parse(
     description: str | None = None,
     prog: str | None = None,
     found: Mapping[str, Any] = types.MappingProxyType({}),
-    flags: Sequence[str] = (),
+    flags: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Config:
     """The config with the command line's overrides: `--model.width 64`, `--model.width=64`, `--model.image_shape 28 28 1` or `=28,28,1`.
 
     found: values that replace defaults, {"model.image_shape": (8, 8, 1)}; the command line overrides them. flags: words that the
-    caller has taken off the command line, such as --restart, for the hint beside a mistyped one. `--help` prints every field
-    with its type and default and exits with 0. Raises ConfigError for an unknown option, a wrong type, or a combination that the
-    dataclasses refuse; all new values of one dataclass are applied together.
+    caller has taken off the command line, such as --restart, for the hint beside a mistyped one, each with what the hint adds, such as
+    ", which only scripts have", or "". `--help` prints every field with its type and default and exits with 0. Raises ConfigError for an
+    unknown option, a wrong type, or a combination that the dataclasses refuse; all new values of one dataclass are applied together.
     """
     if "-h" in argv or "--help" in argv:
         _print_help(config, description, prog)
@@ -66,7 +66,8 @@ def parse(
     for flag, words in _split(argv):
         name = flag.removeprefix("--").replace("-", "_")
         if name not in options:
-            raise ConfigError(flag, "a known option", "an unknown one", _nearest(name, [*options, *(flag[2:] for flag in flags)], "--"))
+            hint = _nearest(name, [*options, *(other[2:] for other in flags)], "--", options, flags)
+            raise ConfigError(flag, "a known option", "an unknown one", hint)
         changes[name] = _from_words(flag, options[name], words)
     changed = _replace(config, changes, "")
     _check_fields(changed, "--")
@@ -94,7 +95,7 @@ def parse_command(command: type[Config], words: Sequence[str], description: str 
         name, given = flag[2:].replace("-", "_"), [value] if equals else []
         if name not in hints or name in _positional(command):
             names = [other for other in (*hints, "debug") if other not in _positional(command)]
-            raise ConfigError(flag, "a known option", "an unknown one", _nearest(name, names, "--"))
+            raise ConfigError(flag, "a known option", "an unknown one", _nearest(name, names, "--", hints))
         if hints[name] is bool and not equals:
             given = ["True"]
         while not equals and hints[name] is not bool and rest and not rest[0].startswith("--") and (not given or _is_tuple(hints[name])):
@@ -263,10 +264,25 @@ def type_name(hint: Any) -> str:
     return special.get(hint) or getattr(hint, "__name__", str(hint))
 
 
-def _nearest(name: Any, names: Iterable[str], prefix: str = "") -> str:
-    """`did you mean X?`, or on a command line (with a prefix) where to look."""
-    found = nearest(str(name), names)
-    return f"did you mean {prefix}{found}?" if found else "see --help" if prefix else ""
+def _nearest(
+    name: Any,
+    names: Iterable[str],
+    prefix: str = "",
+    hints: Mapping[str, Any] = types.MappingProxyType({}),
+    more: Mapping[str, str] = types.MappingProxyType({}),
+) -> str:
+    """`did you mean X?`, or on a command line (with a prefix) where to look. hints: the types of fields, of which X may be a value, as in
+    `--optimizer.name adam`; more: what is said after some of the names."""
+    found = nearest(str(name), names, {field: _choices(hint) for field, hint in hints.items()})
+    return f"did you mean {prefix}{found}{more.get(f'{prefix}{found}', '')}?" if found else "see --help" if prefix else ""
+
+
+def _choices(hint: Any) -> list[str]:
+    """The strings that a field of this type may have, where it is a Literal or a union with one; else []."""
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return [value for value in inner if isinstance(value, str)]
+    return [value for part in inner for value in _choices(part)] if typing.get_origin(hint) in (Union, types.UnionType) else []
 
 
 # --- Command line -------------------------------------------------------------------------------------------------------------------
@@ -308,7 +324,8 @@ def _from_words(flag: str, hint: Any, words: list[str]) -> Any:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             return tyro.cli(holder, args=args, config=(tyro.conf.FlagConversionOff,), console_outputs=False).value
     except SystemExit:
-        raise ConfigError(flag, type_name(hint), shown(" ".join(words)), "see --help") from None
+        given = " ".join(words)
+        raise ConfigError(flag, type_name(hint), shown(given), did_you_mean(given, _choices(hint)) or "see --help") from None
 
 
 def _replace(config: Config, changes: dict[str, Any], prefix: str) -> Config:
