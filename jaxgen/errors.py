@@ -15,7 +15,7 @@ class JaxgenError(ValueError):
 
     def __init__(self, argument: str, wanted: str, got: object, hint: str = ""):
         self.argument, self.wanted, self.got, self.hint = argument, wanted, got, hint
-        super().__init__(f"{argument}: wanted {wanted}, got {got}" + (f"; {hint}" if hint else ""))
+        super().__init__(one_line(f"{argument}: wanted {wanted}, got {got}" + (f"; {hint}" if hint else "")))
 
 
 class ConfigError(JaxgenError):
@@ -40,6 +40,11 @@ class NonFiniteError(JaxgenError):
     """A loss or gradient in training (the update is then not applied) or a log-probability in evaluation is NaN or infinite."""
 
     exit_code = 5
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks and other control characters, which the name of a file may have, written as in Python: `\\n`."""
+    return "".join(letter if letter not in "\x85\u2028\u2029" and letter >= " " else repr(letter)[1:-1] for letter in text)
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.errors import ConfigError, DataError, did_you_mean
+from jaxgen.errors import ConfigError, DataError, did_you_mean, one_line
 from jaxgen.processes.printing import say
 
 MAGIC = (b"PK", b"\x93NUMPY")  # an archive, one array
@@ -98,7 +98,7 @@ def _named(loaded: Any, path: Path, suffix: str) -> dict[str, Any]:
 @functools.cache
 def say_once(text: str) -> None:
     """One line on stderr, once for each text: a set is read again for every split."""
-    say(f"jaxgen: {text}", sys.stderr)
+    say(f"jaxgen: {one_line(text)}", sys.stderr)
 
 
 def damaged(path: Path, error: BaseException) -> DataError:

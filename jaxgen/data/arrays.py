@@ -11,6 +11,10 @@ from jaxgen.data.features import ClassLabel, Feature
 from jaxgen.errors import DataError
 
 
+class NoSplit(DataError):
+    """A split that the data do not have, as a folder with train/ alone has no test split."""
+
+
 @dataclass(frozen=True)
 class ArraySource:
     """Checked columns [N, ...] in memory. The first one holds the data proper, such as the images; labels and others come after it.

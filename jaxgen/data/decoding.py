@@ -35,11 +35,14 @@ CONVERTIBLE = ("1", "L", "P", "RGB", "LA", "La", "PA", "RGBA", "RGBa", "RGBX", "
 TO_RGB = "--data.mode RGB or L converts it, what is transparent over --data.background"
 OTHER = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
 WIDE = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": OTHER}  # Pillow's names for colour of 16 bits: other byte order
-EXIF_ORIENTATION, TIFF_BITS, TIFF_PLANES = 0x0112, 258, 284
+WIDE |= {name.replace("RGB", "RGBA"): other.replace("RGB", "RGBA") for name, other in WIDE.items()}
+EXIF_ORIENTATION, TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANES, TIFF_FORMAT = 0x0112, 258, 262, 284, 339
 LARGEST = 4096
 """The largest side of `Reading.size`, in pixels."""
 PNM_GAP = rb"(?:\s|#[^\r\n]*[\r\n])"
 PNM = re.compile(rb"P([2356])" + 3 * (PNM_GAP + rb"+(\d+)") + PNM_GAP)
+PBM = re.compile(rb"P([14])" + 2 * (PNM_GAP + rb"+(\d+)") + PNM_GAP)
+SEVERAL = "several pictures in one file, save each as a file of its own"
 BROKEN = (OSError, ValueError, SyntaxError, KeyError, IndexError, TypeError, EOFError, OverflowError, MemoryError, struct.error)
 
 
@@ -124,6 +127,15 @@ def read_picture(path: Path, how: Reading = AS_IT_IS) -> Picture:
     return _resized(picture, how.size) if how.size else picture
 
 
+def size_and_mode(path: Path) -> tuple[tuple[int, int], str] | None:
+    """(width, height) and Pillow's mode, as the header says; None where it cannot be read."""
+    try:
+        with _opened(path.read_bytes()) as picture:
+            return picture.size, picture.mode
+    except BROKEN:
+        return None
+
+
 def _check(picture: Picture, path: Path, levels: int | None) -> None:
     """Raises DataError where the values of the file are not those of `levels` levels, 256 or fewer where that is None."""
     top = picture.top
@@ -141,11 +153,15 @@ def _decoded(data: bytes, path: Path, how: Reading) -> Picture:
     """By Pillow, the right way up."""
     from PIL import Image, ImageColor
 
+    _check_one_bitmap(data)
     with _opened(data) as picture:
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and picture.format != "MPO":  # the further frames of an MPO photograph are previews and other views of it
             raise DataError(str(path), "one picture in a file", f"{frames} frames ({picture.format})", "save each as a file of its own")
         bits, both_bytes = _bits(picture, data), _has_both_bytes(picture)
+        tags = picture.tag_v2 if picture.format == "TIFF" else {}
+        if 2 in tags.get(TIFF_FORMAT, ()):
+            raise DataError(str(path), "a grey or RGB picture of 8 bits", "one of signed numbers", "convert it first")
         picture.load()
         mode, clear, orientation = picture.mode, picture.has_transparency_data, _orientation(picture)
         wide = bits > 8 and mode in (*GREY, "RGB")
@@ -155,6 +171,10 @@ def _decoded(data: bytes, path: Path, how: Reading) -> Picture:
         if (clear or mode not in (*GREY, "P", "RGB")) and not how.mode:
             got = f"mode {mode}" + (" with a transparent colour" if clear and "A" not in mode.upper() else "")
             raise DataError(str(path), "a grey or RGB picture without transparency", got, TO_RGB)
+        if clear and bits < 8 and isinstance(key := picture.info.get("transparency"), int) and mode in GREY:
+            picture.info["transparency"] = (key & (2**bits - 1)) * (255 // (2**bits - 1))  # Pillow widens the values but not the key
+        if mode == "RGBA" and bits > 8 and both_bytes:
+            picture = Image.fromarray(_eight(_sixteen(data), 65535))
         if clear:
             behind = Image.new("RGBA", picture.size, ImageColor.getrgb(how.background))
             picture = Image.alpha_composite(behind, picture.convert("RGBA")).convert("RGB")
@@ -166,6 +186,8 @@ def _decoded(data: bytes, path: Path, how: Reading) -> Picture:
     if mode == "RGB" and wide and both_bytes:
         return Picture(_turned(_sixteen(data), orientation), 65535, mode)
     own, top = _own_values(pixels, bits if mode in GREY else 8)
+    if tags.get(TIFF_PHOTOMETRIC) == 0 and mode in GREY and top > 255:  # 0 is white; Pillow turns only those of up to 8 bits
+        own = np.uint16(top) - own
     return Picture(_turned(own, orientation), top, mode)
 
 
@@ -221,7 +243,7 @@ def _layout(tile: Any) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _sixteen(data: bytes) -> UInt[np.ndarray, "H W 3"]:
+def _sixteen(data: bytes) -> UInt[np.ndarray, "H W C"]:
     """Colour of 16 bits a channel.
 
     Pillow reads such a picture as 8 bits a channel, the high byte of every value. It is decoded twice: as it is, and once more with the
@@ -271,7 +293,7 @@ def _pnm(data: bytes) -> Picture:
         kept = np.dtype(">u2" if top > 255 else "u1")
         values = np.frombuffer(rest[: min(n, len(rest) // kept.itemsize) * kept.itemsize], kept)
         if rest[n * kept.itemsize :].lstrip()[:1] == b"P":
-            raise ValueError("several pictures in one file, save each as a file of its own")
+            raise ValueError(SEVERAL)
     if len(values) != n:
         raise ValueError(f"{len(values)} values of {n}, the file is cut off")
     if values.min() < 0 or values.max() > top:
@@ -280,18 +302,31 @@ def _pnm(data: bytes) -> Picture:
     return Picture(pixels, top, "RGB" if channels == 3 else "L" if top < 256 else "I;16")
 
 
+def _check_one_bitmap(data: bytes) -> None:
+    """Raises ValueError for a PBM file, plain or binary, with a second picture behind the first."""
+    if match := PBM.match(data):
+        kind, width, height = (int(group) for group in match.groups())
+        rest = data[match.end() :]
+        behind = re.sub(rb"#[^\r\n]*|[\s01]", b"", rest) if kind == 1 else rest[(width + 7) // 8 * height :].lstrip()
+        if behind[:1] == b"P":
+            raise ValueError(SEVERAL)
+
+
 def _in_mode(picture: Picture, mode: str) -> Picture:
     """8 bits, grey or colour."""
     from PIL import Image
 
-    pixels = picture.pixels
-    if picture.top != 255:
-        pixels = ((pixels.astype(np.uint32) * 510 + picture.top) // (2 * picture.top)).astype(np.uint8)
+    pixels = picture.pixels if picture.top == 255 else _eight(picture.pixels, picture.top)
     if mode == "RGB":
         pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
     elif pixels.shape[2] == 3:
         pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
     return Picture(pixels, 255, mode)
+
+
+def _eight(pixels: np.ndarray, top: int) -> np.ndarray:
+    """round(255 v / top), for values in {0 .. top}."""
+    return ((pixels.astype(np.uint32) * 510 + top) // (2 * top)).astype(np.uint8)
 
 
 def _resized(picture: Picture, size: tuple[int, ...]) -> Picture:

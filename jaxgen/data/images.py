@@ -29,11 +29,11 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int, Int32, UInt
 
 from jaxgen.data.archives import PACKED, Raw, listed, read_arrays
-from jaxgen.data.arrays import ArraySource
+from jaxgen.data.arrays import ArraySource, NoSplit
 from jaxgen.data.decoding import Reading
 from jaxgen.data.features import ClassLabel, Feature, Image, Points, Vector, real, smallest_unsigned
 from jaxgen.data.kind import Kind
-from jaxgen.data.pictures import read_pictures
+from jaxgen.data.pictures import read_pictures, say_beside
 from jaxgen.errors import ConfigError, DataError
 
 SPLITS = ("train", "validation", "test")
@@ -113,9 +113,13 @@ def check_range(images: np.ndarray, origin: str, levels: int | None, rows: Int[n
 def check_labels(labels: np.ndarray, n: int, origin: str, num_classes: int | None = None) -> Int32[np.ndarray, " n"]:
     """int32 [n] in {0 .. num_classes-1} (any non-negative where None), else DataError."""
     if labels.shape != (n,):
-        raise DataError(origin, wanted=f"shape [{n}], one label for each example", got=list(labels.shape))
+        one_hot = labels.ndim == 2 and len(labels) == n
+        hint = ("label[:, 0] has it" if labels.shape[1] == 1 else "of one-hot rows, label.argmax(1) has it") if one_hot else ""
+        raise DataError(origin, wanted=f"shape [{n}], one label for each example", got=list(labels.shape), hint=hint)
     if labels.dtype.kind not in "ui":
-        raise DataError(origin, wanted="an integer dtype", got=str(labels.dtype))
+        names = labels.dtype.kind in "USO"
+        hint = "names, label = numpy.unique(label, return_inverse=True)" if names else "label.astype(int), if these are whole numbers"
+        raise DataError(origin, wanted="an integer dtype", got=str(labels.dtype), hint=hint)
     top = 2**31 - 1 if num_classes is None else num_classes
     bad = (labels < 0) | (labels >= top)
     if bad.any():
@@ -196,10 +200,10 @@ def digits(split: str, levels: int | None) -> ArraySource:
     return source.select(rows[split])
 
 
-def read_path(path: Path, split: str, levels: int | None, rule: int = RULE, **conversion: Any) -> ArraySource:
+def read_path(path: Path, split: str, levels: int | None, rule: int = RULE, whole: bool = False, **conversion: Any) -> ArraySource:
     """One split of an `.npz` file, of a folder with train/validation/test parts, or of a folder of pictures.
 
-    rule: of splits. conversion: the other fields of `Reading`, for pictures.
+    rule: of splits. whole: train may be empty, as the caller adds validation to it. conversion: the other fields of `Reading`.
     """
     how = Reading(levels, **conversion, numbered=rule > 1)
     parts = _parts(path, rule) if path.is_dir() else {}
@@ -210,18 +214,26 @@ def read_path(path: Path, split: str, levels: int | None, rule: int = RULE, **co
         return source.select(by_name(raw.files, path)[split] if hashed else fraction(len(source), split, path, raw.column))
     if "train" not in parts:
         raise DataError(str(path), wanted="a train part (train.npz or train/)", got=", ".join(part.name for part in parts.values()))
-    return _part(parts, split, how, path, rule)
+    say_beside(path, parts, rule == RULE)
+    return _part(parts, split, how, path, rule, whole)
 
 
 def _parts(path: Path, rule: int) -> dict[str, Path]:
-    """The files or folders train, validation and test in `path`, those that exist, by any name of PART_NAMES."""
+    """The files or folders train, validation and test in `path`, those that exist, by any name of PART_NAMES.
+
+    Files that end with .npy are parts where there are no others.
+    """
+    return _parts_of(path, rule, (".npz", "")) or (_parts_of(path, rule, (".npy",)) if rule == RULE else {})
+
+
+def _parts_of(path: Path, rule: int, suffixes: tuple[str, ...]) -> dict[str, Path]:
     found, entries = {}, sorted(path.iterdir())
     for split, names in PART_NAMES.items():
         if rule == 1:
-            known = [name + suffix for name in names if not name.endswith("ing") for suffix in (".npz", "")]
+            known = [name + suffix for name in names if not name.endswith("ing") for suffix in suffixes]
             candidates = [item for item in entries if item.name in known]
         else:
-            known = [name + suffix for name in names for suffix in (".npz", "")]
+            known = [name + suffix for name in names for suffix in suffixes]
             candidates = [item for item in entries if item.name.lower() in known and (item.is_dir() or item.suffix)]
         candidates.sort(key=lambda item: known.index(item.name.lower()))
         if len(candidates) > 1:
@@ -231,17 +243,18 @@ def _parts(path: Path, rule: int) -> dict[str, Path]:
     return found
 
 
-def _part(parts: dict[str, Path], split: str, how: Reading, path: Path, rule: int) -> ArraySource:
+def _part(parts: dict[str, Path], split: str, how: Reading, path: Path, rule: int, whole: bool) -> ArraySource:
     """`split` of a set given in parts; train decides levels, classes and the shape for the others."""
     raw = _read(parts["train"], how)
     train = _source(raw, how)
     if "validation" not in parts and split != "test":
         kept, held = without_held_out(len(train), raw.files, rule)
-        return _not_empty(train.select(kept if split == "train" else held), split, path, raw.column)
+        chosen = train.select(kept if split == "train" else held)
+        return chosen if whole else _not_empty(chosen, split, path, raw.column)
     if split == "train":
         return train
     if split not in parts:
-        raise DataError(str(path), wanted=f"a {split} part ({split}.npz or {split}/)", got=", ".join(part.name for part in parts.values()))
+        raise NoSplit(str(path), f"a {split} part ({split}.npz or {split}/)", ", ".join(part.name for part in parts.values()))
     return _like_train(_read(parts[split], replace(how, levels=getattr(train.features[raw.column], "levels", None))), train, raw)
 
 
@@ -344,7 +357,7 @@ def _load(place: str | Path, split: str, config: Any) -> ArraySource:
     if place == "digits":
         return digits(split, config.levels)
     conversion = {name: getattr(config, name) for name in ("size", "mode", "background", "cache")}
-    return read_path(place, split, config.levels, config.splits, **conversion)
+    return read_path(place, split, config.levels, config.splits, config.validation == 0, **conversion)
 
 
 KIND = Kind(

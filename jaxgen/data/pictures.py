@@ -13,7 +13,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,12 @@ import numpy as np
 
 from jaxgen.data.archives import Raw, listed, say_once
 from jaxgen.data.class_names import composed
-from jaxgen.data.decoding import AS_IT_IS, BROKEN, SUFFIXES, Picture, Reading, read_picture
+from jaxgen.data.decoding import AS_IT_IS, BROKEN, SUFFIXES, Picture, Reading, read_picture, size_and_mode
 from jaxgen.errors import DataError
 
 NOT_DATA = ("thumbs.db", "desktop.ini", "__macosx")
 AT_ONCE = 256  # pictures
-CACHED = 1
+CACHED = 2
 """Part of what a cached array is recognised by: a new number where decoding.py gives other values."""
 
 
@@ -64,6 +64,29 @@ def read_pictures(path: Path, how: Reading = AS_IT_IS) -> Raw:
     labels = None if found.labels is None else np.array(found.labels, np.int32)
     own_levels = top + 1 if top != 255 or how.mode else None
     return Raw(images, labels, f"{path}:image", found.classes, files=names, levels=own_levels)
+
+
+def say_beside(path: Path, parts: Mapping[str, Path], strict: bool) -> None:
+    """Counts in one line on stderr what a folder holds beside its parts train, validation and test, none of which is read.
+
+    strict: DataError for folders of pictures beside a part without both train and test: those may be classes, one of them called `train`.
+    """
+    beside = [item for item in sorted(path.iterdir()) if item not in parts.values() and not _hidden(item.name)]
+    folders = {f"{item.name}/": n for item in beside if item.is_dir() and (n := len(_pictures(item)))}
+    names = ", ".join(part.name + "/" * part.is_dir() for part in parts.values())
+    alike = all(part.is_dir() and _pictures(part) for part in parts.values())
+    if strict and folders and alike and not {"train", "test"} <= parts.keys():
+        got = f"{listed(list(folders))} with pictures beside {names}"
+        hint = f"if all are classes, rename {names}; if not, move the others out of this folder"
+        raise DataError(str(path), "either class folders or parts (train, validation, test)", got, hint)
+    deep = sum(len(_others(item, set())) for item in beside if item.is_dir()) - sum(folders.values())
+    files = [item for item in beside if not item.is_dir()]
+    loose = sum(item.suffix.lower() in SUFFIXES for item in files)
+    said = [f"{sum(folders.values())} pictures in {listed(list(folders))}"] * bool(folders)
+    said += [f"{loose} pictures"] * bool(loose) + [f"{deep} other files in folders"] * bool(deep)
+    said += [item.name for item in files if item.suffix.lower() not in SUFFIXES]
+    if said:
+        say_once(f"{path}: skipped beside {names}: {listed(said)}")
 
 
 def _find(path: Path, numbered: bool) -> _Found:
@@ -137,16 +160,30 @@ def _counted(path: Path, others: list[Path], read: int) -> str:
 
 def _stack(path: Path, paths: list[Path], how: Reading) -> tuple[np.ndarray, int]:
     """[N, H, W, C] of picture files that all have the shape and the number of levels of the first, and their largest possible value."""
-    first = read_picture(paths[0], how)
-    images = np.empty((len(paths), *first.pixels.shape), first.pixels.dtype)
     enlarged = 0
-    for index, picture in enumerate(_read_all(paths, how)):
-        _like(picture, first, f"{paths[index]} (picture {index})", paths[0].name, how.levels)
-        images[index] = picture.pixels
-        enlarged += picture.enlarged
+    try:
+        first = read_picture(paths[0], how)
+        images = np.empty((len(paths), *first.pixels.shape), first.pixels.dtype)
+        for index, picture in enumerate(_read_all(paths, how)):
+            _like(picture, first, f"{paths[index]} (picture {index})", paths[0].name, how.levels)
+            images[index] = picture.pixels
+            enlarged += picture.enlarged
+    except DataError as error:
+        if not how.converts and "--data." in error.hint and (hint := _both_options(paths)):
+            raise DataError(error.argument, error.wanted, error.got, hint) from error
+        raise
     if enlarged:
         say_once(f"{path}: {enlarged} of {len(paths)} pictures are smaller than --data.size and were enlarged")
     return images, first.top
+
+
+def _both_options(paths: list[Path]) -> str:
+    """The hint for pictures of several sizes and several modes; "" where either is the same in the headers of the first thousand."""
+    kinds = [kind for path in paths[:1000] if (kind := size_and_mode(path))]
+    if len({size for size, _ in kinds}) < 2 or len({mode for _, mode in kinds}) < 2:
+        return ""
+    side = min(kinds[0][0])
+    return f"--data.mode RGB or L and --data.size {side}, both, make pictures of several modes and sizes alike"
 
 
 def _like(picture: Picture, first: Picture, origin: str, name: str, levels: int | None) -> None:
