@@ -140,7 +140,7 @@ def test_both_options_are_named_at_once(tmp_path: Path) -> None:
     one_line(caught.value, "1.png", "--data.mode RGB or L and --data.size 8")
     with pytest.raises(DataError, match="--data.size 8"):
         read_pictures(tmp_path, Reading(mode="RGB"))
-    assert read_pictures(tmp_path, Reading(mode="RGB", size=(8,))).images.shape == (3, 8, 8, 3)
+    assert read_pictures(tmp_path, Reading(mode="RGB", size=(8,))).values.shape == (3, 8, 8, 3)
 
 
 def test_a_line_break_in_a_name_stays_in_the_line(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_the_exif_orientation_is_applied_in_every_format(tmp_path: Path, suffix:
 
 def test_a_damaged_orientation_is_none(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     Image.fromarray(corner()).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    np.testing.assert_array_equal(read_pictures(tmp_path).images, [corner()])
+    np.testing.assert_array_equal(read_pictures(tmp_path).values, [corner()])
     assert not recwarn.list
 
 
@@ -233,7 +233,7 @@ def test_pictures_with_other_suffixes_are_read(tmp_path: Path, capsys: pytest.Ca
     for suffix in suffixes:
         picture = Image.fromarray(np.full((8, 8, 3), 90, np.uint8))
         picture.save(tmp_path / f"a{suffix}", **({"quality": 100} if suffix == ".avif" else {}))
-    images = read_pictures(tmp_path).images
+    images = read_pictures(tmp_path).values
     assert images.shape == (len(suffixes), 8, 8, 3)
     assert (np.abs(images.astype(int) - 90) <= 1).all()
     assert capsys.readouterr().err == ""
@@ -261,7 +261,7 @@ def test_pictures_that_differ_name_the_options(tmp_path: Path, other: tuple, par
     with pytest.raises(DataError) as caught:
         read_pictures(tmp_path)
     one_line(caught.value, "1.png (picture 1)", "[4, 4, 3] uint8 as 0.png", f"got {list(other)}", *parts)
-    assert read_pictures(tmp_path, Reading(size=(4,), mode="L")).images.shape == (2, 4, 4, 1)
+    assert read_pictures(tmp_path, Reading(size=(4,), mode="L")).values.shape == (2, 4, 4, 1)
 
 
 # ----------------------------------------------------------------------------------------------------------------------------------- arrays
