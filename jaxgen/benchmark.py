@@ -190,7 +190,7 @@ def sampling(model, method: str | None, batch: int, peak: Peak, repetitions: int
     if method == "naive":
         return _naive(model, batch, peak, repetitions)
     given, chosen = random_given(model, batch), {} if method is None else {"method": method}
-    if method == "cached" and jax.device_count() > 1:
+    if method == "cached" and jax.device_count() > 1 and sharding.split_over(model) is None:
         chosen["mesh"] = sharding.make_mesh()
         model = sharding.place_state(chosen["mesh"], model)
     key = jax.random.key(0)
@@ -225,7 +225,7 @@ def _naive(model, batch: int, peak: Peak, repetitions: int) -> Row:
 
 def train(model, batch: int, parts: int, peak: Peak, repetitions: int, flops: int) -> Row:
     """One row: the train step (Adam, average of the parameters) on random examples, gradients added up over parts of the batch."""
-    settings, mesh = training.OptimizerConfig(), sharding.make_mesh()
+    settings, mesh = training.OptimizerConfig(), sharding.split_over(model) or sharding.make_mesh()
     step = training.make_train_step(training.make_optimizer(settings, 1000), mesh, accumulate=parts)
     state = training.init_state(jax.tree.map(jnp.copy, model), training.make_optimizer(settings, 1000), mesh)
     data = random_batch(model.config, batch)

@@ -80,6 +80,13 @@ def place_state(mesh: Mesh, tree):
     return jax.device_put(tree, state_sharding(mesh, tree))
 
 
+def split_over(tree) -> Mesh | None:
+    """The mesh over which arrays of the tree are split; None where every device that holds an array holds the whole of it."""
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)]
+    split = [leaf.sharding for leaf in arrays if not leaf.is_fully_replicated and isinstance(leaf.sharding, NamedSharding)]
+    return split[0].mesh if split else None
+
+
 def on_one_device(mesh: Mesh, tree):
     """Gather a tree that is split over the mesh: whole arrays on this process's first device. Every process must call it.
 

@@ -13,11 +13,14 @@ from compiling import virtual_devices
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import gc, json, sys
+from functools import partial
 import jax, numpy as np
-from jaxgen import cli, experiment, sharding, trained, training
+from jaxgen import benchmark, cli, config, experiment, sharding, trained, training
 from jaxgen.data import DataConfig
 from jaxgen.experiment import Experiment
-from jaxgen.models import GatedPixelCNNConfig
+from jaxgen.layers import autoregressive
+from jaxgen.models import GatedPixelCNNConfig, ImageTransformerConfig, build
+from jaxgen.runs.checkpoint import Checkpointer
 from jaxgen.runs.report import ReportConfig
 from jaxgen.training import TrainConfig
 
@@ -59,10 +62,29 @@ def sizes(tree):
     split, whole = (sum(leaf.size * leaf.dtype.itemsize for leaf, left in leaves if left == wanted) for wanted in (False, True))
     return {"split": split, "whole": whole, "shapes": sorted({leaf.shape for leaf, left in leaves if left})}
 
+small = Experiment(
+    ImageTransformerConfig((8, 8, 1), 17, layers=1, width=64, heads=2, hidden=256, encoder_layers=1, low_resolution=(2, 2, 1)),
+    DataConfig("digits"), train=TrainConfig(fsdp=8), workdir=sys.argv[1] + "/small")
+with Checkpointer(small.workdir, config.to_json(small)) as saving:
+    saving.save(1, training.new_state(build(small.model), experiment.make_optimizer(small)))
+report, commands = seen, {}
+watch(autoregressive, "_sample"); watch(benchmark, "timed")
+for command, folder in (("sample", run.workdir), ("complete", run.workdir), ("upscale", small.workdir)):
+    seen = {}
+    assert cli.command(command, [folder, "--n", "4"]) == 0
+    commands[command] = seen
+seen = {}
+model = trained.load(run.workdir, mesh=sharding.make_mesh(8))
+for measure in (partial(benchmark.sampling, model, "cached", 4), partial(benchmark.train, model, 16, 1)):
+    measure(lambda: 1.0, 1, 1)
+    commands[measure.func.__name__], seen = seen, {}
+drawn = model.sample(jax.random.key(0), 4, label=0, mesh=sharding.make_mesh())
+del model
+same = bool((np.asarray(drawn) == np.asarray(trained.load(run.workdir).sample(jax.random.key(0), 4, label=0))).all())
 gathered = jax.jit(lambda model, key: model.sample(key, 4, label=0)).lower(
     trained.load(sys.argv[1], mesh=mesh), jax.random.key(0)).compile().memory_analysis()
-print(json.dumps({"state": sizes(shapes), "model": sizes(training.ema_model(shapes)), "seen": seen,
-                  "sampler": gathered.temp_size_in_bytes if gathered else None}))
+print(json.dumps({"state": sizes(shapes), "model": sizes(training.ema_model(shapes)), "seen": report, "commands": commands, "same": same,
+       "small": sizes(jax.eval_shape(lambda: build(small.model))), "sampler": gathered.temp_size_in_bytes if gathered else None}))
 """
 
 
@@ -78,6 +100,8 @@ def facts(tmp_path_factory) -> dict:
 
 KEY, METRICS = 2 * 4, 5 * 4
 """Bytes of a key, and of the numbers of the last step: loss, bits per dimension, nats, gradient norm, whether all are finite."""
+INPUTS = 2**10
+"""Bytes, at most, of four images with their labels and masks: as they go in, and as they come out."""
 
 
 def test_a_device_holds_an_eighth_of_what_is_split_the_small_arrays_and_nothing_else(facts):
@@ -98,3 +122,19 @@ def test_a_device_holds_an_eighth_of_what_is_split_the_small_arrays_and_nothing_
         "after evaluate": model,
     }
     assert np.isfinite(facts["sampler"] or 0)
+
+
+def test_the_commands_keep_a_model_split(facts):
+    """From load to the picture: beside the model only the images, labels and masks that go in and come out."""
+    state, model, small = (facts[name]["split"] // 8 + facts[name]["whole"] for name in ("state", "model", "small"))
+    held = {"sample": model, "complete": model, "upscale": small, "sampling": model, "train": state + model}
+    assert facts["commands"].keys() == held.keys()
+    for name, least in held.items():
+        seen = facts["commands"][name]
+        assert seen.pop("before load", 0) == 0 and {"before _sample", "before timed"} & seen.keys()
+        assert all(least <= bytes_held < least + INPUTS for bytes_held in seen.values()), name
+
+
+def test_a_split_model_draws_what_the_whole_one_does(facts):
+    """Also with `mesh=`, which changes nothing for it."""
+    assert facts["same"]

@@ -11,9 +11,10 @@ from typing import SupportsIndex
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
 
+from jaxgen import sharding
 from jaxgen.checks import check_count, check_images, check_key, check_known, check_label, check_temperature, image_of
 from jaxgen.data.features import given_to
 from jaxgen.distributions import bits_per_dim
@@ -95,7 +96,8 @@ class AutoregressiveImages(nnx.Module):
         known=(image, mask): pixels where the boolean mask [n, H, W] (or [H, W]) is True are taken from the image, the others drawn given
         all pixels before them, not those after. temperature: below 1 every p(x_i | x_<i) becomes sharper, see the head's `sample`.
         method: "cached", "naive" or "fixed_point", see sampling.py; they draw the same images. mesh: for "cached", the devices of this
-        process among which the n images are divided; each gets the whole model.
+        process among which the n images are divided; each gets the whole model. It changes nothing for a model that is split over devices
+        (`load(mesh=)` with fsdp > 1): that stays as it is, and all devices draw every image together.
         """
         config = self.config
         check_key(key)
@@ -104,7 +106,8 @@ class AutoregressiveImages(nnx.Module):
             raise ConfigError("method", "one of " + ", ".join(METHODS), method)
         known = check_known(known, n, config.image_shape, config.levels)
         condition = self.condition(n, label, **given)
-        model = self if mesh is None else jax.device_put(self, NamedSharding(mesh, PartitionSpec()))
+        mesh = None if sharding.split_over(self) else mesh
+        model = self if mesh is None else jax.device_put(self, sharding.whole(mesh))
         return _sample(model, key, n, condition, known, temperature, method, mesh)[0]
 
     def sample_and_passes(self, key: PRNGKeyArray, n: SupportsIndex, label=None, **given) -> tuple[UInt[Array, "n H W C"], Int[Array, ""]]:
