@@ -89,15 +89,15 @@ def test_parts_are_found_in_any_case_of_letters(tmp_path: Path, names: tuple[str
 
 def test_the_rule_is_kept_in_the_configuration(tmp_path: Path) -> None:
     new = config.to_json(DataConfig("x"))
-    assert new["splits"] == 3 and config.from_json(DataConfig, new) == DataConfig("x")
+    assert new["splits"] == 4 and config.from_json(DataConfig, new) == DataConfig("x")
     old = json.loads(json.dumps({name: value for name, value in new.items() if name != "splits"}))
     assert config.from_json(DataConfig, old).splits == 1
-    assert [DataConfig("x").as_begun({**new, "splits": rule}).splits for rule in (1, 2, 3)] == [1, 2, 3]
+    assert [DataConfig("x").as_begun({**new, "splits": rule}).splits for rule in (1, 2, 3, 4)] == [1, 2, 3, 4]
     assert DataConfig("x").as_begun(old).splits == 1 == DataConfig("x", splits=1).as_begun(old).splits
-    for begun, asked in ((old, 2), (new, 1), (new, 2)):  # a rule that was asked for is not passed over
+    for begun, asked in ((old, 2), (new, 1), (new, 2), (new, 3)):  # a rule that was asked for is not passed over
         with pytest.raises(ConfigError, match=f"data.splits: wanted {begun.get('splits', 1)}, the rule by .* began, got {asked}"):
             DataConfig("x", splits=asked).as_begun(begun)
-    for rule in (0, 4):
+    for rule in (0, 5):
         with pytest.raises(ConfigError, match="data.splits"):
             DataConfig("x", splits=rule)
 
@@ -105,9 +105,26 @@ def test_the_rule_is_kept_in_the_configuration(tmp_path: Path) -> None:
 def test_class_folders_with_numbers_are_in_the_order_of_the_numbers(tmp_path: Path) -> None:
     for number in range(12):
         save(tmp_path / "train" / str(number), range(10 * number, 10 * number + 10))
-    for splits, names in ((2, range(12)), (1, sorted(range(12), key=str))):
+    for splits, names in ((4, range(12)), (3, range(12)), (2, range(12)), (1, sorted(range(12), key=str))):
         train = data.load(str(tmp_path), "train", splits=splits)
         assert [list(names)[label] for label in train.labels] == [int(image[0, 0, 0]) // 10 for image in train.images]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("class 1", "class 2", "class 10"), ("1", "2", "10", "background"), ("a2b9", "a2b10", "a10b1"), ("01", "1", "2"), ("a", "a1", "b"),
+        ("9.5", "10.5"),
+    ],
+)  # fmt: skip
+def test_numbers_within_the_names_of_class_folders_count_as_numbers(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """In runs that begin; a run of rule 3 keeps the order of the alphabet, and its labels."""
+    for number, name in enumerate(names):
+        save(tmp_path / name, range(20 * number, 20 * number + 20))
+    for splits, wanted in ((4, names), (3, tuple(sorted(names)))):
+        train = data.load(str(tmp_path), "train", splits=splits)
+        assert train.features["label"].names == wanted
+        assert [wanted[label] for label in train.labels] == [names[int(image[0, 0, 0]) // 20] for image in train.images]
 
 
 def test_a_run_of_an_old_rule_goes_on_by_it_and_says_so(
@@ -121,7 +138,7 @@ def test_a_run_of_an_old_rule_goes_on_by_it_and_says_so(
     assert main([*words, "--data.splits=1"]) == 0
     capsys.readouterr()
     assert main(words) == 0
-    assert f"{tmp_path}/run keeps the rule of splits by which it began: 1, not 3\n" in capsys.readouterr().out
+    assert f"{tmp_path}/run keeps the rule of splits by which it began: 1, not 4\n" in capsys.readouterr().out
     assert main([*words, "--data.splits=2"]) == 2
     assert "--data.splits: wanted 1, the rule by which this run began, got 2" in capsys.readouterr().err
     assert main(["evaluate", f"{tmp_path}/run"]) == 0

@@ -17,7 +17,7 @@ import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt
@@ -51,8 +51,8 @@ class Reading:
     """How files are read: the fields of `DataConfig` that say it, and `cache`, the folder that keeps converted pictures.
 
     levels: V where the user gave it. size: (), (side,) or (height, width). mode: None, L or RGB. background: behind what is transparent.
-    numbered: class folders that all have numbers for names are in the order of the numbers, and two Unicode forms of a name are one
-    class; False: folders are in the order of the alphabet, each a class.
+    order: of class folders. alphabet: each folder is a class. numbers: two Unicode forms of a name are one class, and classes that all have
+    numbers for names are in the order of the numbers. natural: so too, and "class 2" goes before "class 10".
     """
 
     levels: int | None = None
@@ -60,7 +60,7 @@ class Reading:
     mode: str | None = None
     background: str = "white"
     cache: Path | None = None
-    numbered: bool = True
+    order: Literal["alphabet", "numbers", "natural"] = "natural"
 
     @property
     def converts(self) -> bool:

@@ -12,10 +12,12 @@ Splits
   train / test parts    as given, named train or training, test or testing, validation, valid or val in any case of letters; without a
                         validation part, 10 % of train (at most 10,000) are held out for it, by the same hash or by a fixed permutation.
 
-This is rule 3 of `DataConfig.splits`, that of new runs; a run keeps the rule by which it began. Rule 2 is the same but for sets of
-tensorflow-datasets (tfds.py). By rule 1, the oldest, folders of pictures are split as one file is, names of parts are written as train,
-test, validation, valid or val, class folders 0 .. 10 are in the order of the alphabet, two Unicode forms of a name are two classes, and the
-last 10 % of train in their order are held out.
+Class folders are in natural order: "class 2" goes before "class 10".
+
+This is rule 4 of `DataConfig.splits`, that of new runs; a run keeps the rule by which it began. By rules 3 and 2 class folders are in the
+order of the alphabet unless all their names are numbers; rule 2 has other splits of sets of tensorflow-datasets (tfds.py). By rule 1, the
+oldest, folders of pictures are split as one file is, names of parts are written as train, test, validation, valid or val, class folders
+0 .. 10 are in the order of the alphabet, two Unicode forms of a name are two classes, and the last 10 % of train are held out.
 """
 
 import hashlib
@@ -40,7 +42,7 @@ SPLITS = ("train", "validation", "test")
 PART_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val"), "test": ("test", "testing")}
 MAX_CHANNELS = 4  # more is a channel-first array, [N, C, H, W], far more often than a picture
 SPLIT_SEED = 1
-RULE = 3
+RULE = 4
 """The rule of splits for new runs; see above."""
 
 
@@ -205,7 +207,7 @@ def read_path(path: Path, split: str, levels: int | None, rule: int = RULE, whol
 
     rule: of splits. whole: train may be empty, as the caller adds validation to it. conversion: the other fields of `Reading`.
     """
-    how = Reading(levels, **conversion, numbered=rule > 1)
+    how = Reading(levels, **conversion, order={1: "alphabet", 2: "numbers", 3: "numbers"}.get(rule, "natural"))
     parts = _parts(path, rule) if path.is_dir() else {}
     if not parts:
         raw = _read(path, how)

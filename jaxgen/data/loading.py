@@ -49,7 +49,7 @@ class DataConfig:
     mode: Literal["L", "RGB"] | None = None  # make every picture grey (L) or colour (RGB) of 8 bits
     background: str = "white"  # the colour behind what is transparent, with mode: a name or #rrggbb
     class_names: tuple[str, ...] = ()  # names of the classes in the order of their labels; (): those of the data, which a run then keeps
-    splits: int = RULE  # the rule by which validation and test splits are made; 1 and 2 are those of runs made by earlier versions
+    splits: int = RULE  # the rule by which splits are made and classes are ordered; 1 to 3 are those of runs made by earlier versions
     validation: int | None = None  # 0 trains on the validation split too: nothing is validated, the newest step counts as the best
     EARLIER = {"splits": 1}  # not a field: what a saved configuration without the field meant
 

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import warnings
 import zipfile
@@ -42,12 +43,12 @@ class _Found:
 
 
 def read_pictures(path: Path, how: Reading = AS_IT_IS) -> Raw:
-    """All pictures of a folder in the order of their names; pictures in sub-folders get the sub-folder's place in the alphabet as label.
+    """All pictures of a folder in the order of their names; pictures in sub-folders get the sub-folder's place in their order as label.
 
     Sub-folders whose names differ only in their Unicode form (`composed`) are one class.
     """
     try:
-        found = _find(path, how.numbered)
+        found = _find(path, how.order)
         names = tuple(item.relative_to(path).as_posix() for item in found.paths)
         kept = _Cache(path, found.paths, how) if how.cache and how.converts else None
     except OSError as error:
@@ -89,9 +90,9 @@ def say_beside(path: Path, parts: Mapping[str, Path], strict: bool) -> None:
         say_once(f"{path}: skipped beside {names}: {listed(said)}")
 
 
-def _find(path: Path, numbered: bool) -> _Found:
+def _find(path: Path, order: str) -> _Found:
     """The pictures of a folder; DataError where there are none or where it is not clear which are meant."""
-    folders = _class_folders(path, numbered)
+    folders = _class_folders(path, order)
     files = [(name, None) for name in _pictures(path)]
     classed = [(name, place) for place, parts in enumerate(folders.values()) for folder in parts for name in _pictures(folder)]
     if files and classed:
@@ -115,13 +116,20 @@ def _find(path: Path, numbered: bool) -> _Found:
     return _Found([name for name, _ in files or classed], labels, classes, _counted(path, others, len(files or classed)))
 
 
-def _class_folders(path: Path, numbered: bool) -> dict[str, list[Path]]:
-    """{name of a class: its folders} in the order of the labels. numbered: see `Reading`; False: every folder is a class of its own."""
+def _class_folders(path: Path, order: str) -> dict[str, list[Path]]:
+    """{name of a class: its folders} in the order of the labels. order: see `Reading`."""
     found: dict[str, list[Path]] = {}
     for folder in sorted(item for item in path.iterdir() if item.is_dir() and not _hidden(item.name)):
-        found.setdefault(composed(folder.name) if numbered else folder.name, []).append(folder)
-    numbers = numbered and all(name.isascii() and name.isdecimal() for name in found)
-    return {name: found[name] for name in sorted(found, key=(lambda name: int(name)) if numbers else None)}
+        found.setdefault(folder.name if order == "alphabet" else composed(folder.name), []).append(folder)
+    numbers = all(name.isascii() and name.isdecimal() for name in found)
+    by_numbers = order == "natural" or order == "numbers" and numbers
+    return {name: found[name] for name in sorted(found, key=_natural if by_numbers else None)}
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """A key to sort by in which the digits within a name count as numbers: "class 2" goes before "class 10", and "10" before "a"."""
+    parts = re.split("([0-9]+)", name)  # text and digits in turn, text first
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def _pictures(folder: Path) -> list[Path]:
