@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import jaxgen
 from jaxgen.errors import ConfigError, did_you_mean
 from jaxgen.processes import interruption
+from jaxgen.processes.printing import output_code, say
 
 COMMANDS = {
     "train": "train a model, or resume: jaxgen train MODEL [--field value ...]",
@@ -19,7 +21,7 @@ COMMANDS = {
 EPILOG = """jaxgen COMMAND --help, or jaxgen help COMMAND, lists the options of a command; jaxgen --version prints the version.
 Errors are one line; --debug adds the traceback.
 exit codes: 0 done, 1 bug, 2 wrong argument, 3 data, 4 checkpoint, 5 loss not finite,
-            75 training stopped by SIGTERM and saved (run it again), 130 Ctrl-C; a training is saved"""
+            74 output cannot be written, 75 training stopped by SIGTERM and saved (run it again), 130 Ctrl-C; a training is saved"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,15 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["help"] and words[1:]:  # jaxgen help train: as jaxgen train --help; jaxgen help trian: as jaxgen trian
         words = [words[1], "--help"] if words[1] in COMMANDS else words[1:]
     if not words or words[0] in ("-h", "--help", "help"):
-        _help()
-        return 0
+        return _printed(_help())
     if words[0] == "--version":
-        print(f"jaxgen {jaxgen.__version__}")
-        return 0
+        return _printed(f"jaxgen {jaxgen.__version__}")
     if words[0] not in COMMANDS:
         hint = did_you_mean(words[0], [*COMMANDS, "help", "--help", "--version"])
         error = ConfigError("command", "one of " + ", ".join(COMMANDS), repr(words[0]), hint)
-        print(f"jaxgen: {error}", file=sys.stderr)
+        say(f"jaxgen: {error}", sys.stderr)
         return error.exit_code
     from jaxgen import commands
 
@@ -55,11 +55,16 @@ def _run(name: str, words: list[str]) -> int:
     return cli.train_command(words) if options is None else cli.execute(options)
 
 
-def _help() -> None:
-    print("usage: jaxgen COMMAND ...\n\nTrain, evaluate and use generative models in JAX.\n")
-    for name, summary in COMMANDS.items():
-        print(f"  {name:<10} {summary}")
-    print(f"\n{EPILOG}")
+def _help() -> str:
+    commands = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
+    return f"usage: jaxgen COMMAND ...\n\nTrain, evaluate and use generative models in JAX.\n\n{commands}\n\n{EPILOG}"
+
+
+def _printed(text: str) -> int:
+    """Print a text; the exit code."""
+    with suppress(OSError):  # output_code says it
+        print(text)
+    return output_code() or 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ cli.py has the functions that carry them out. This file imports no jax, so that 
 """
 
 import dataclasses
-import os
 import re
 import shlex
 import sys
@@ -20,6 +19,7 @@ import tyro
 from jaxgen import config
 from jaxgen.errors import ConfigError, JaxgenError
 from jaxgen.processes import interruption
+from jaxgen.processes.printing import output_code, say
 
 RUN = (tyro.conf.Positional, tyro.conf.arg(metavar="RUN"))
 Split = Literal["train", "validation", "test"]
@@ -189,21 +189,33 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
     """Run a command; an error is printed as one line on stderr and gives its exit code; --debug adds the traceback."""
     debug = "--debug" in argv
     try:
-        return command([word for word in argv if word != "--debug"])
+        return _written(lambda: command([word for word in argv if word != "--debug"]))
     except KeyboardInterrupt:
-        print(interruption.LINE, file=sys.stderr)
+        say(interruption.LINE, sys.stderr)
         return interruption.INTERRUPTED
-    except BrokenPipeError:  # in `jaxgen show RUN | head`, head has exited; without this Python would report it again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:  # noqa: BLE001  (any other error: one line, and the traceback under --debug)
+        if isinstance(error, OSError) and (code := output_code()) is not None:
+            return code
         if debug:
-            traceback.print_exc()
+            say(traceback.format_exc(), sys.stderr)
         known = isinstance(error, JaxgenError)
         bug = f"internal error: {type(error).__name__}: {' '.join(str(error).split())[:500]}; --debug shows where"
         text = _in_words_of(argv, error) if known else bug
-        print(f"jaxgen: {text}", file=sys.stderr)
+        say(f"jaxgen: {text}", sys.stderr)
         return error.exit_code if known else 1
+
+
+def _written(command: Callable[[], int]) -> int:
+    """The exit code of a command, or that of an output that cannot be written; `--help` leaves by SystemExit."""
+    try:
+        code = command()
+    except SystemExit as end:
+        failed = output_code()
+        if failed is None:
+            raise
+        raise SystemExit(failed) from end
+    failed = output_code() if code == 0 else None
+    return code if failed is None else failed
 
 
 def _in_words_of(argv: Sequence[str], error: JaxgenError) -> str:

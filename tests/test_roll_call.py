@@ -137,6 +137,15 @@ def test_an_address_without_a_port_is_an_error_at_once(wrong, monkeypatch):
     assert str(error.value) == f"JAX_COORDINATOR_ADDRESS: wanted host:port with a port in 1..65535, got {wrong or 'nothing'}"
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_host_that_nobody_knows_is_an_error_at_once(number):
+    start = time.monotonic()
+    said = r"^JAX_COORDINATOR_ADDRESS: wanted host:port with a host whose name is known, got no.such.host.invalid:80 \(.*\)$"
+    with pytest.raises(ConfigError, match=said):
+        roll_call.gather("no.such.host.invalid:80", 2, number, seconds=60)
+    assert time.monotonic() - start < 30  # a name server may be slow
+
+
 @pytest.mark.parametrize(("address", "host"), [("10.0.0.1:80", "10.0.0.1"), ("node7:80", "node7"), ("[::1]:80", "::1")])
 def test_an_address_has_a_host_and_a_port(address, host):
     assert roll_call.place("", address) == (host, 80)

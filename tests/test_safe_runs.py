@@ -53,6 +53,57 @@ def test_an_output_that_cannot_be_written_is_said_once_and_the_program_ends_well
     assert done.stderr.count("the run goes on") == (3 if output == "closed file" else 1) and "Traceback" not in done.stderr
 
 
+RUNS = """
+import sys
+from jaxgen import commands
+def command(words):
+    if sys.argv[1] == "within":
+        raise BrokenPipeError("a connection of the training")
+    if sys.argv[1] == "argument":
+        raise ConfigError("x", "y", "z")
+    if sys.argv[1] == "help":
+        commands.parse("show", ["--help"])
+    for line in range(3000):
+        print("a line", line)
+    return 0
+from jaxgen.errors import ConfigError
+sys.exit(commands.guarded(command, []))
+"""
+
+
+@pytest.mark.parametrize("unbuffered", [[], ["-u"]], ids=["", "unbuffered"])
+def test_a_command_whose_output_cannot_be_written_has_its_own_code(unbuffered):
+    """A full disk: 74, or the error's own code; a reader that has left: 0. An error of a connection is an error."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+
+    def ends(way: str, out=subprocess.PIPE, err=subprocess.PIPE) -> tuple[int, str]:
+        program = [sys.executable, *unbuffered, "-c", RUNS, way]
+        done = subprocess.run(program, cwd=ROOT, stdout=out, stderr=err, text=True, check=False)
+        return done.returncode, done.stderr
+
+    with open("/dev/full", "w") as full:
+        said = "jaxgen: the output cannot be written (No space left on device)\n"
+        assert ends("show", full) == ends("help", full) == (74, said)
+        assert ends("argument", err=full) == (2, None)
+    reader, out = os.pipe()
+    os.close(reader)
+    assert ends("show", out) == (0, "")
+    os.close(out)
+    code, error = ends("within")
+    assert code == 1 and error.startswith("jaxgen: internal error: BrokenPipeError: a connection of the training")
+
+
+def test_help_on_a_full_disk():
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with open("/dev/full", "w") as full:
+        for word in ("--help", "--version"):
+            words = [sys.executable, "-m", "jaxgen", word]
+            done = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+            assert (done.returncode, done.stderr.count("\n")) == (74, 1)
+
+
 # --- The folder of a run --------------------------------------------------------------------------------------------------------------
 
 
@@ -74,9 +125,28 @@ def test_the_home_of_nobody_and_a_folder_for_the_configuration(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="a home folder that exists, got ~nosuchuser/run"):
         Checkpointer("~nosuchuser/run", CONFIG, DATA)
-    (tmp_path / "run" / "config.json").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="config.json is a file"):
-        Checkpointer("run", CONFIG, DATA)
+    for name in ("config.json", "metrics.csv", "metrics.jsonl"):
+        (tmp_path / name / name).mkdir(parents=True)
+        with pytest.raises(ConfigError, match=f"{name} is a file"):
+            Checkpointer(name, CONFIG, DATA)
+
+
+def test_an_entry_of_the_folder_that_is_in_the_way_is_named(tmp_path):
+    (tmp_path / "one" / "lock").mkdir(parents=True)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "checkpoints").touch()
+    for name, entry in (("one", "lock"), ("two", "checkpoints")):
+        with pytest.raises(ConfigError, match=rf"^workdir: wanted a folder that can be written, got .*/{name}/{entry} \("):
+            Checkpointer(tmp_path / name, CONFIG, DATA)
+
+
+def test_a_step_that_is_a_link_can_be_deleted_and_what_it_names_stays(run, tmp_path):
+    shutil.copytree(run.workdir / "checkpoints" / "2", tmp_path / "elsewhere")
+    shutil.rmtree(run.workdir / "checkpoints" / "2")
+    os.symlink(tmp_path / "elsewhere", run.workdir / "checkpoints" / "2")
+    run.close()
+    with Checkpointer(run.workdir, CONFIG, DATA, restart=True) as saver:
+        assert saver.steps() == [] and (tmp_path / "elsewhere" / "manifest.json").exists()
 
 
 def test_a_save_that_cannot_be_read_does_not_count(run, monkeypatch):

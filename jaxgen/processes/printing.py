@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+OUTPUT_FAILED = 74
+"""Exit code of a command whose output cannot be written."""
+
 
 def say(text: str, file: Any = None) -> None:
     """Print a line on the text file `file` (None: stdout) and flush it; raises nothing.
@@ -24,6 +27,24 @@ def say(text: str, file: Any = None) -> None:
         if file is not sys.stderr and sys.stderr is not None:
             cause = getattr(error, "strerror", None) or error
             say(f"jaxgen: the output cannot be written ({cause}); nothing more is printed there, and the run goes on", sys.stderr)
+
+
+def output_code() -> int | None:
+    """The exit code of a command whose stdout cannot be written, None where all that it printed has been written.
+
+    0: the reader has left, as in `jaxgen show RUN | head`. OUTPUT_FAILED, with a line on stderr: any other reason, such as a full disk.
+    """
+    try:
+        if getattr(sys.stdout, "write_through", False):  # nothing is kept in a buffer: only a new line shows whether writing works
+            print()
+        print(end="", flush=True)
+    except OSError as error:
+        _drop(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            return 0
+        say(f"jaxgen: the output cannot be written ({error.strerror or error})", sys.stderr)
+        return OUTPUT_FAILED
+    return None
 
 
 def printable(text: str, file: Any) -> str:

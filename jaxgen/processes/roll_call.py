@@ -20,6 +20,7 @@ from jaxgen.processes import printing
 
 SECONDS = 300.0
 """How long the processes wait for each other, as in jax."""
+RESOLVES = 1.0
 PAUSE = 0.05
 
 
@@ -40,11 +41,26 @@ def gather(address: str, count: int, number: int, bind: str | None = None, secon
     where, until = place("JAX_COORDINATOR_ADDRESS", address), time.monotonic() + (SECONDS if seconds is None else seconds)
     if count == 1:
         return
+    _check_host(where, address)
     printing.say(f"waiting for {count} processes at {address}", sys.stderr)
     if number:
         _report(where, address, count, number, until)
     else:
         _call(place("JAX_COORDINATOR_BIND_ADDRESS", bind) if bind else ("", where[1]), address, count, until)
+
+
+def _check_host(where: tuple[str, int], address: str) -> None:
+    """ConfigError for a host whose name is unknown. A name server that does not answer is asked again for RESOLVES seconds."""
+    until = time.monotonic() + RESOLVES
+    while True:
+        try:
+            socket.getaddrinfo(*where)
+            return
+        except (OSError, UnicodeError) as error:
+            if getattr(error, "errno", None) != socket.EAI_AGAIN or time.monotonic() > until:
+                got = f"{address} ({getattr(error, 'strerror', None) or error})"
+                raise ConfigError("JAX_COORDINATOR_ADDRESS", "host:port with a host whose name is known", got) from None
+        time.sleep(PAUSE)
 
 
 def in_time(connect: Callable[..., None]) -> None:

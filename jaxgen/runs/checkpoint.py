@@ -87,7 +87,7 @@ class Checkpointer:
             self._steps.mkdir(parents=True, exist_ok=True)
             self._lock = RunLock(self.workdir, self._local)
         except OSError as error:
-            raise ConfigError("workdir", "a folder that can be written", f"{self.workdir} ({error.strerror or error})") from None
+            raise ConfigError("workdir", "a folder that can be written", directory.named(error, self.workdir)) from None
         try:
             old = manifests.readable(self._steps, self.steps())
             if old and not restart:  # where no manifest can be read, restore() will refuse
@@ -102,7 +102,7 @@ class Checkpointer:
             directory.write_json(self.workdir / CONFIG, self._config)
         except OSError as error:
             self.close()
-            raise ConfigError("workdir", "a folder that can be written", f"{self.workdir} ({error.strerror or error})") from None
+            raise ConfigError("workdir", "a folder that can be written", directory.named(error, self.workdir)) from None
         except BaseException:
             self.close()
             raise
@@ -276,7 +276,7 @@ class Checkpointer:
             (path / manifests.NAME).unlink(missing_ok=True)
         elif directory.is_step(path.name):
             path = path.rename(path.with_name(f"{path.name}.deleted{os.urandom(4).hex()}.tmp"))
-        path.rmtree()
+        path.unlink() if os.path.islink(path) else path.rmtree()  # of a link only the link goes
 
 
 def read_model(

@@ -57,7 +57,7 @@ def for_writing(workdir: str | os.PathLike) -> epath.Path:
     """`folder` of a workdir in which a run is going to save.
 
     Raises ConfigError for names in which saving cannot work: `[...]` and backslash, which the library of the checkpoints takes for
-    patterns; bytes that are not UTF-8; the home of an unknown user; a folder in the place of config.json.
+    patterns; bytes that are not UTF-8; the home of an unknown user; a folder in the place of config.json or of the metrics.
     """
     text, path = os.fspath(workdir), folder(workdir)
     if not is_local(text):
@@ -68,9 +68,15 @@ def for_writing(workdir: str | os.PathLike) -> epath.Path:
         raise ConfigError("workdir", "a path in UTF-8", ascii(text))
     if text.startswith("~") and os.path.expanduser(text) == text:
         raise ConfigError("workdir", "a home folder that exists", text, f"./{text} is a folder of this name")
-    if (path / "config.json").is_dir():
-        raise ConfigError("workdir", "a folder in which config.json is a file", f"the folder {path / 'config.json'}")
+    for name in ("config.json", "metrics.jsonl", "metrics.csv"):
+        if (path / name).is_dir():
+            raise ConfigError("workdir", f"a folder in which {name} is a file", f"the folder {path / name}")
     return path
+
+
+def named(error: OSError, path: epath.Path) -> str:
+    """The file or folder that an error is about, else `path`, and the reason."""
+    return f"{error.filename or path} ({error.strerror or error})"
 
 
 def is_local(path: str | os.PathLike) -> bool:
