@@ -161,8 +161,8 @@ def _of_other_runs(experiment: Experiment, words: list[str]) -> dict[str, object
                 add(part, stage.stages, saved, f"{place}.{name}")
                 continue
             if saved:
-                known, where = trained.classes(saved, staging.classes(part)), f"checkpoints of {experiment.workdir}"
-                begun = trained.from_saved(known, saved, where, f"config.{place}.{name}")
+                known = trained.classes(saved, staging.classes(part))
+                begun = trained.from_saved(known, saved, f"checkpoints of {experiment.workdir}", f"config.{place}.{name}")
             else:
                 begun = staging.saved_model(stage.start_from, part, "start_from")
             found.update({f"{place}.{name}.{path}": value for path, value in config.field_values(begun).items()})
@@ -358,8 +358,7 @@ def upscale(options: Upscale, models: Sequence[type] = ()) -> int:
     extra = _sampler_options(model, options, temperature=1.0)
     label, of = _class(experiment, model, options)
     out = _out(options, "upscaled.png")
-    dataset = _reader(options, experiment)(options.split)
-    upscale_images(model, dataset, options.n, out, jax.random.key(options.seed), label, **extra)
+    upscale_images(model, _reader(options, experiment)(options.split), options.n, out, jax.random.key(options.seed), label, **extra)
     say(f"{options.n} pictures{of}, every fourth a small image (outlined in orange) and then draws from it: {out}")
     return 0
 
