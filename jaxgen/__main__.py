@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 
 import jaxgen
 from jaxgen.errors import ConfigError, did_you_mean
@@ -62,8 +61,10 @@ def _help() -> str:
 
 def _printed(text: str) -> int:
     """Print a text; the exit code."""
-    with suppress(OSError):  # output_code says it
+    try:
         print(text)
+    except OSError:
+        return output_code(after_error=True) or 0
     return output_code() or 0
 
 

@@ -194,7 +194,7 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str]) -> int:
         say(interruption.LINE, sys.stderr)
         return interruption.INTERRUPTED
     except Exception as error:  # noqa: BLE001  (any other error: one line, and the traceback under --debug)
-        if isinstance(error, OSError) and (code := output_code()) is not None:
+        if isinstance(error, OSError) and (code := output_code(after_error=True)) is not None:
             return code
         if debug:
             say(traceback.format_exc(), sys.stderr)

@@ -29,13 +29,14 @@ def say(text: str, file: Any = None) -> None:
             say(f"jaxgen: the output cannot be written ({cause}); nothing more is printed there, and the run goes on", sys.stderr)
 
 
-def output_code() -> int | None:
+def output_code(after_error: bool = False) -> int | None:
     """The exit code of a command whose stdout cannot be written, None where all that it printed has been written.
 
+    after_error: a write may have failed; then a stdout without a buffer, which keeps nothing to try again, is tried with an empty line.
     0: the reader has left, as in `jaxgen show RUN | head`. OUTPUT_FAILED, with a line on stderr: any other reason, such as a full disk.
     """
     try:
-        if getattr(sys.stdout, "write_through", False):  # nothing is kept in a buffer: only a new line shows whether writing works
+        if after_error and getattr(sys.stdout, "write_through", False):
             print()
         print(end="", flush=True)
     except OSError as error:
