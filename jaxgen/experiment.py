@@ -20,6 +20,7 @@ from jaxgen import config, evaluation, sharding, trained, training
 from jaxgen import stages as staging
 from jaxgen.data import DataConfig, Dataset, class_names
 from jaxgen.data.archives import listed
+from jaxgen.data.arrays import NO_SPLIT
 from jaxgen.data.augment import augmented
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.measures import scores
@@ -30,7 +31,7 @@ from jaxgen.reports.drawing import captions_for, draw_for, modelled, noun
 from jaxgen.reports.drawing import draw as draw  # for scripts, which import it from this file
 from jaxgen.reports.final_report import finish as finish
 from jaxgen.reports.final_report import load_data as load_data
-from jaxgen.reports.final_report import validates
+from jaxgen.reports.final_report import validates, without_test
 from jaxgen.runs import checkpoint, report
 from jaxgen.runs.report import ReportConfig
 from jaxgen.sharding import announce, warn
@@ -95,13 +96,14 @@ def train(
     shapes = jax.eval_shape(lambda: build(experiment.model, options.seed))
     if closed_form(shapes):
         _check_closed_form(experiment)
+    in_memory = sets is not None
     training_set = load_data(experiment, "train", sets)
     validation_set = load_data(experiment, "validation", sets) if validates(experiment) else None
     sets = training_set, validation_set
     if experiment.data.augment and "image" not in training_set.features:
         raise ConfigError("data.augment", "none, since only images are augmented", ", ".join(experiment.data.augment))
     experiment = _with_class_names(experiment, training_set)
-    fingerprint = training_set.fingerprint(options.batch_size, options.seed) | _contents_of_others(experiment, validation_set)
+    fingerprint = training_set.fingerprint(options.batch_size, options.seed) | _contents_of_others(experiment, validation_set, in_memory)
     mesh = sharding.make_mesh(options.fsdp)
     optimizer = make_optimizer(experiment)
     if restart:  # an experiment whose state cannot be built fails here, before the old run is deleted
@@ -155,13 +157,21 @@ def train(
             return INTERRUPTED if stop.signal == signal.SIGINT else PREEMPTED
 
 
-def _contents_of_others(experiment: Experiment, validation_set: Dataset | None) -> dict[str, Any]:
-    """{"validation": its content, "test": its content}, those that there are: arrays in memory and some data have no test split."""
+def _contents_of_others(experiment: Experiment, validation_set: Dataset | None, in_memory: bool) -> dict[str, Any]:
+    """{"validation": its content, "test": its content}, those that there are: arrays in memory and some data have no test split.
+
+    Warns where there is none, and raises DataError where it cannot be read: the report at the end would.
+    """
     contents = {} if validation_set is None else {"validation": validation_set.content()}
     try:
         return contents | {"test": load_data(experiment, "test").content()}
-    except (OSError, LookupError, ValueError):  # the report at the end says what is wrong with it
-        return contents
+    except NO_SPLIT as error:
+        evaluated = "the validation split" if validates(experiment) else "nothing"
+        _warn_once("" if in_memory else f"no test split, so the report at the end evaluates {evaluated} ({without_test(error)})")
+    except (OSError, ValueError):
+        if not in_memory:
+            raise
+    return contents
 
 
 def _with_class_names(experiment: Experiment, dataset: Dataset) -> Experiment:

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,15 @@ from PIL import Image
 from test_data import one_line, pixels
 from test_pictures import png, write
 
-from jaxgen import data
-from jaxgen.data import Dataset
+from jaxgen import data, experiment
+from jaxgen.__main__ import main
+from jaxgen.data import DataConfig, Dataset
 from jaxgen.data.decoding import Reading, read_picture
 from jaxgen.data.pictures import read_pictures
 from jaxgen.errors import DataError
+from jaxgen.models import VAEConfig
+from jaxgen.runs.report import ReportConfig
+from jaxgen.training import TrainConfig
 
 
 def save(folder: Path, n: int, shape: tuple[int, ...] = (4, 4)) -> np.ndarray:
@@ -162,3 +167,57 @@ def test_labels_of_other_forms_are_refused_with_what_to_do(labels: np.ndarray, h
     with pytest.raises(DataError) as caught:
         Dataset.from_arrays(pixels(12), labels)
     one_line(caught.value, hint)
+
+
+# ---------------------------------------------------------------------------------------------------------------- without a test part
+
+VAE = ["train", "vae", "--model.hidden=16", "--model.latent=2", "--train.steps=4", "--train.eval_every=2", "--train.batch_size=4"]
+
+
+@pytest.mark.parametrize("validation", [None, 0])
+def test_without_a_test_part_the_run_says_so_and_reports_on_the_validation_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], validation: int | None
+) -> None:
+    save(tmp_path / "data" / "train", 12)
+    words = [*VAE, f"--data.name={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}", *["--data.validation=0"] * (validation == 0)]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    evaluated, wanted = "nothing" if validation == 0 else "the validation split", "wanted a test part (test.npz or test/), got train"
+    said = f"warning: no test split, so the report at the end evaluates {evaluated} ({tmp_path / 'data'}: {wanted})"
+    assert err == "" and 0 <= out.index(said) < out.index("training to step 4") and out.count(said) == 1
+    report = out.split("\nreport of")[1]
+    verb = "nothing is" if validation == 0 else "the validation split is"
+    assert f"test      none, {verb} evaluated ({tmp_path / 'data'}: {wanted})" in report
+    assert ("validation bits_per_dim" in report) == (validation is None) and "samples.png" in report and "test bits" not in report
+    assert main(["evaluate", str(tmp_path / "run")]) == 3
+    assert wanted in capsys.readouterr().err
+    assert main([*words, "--train.steps=6"]) == 0  # goes on
+
+
+def test_a_test_part_that_cannot_be_used_is_an_error_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "data" / "train", 12)
+    save(tmp_path / "data" / "test", 3, (5, 4))
+    assert main([*VAE, f"--data.name={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}"]) == 3
+    out, err = capsys.readouterr()
+    assert "step" not in out and "images of shape [4, 4, 1]" in err and err.count("\n") == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@dataclass(frozen=True)
+class TwoSplits(DataConfig):
+    """A class of one's own with two splits in a dictionary."""
+
+    def load(self, split: str) -> Dataset:
+        return {"train": Dataset.from_arrays(pixels(12)), "validation": Dataset.from_arrays(pixels(4))}[split]
+
+
+def test_a_class_of_ones_own_may_lack_a_test_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = pixels(1)[0].shape
+    model = VAEConfig((*shape, 1)[:3], hidden=(16,), latent=2, levels=256)
+    train = TrainConfig(steps=2, batch_size=4, eval_every=2)
+    run = experiment.Experiment(model, TwoSplits("mine"), train=train, workdir=str(tmp_path), report=ReportConfig(samples=0))
+    assert experiment.train(run) == 0
+    experiment.finish(run)
+    out = capsys.readouterr().out
+    assert "no test split, so the report at the end evaluates the validation split (KeyError: 'test')" in out
+    assert "test      none, the validation split is evaluated (KeyError: 'test')" in out

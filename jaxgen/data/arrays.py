@@ -15,6 +15,10 @@ class NoSplit(DataError):
     """A split that the data do not have, as a folder with train/ alone has no test split."""
 
 
+NO_SPLIT = (NoSplit, LookupError, FileNotFoundError)
+"""What `load(split)` raises for a split that is not there: the last two are those of a class of one's own."""
+
+
 @dataclass(frozen=True)
 class ArraySource:
     """Checked columns [N, ...] in memory. The first one holds the data proper, such as the images; labels and others come after it.

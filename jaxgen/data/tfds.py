@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from jaxgen.data.arrays import NoSplit
 from jaxgen.data.features import ClassLabel, Feature, Image
 from jaxgen.data.images import RULE, check_labels, check_range, infer_levels, without_held_out
 from jaxgen.data.kind import Kind, UnknownName
@@ -220,8 +221,10 @@ def _open(
 def _part(builder: Any, name: str, split: str, rule: int) -> tuple[str, Int[np.ndarray, " N"] | None]:
     """(TFDS's name, rows) of `split`: the split of this name, or some of the rows of train where the set has no validation split."""
     sizes = {key: info.num_examples for key, info in builder.info.splits.items()}
-    if "train" not in sizes or (split == "test" and "test" not in sizes):
-        raise DataError(name, wanted=f"a {'train' if 'train' not in sizes else split} split", got=", ".join(sizes) or "none")
+    if "train" not in sizes:
+        raise DataError(name, wanted="a train split", got=", ".join(sizes) or "none")
+    if split == "test" and "test" not in sizes:
+        raise NoSplit(name, wanted="a test split", got=", ".join(sizes))
     if "validation" in sizes or split == "test":
         return split, None
     kept, held = without_held_out(sizes["train"], (), rule if rule > 2 else 1)

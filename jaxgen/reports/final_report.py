@@ -16,6 +16,7 @@ from etils import epath
 from jaxgen import benchmark, evaluation, sharding, trained
 from jaxgen import stages as staging
 from jaxgen.data import Dataset
+from jaxgen.data.arrays import NO_SPLIT
 from jaxgen.data.loading import NotThere
 from jaxgen.errors import DataError
 from jaxgen.measures import scores
@@ -71,9 +72,9 @@ def finish(experiment: Any, sets: tuple[Dataset, Dataset | None] | None = None) 
     """The report at the end of a run: test metrics beside the rulers, samples, completions, and sampling speed if
     report.time_samplers is set.
 
-    sets: the training and the validation split, if they are in memory already. If then there is no test split to read, as of arrays in
-    memory, the validation split is evaluated, and without one nothing; the report says so. Every process loads and evaluates; only
-    process 0 draws, or with fsdp > 1 all together.
+    sets: the training and the validation split, if they are in memory already. Where there is no test split, as of arrays in memory and of
+    a folder with train/ alone, the validation split is evaluated, and without one nothing; the report says so. Every process loads and
+    evaluates; only process 0 draws, or with fsdp > 1 all together.
     """
     folder = epath.Path(experiment.workdir)
     seen = Seen(checkpoint.read_fingerprint(folder), allow=True)  # data that changed during the run get a warning
@@ -109,20 +110,23 @@ def finish(experiment: Any, sets: tuple[Dataset, Dataset | None] | None = None) 
 
 
 def _test_split(experiment: Any, sets: tuple[Dataset, Dataset | None] | None, seen: Seen) -> tuple[Dataset, str]:
-    """(test split, ""); where it cannot be read and there are `sets`, (the validation split or else the training split, and a
-    line that says so).
-
-    Raises DataError where it cannot be read and there are none.
-    """
+    """(test split, ""); where there is none, or it cannot be read and there are `sets`, (the validation split or else the training
+    split, and a line that says so). Raises DataError where it cannot be read and there are no `sets`."""
     try:
         return load_data(experiment, "test", seen=seen), ""
-    except DataError as error:
-        if sets is None:
+    except (DataError, *NO_SPLIT) as error:
+        if sets is None and not isinstance(error, NO_SPLIT):
             raise
-        train, validation = sets
-        if validation is None:
-            return replace(train, split="train"), f"test      none, nothing is evaluated ({error.argument}: {error.got})"
-        return replace(validation, split="validation"), f"test      none, the validation split is evaluated ({error.argument}: {error.got})"
+        why = f"{error.argument}: {error.got}" if sets and isinstance(error, DataError) else without_test(error)
+        split = "validation" if validates(experiment) else "train"
+        chosen = load_data(experiment, split, sets, seen)
+        evaluated = "the validation split is" if split == "validation" else "nothing is"
+        return replace(chosen, split=split), f"test      none, {evaluated} evaluated ({why})"
+
+
+def without_test(error: Exception) -> str:
+    """Why there is no test split, in words."""
+    return str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
 
 
 def print_evaluation(
