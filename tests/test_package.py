@@ -63,7 +63,7 @@ ROOMS = {
         "pictures": {"archives", "class_names", "decoding"},
         "kind": set(),
         "images": {"archives", "arrays", "decoding", "features", "kind", "pictures"},
-        "tfds": {"features", "images", "kind"},
+        "tfds": {"arrays", "features", "images", "kind"},
         "dataset": {"arrays", "features", "images", "tfds"},
         "points": {"arrays", "dataset", "features", "kind"},
         "text": {"arrays", "features", "images", "kind"},
