@@ -216,16 +216,16 @@ def read_path(path: Path, split: str, levels: int | None, rule: int = RULE, whol
         return source.select(by_name(raw.files, path)[split] if hashed else fraction(len(source), split, path, raw.column))
     if "train" not in parts:
         raise DataError(str(path), wanted="a train part (train.npz or train/)", got=", ".join(part.name for part in parts.values()))
-    say_beside(path, parts, rule == RULE)
+    say_beside(path, parts, rule >= 4)
     return _part(parts, split, how, path, rule, whole)
 
 
 def _parts(path: Path, rule: int) -> dict[str, Path]:
     """The files or folders train, validation and test in `path`, those that exist, by any name of PART_NAMES.
 
-    Files that end with .npy are parts where there are no others.
+    From rule 4 on, files that end with .npy are parts where there are no others.
     """
-    return _parts_of(path, rule, (".npz", "")) or (_parts_of(path, rule, (".npy",)) if rule == RULE else {})
+    return _parts_of(path, rule, (".npz", "")) or (_parts_of(path, rule, (".npy",)) if rule >= 4 else {})
 
 
 def _parts_of(path: Path, rule: int, suffixes: tuple[str, ...]) -> dict[str, Path]:
