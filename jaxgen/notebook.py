@@ -39,7 +39,7 @@ def train(
     learning_rate: float = 1e-3,
     eval_every: int = 250,
     seed: int = 0,
-) -> Any:
+) -> trained.TrainedModel:
     """The trained model of a configuration, on a data set in memory: the averaged weights with the best validation score.
 
     validation: the set for validation; None holds out a tenth of `dataset`, always the same examples (at least one, at most 10,000).

@@ -2,15 +2,48 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 
 from jaxgen import config, sharding
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models import MODELS, build
 from jaxgen.runs import checkpoint
+
+if TYPE_CHECKING:
+    from jax import Array
+
+    class TrainedModel(nnx.Module):
+        """What an editor knows of a model that was loaded: the methods that models of several families have. When it runs, it is the
+        model's own class, such as GatedPixelCNN, whose methods these are; a GAN has no `log_prob`, a classifier no `sample`.
+
+        x: a batch of what the model is of, images [B, H, W, C] or tokens [B, L]. given: what it is given for each, such as label=[B].
+        """
+
+        config: Any
+
+        def sample(self, key: Array, n: int, **given: Any) -> Array:
+            """n examples drawn with a key of `jax.random`: images [n, H, W, C], points [n, d], tokens [n, L]."""
+
+        def log_prob(self, x: Array, **given: Any) -> Array:
+            """log p(x) of each example, in nats [B]."""
+
+        def log_density(self, v: Array, **given: Any) -> Array:
+            """log p(v) of each real example, or of images plus noise in [0, 1), in nats [B]."""
+
+        def elbo(self, x: Array, key: Array, **given: Any) -> Array:
+            """A lower bound of log p(x) for each example, from one draw of the latents, in nats [B]."""
+
+        def predict(self, x: Array) -> Array:
+            """The logits of the classes for each example [B, K]."""
+
+        def __getattr__(self, name: str) -> Any: ...  # methods of a single family, such as `encode`
+
+else:
+    TrainedModel = nnx.Module
 
 
 def load(
@@ -19,7 +52,7 @@ def load(
     which: Literal["best", "latest"] = "best",
     models: Sequence[type] = (),
     mesh: Mesh | None = None,
-) -> Any:
+) -> TrainedModel:
     """The trained model of a run directory: built from its saved config, with the averaged (EMA) weights, on this process's first device.
 
     step picks a checkpoint; otherwise which="best" takes the one with the best validation score (the newest where none has a score). Only

@@ -1,10 +1,13 @@
 """`jaxgen.load`: the trained model of a run, with its averages, from nothing but the folder."""
 
+import ast
 import dataclasses
+import inspect
 import shutil
 import subprocess
 import sys
 import tomllib
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -145,3 +148,17 @@ def test_a_saved_configuration_that_cannot_be_built_is_an_error_of_the_checkpoin
     manifest.write(folder, facts, durable=False)
     with pytest.raises(CheckpointError, match=rf"^checkpoint 1, config\.model\.{said}"):
         jaxgen.load(tmp_path / "run")
+
+
+def test_editors_know_the_methods_of_a_loaded_model():
+    """The class that they see is compared with the models: each of its methods is one of a model, with the same first arguments."""
+    for function in jaxgen.load, jaxgen.train:
+        assert typing.get_type_hints(function)["return"] is nnx.Module
+    tree = ast.parse((ROOT / "jaxgen/trained.py").read_text("utf-8"))
+    (shown,) = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "TrainedModel")
+    methods = {node.name: [argument.arg for argument in node.args.args] for node in shown.body if isinstance(node, ast.FunctionDef)}
+    assert methods.pop("__getattr__") == ["self", "name"] and {"sample", "log_prob"} < set(methods)
+    for name, arguments in methods.items():
+        own = [inspect.signature(getattr(model, name)) for model in models.MODELS.values() if hasattr(model, name)]
+        assert own and all(len(list(one.parameters)) >= len(arguments) for one in own), name
+        assert {"key", "n"} & set(arguments) <= set.intersection(*(set(one.parameters) for one in own)), name
