@@ -15,8 +15,9 @@ import optax
 
 from jaxgen.errors import ConfigError
 
-NOT_DECAYED = ("bias", "gain", "scale", "embedding", "label")
-"""Weight decay is not applied to parameters with one of these words in their path, nor to those of fewer than two axes."""
+NOT_DECAYED = ("bias", "gain", "scale", "embedding", "embeddings", "label", "codebook", "positions")
+"""Weight decay is not applied to the parameters in a submodule or attribute with one of these names, or a name that ends in one of them
+after an underscore (`hidden_bias`, `label_embedding`), nor to those of fewer than two axes. `labeller` and `upscale` are other names."""
 
 
 class Kind(NamedTuple):
@@ -101,8 +102,8 @@ def decayed(params: Any) -> Any:
     """A tree of bools: True for the parameters that weight decay is applied to, by NOT_DECAYED and the number of axes."""
 
     def one(path, leaf) -> bool:
-        name = jax.tree_util.keystr(path)
-        return leaf.ndim >= 2 and not any(word in name for word in NOT_DECAYED)
+        names = [str(getattr(part, "key", getattr(part, "name", ""))) for part in path]
+        return leaf.ndim >= 2 and not any(name == word or name.endswith(f"_{word}") for name in names for word in NOT_DECAYED)
 
     return jax.tree_util.tree_map_with_path(one, params)
 

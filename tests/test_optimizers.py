@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from all_models import CONFIGS, fresh
 from flax import nnx
 
 from jaxgen import optimizers, sharding, training
@@ -60,6 +61,25 @@ def test_what_a_model_decays():
     assert any("embedding" in name for name in spared) and any("'label'" in name for name in spared)
     assert 0 < len(spared) < len(marks)
     assert not [name for name in spared if "weight" in name or "kernel" in name]
+
+
+def test_no_parameter_of_the_models_is_decayed_otherwise_than_by_the_words_that_were_looked_for_first():
+    """Weights go on as they began: the rule of whole names spares what the rule of words anywhere in the path spared."""
+    for name, config in CONFIGS.items():
+        params = nnx.state(jax.eval_shape(lambda: fresh(config)), nnx.Param)  # noqa: B023 (called at once)
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        words = ("bias", "gain", "scale", "embedding", "label")
+        wanted = [leaf.ndim >= 2 and not any(word in jax.tree_util.keystr(path) for word in words) for path, leaf in leaves]
+        assert jax.tree.leaves(optimizers.decayed(params)) == wanted and any(wanted), name
+
+
+def test_names_are_matched_as_a_whole_or_by_their_last_word():
+    decayed = {"upscale": {"kernel": 1}, "labeller": [{"kernel": 1}], "biased": 1, "scale_net": {"kernel": 1}}
+    spared = {"codebook": 1, "positions": 1, "hidden_bias": 1, "token_embeddings": 1, "embedding": {"rows": 1}, "label": [1]}
+    for tree, wanted in ((decayed, True), (spared, False)):
+        marks = optimizers.decayed(jax.tree.map(lambda _: jnp.ones((2, 2)), tree))
+        assert jax.tree.leaves(marks) == [wanted] * len(jax.tree.leaves(tree))
+    assert not any(jax.tree.leaves(optimizers.decayed({"kernel": jnp.ones(2)})))
 
 
 @pytest.mark.parametrize(
