@@ -27,7 +27,9 @@ def checkpoints(name: str, folder: Path) -> Checkpointer:
 
 
 def two_steps(name: str, folder: Path) -> dict[str, float]:
-    """The metrics of the first step. The second has the same bits from the state and from its checkpoint; all are traced once.
+    """The metrics of the first step. The second has the same bits from the state and from its checkpoint.
+
+    The step is the one of `training.fit`, on the arrays of a state, and the function that it compiles is traced once for all three.
 
     Strings, whose loss is a mean over tokens, come twice and in two parts, the even rows and the odd ones, which have other numbers of
     tokens: together they must give the mean over all tokens, as one device does in one pass over the strings.
@@ -35,20 +37,27 @@ def two_steps(name: str, folder: Path) -> dict[str, float]:
     optimizer, mesh, parts = players(CONFIGS[name]), sharding.make_mesh(), 2 if CONFIGS[name].modelled == "tokens" else 1
     train_step = training.make_train_step(optimizer, mesh, accumulate=parts)
     chex.clear_trace_counter()
-    step = jax.jit(chex.assert_max_traces(lambda state, batch, key: train_step(state, batch, key), n=1))
+    counted = training.TrainStep(chex.assert_max_traces(train_step._step, n=1), mesh)
+    leaves, tree = jax.tree.flatten(training.born(mesh, lambda: training.new_state(model_of(name), optimizer)))
+    compiled = counted.on_leaves(tree)
+
+    def step(state, batch):
+        leaves, metrics = compiled(jax.tree.leaves(state), batch, KEY)
+        return jax.tree.unflatten(tree, leaves), metrics.read()
+
     batches = (jax.tree.map(lambda x: np.concatenate([x] * parts), batch_of(CONFIGS[name], 8, seed)) for seed in (0, 1))
     one, two = (sharding.place_batch(mesh, batch) for batch in batches)
-    state, metrics = step(training.born(mesh, lambda: training.new_state(model_of(name), optimizer)), one, KEY)
+    state, metrics = step(jax.tree.unflatten(tree, leaves), one)
     with checkpoints(name, folder) as saving:  # from one device: to cut each array into eight parts takes the checkpoint's library seconds
         saving.save(1, jax.device_put(state, jax.devices()[0]))
     with checkpoints(name, folder) as reading:
         number, resumed = reading.restore(sharding.placed_shapes(mesh, jax.eval_shape(lambda: state)))
     chex.assert_trees_all_equal(resumed, state)
-    (straight, last), (again, _) = step(state, two, KEY), step(resumed, two, KEY)
+    (straight, last), (again, _) = step(state, two), step(resumed, two)  # their arrays are donated
     chex.assert_tree_all_finite((straight, last))
     chex.assert_trees_all_equal(straight, again)
     assert number == 1 and last["finite"] == 1 and int(again.step) == 2
-    return {key: float(value) / (parts if key == "weight" else 1) for key, value in metrics.items()}
+    return {key: value / (parts if key == "weight" else 1) for key, value in metrics.items()}
 
 
 def one_evaluation(name: str, folder: Path) -> dict[str, float]:

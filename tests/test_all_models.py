@@ -20,7 +20,8 @@ from conftest import ROOT
 from flax import nnx
 
 import jaxgen
-from jaxgen import evaluation
+from jaxgen import evaluation, sampling
+from jaxgen.layers import autoregressive
 from jaxgen.models import MODELS
 
 KEY = jax.random.key(7)
@@ -93,14 +94,27 @@ def test_gradients_reach_every_parameter_rows_are_independent_and_samples_are_of
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(model_of(name), nnx.Param)))
 
 
+def count_traces(monkeypatch) -> None:
+    """From now on the functions that the samplers compile may be traced once each, and are compiled anew."""
+    chex.clear_trace_counter()
+    of_images, of_strings = ["n", "method", "mesh"], ["n", "length", "top_k", "stop", "method"]
+    for module, name, static in (autoregressive, "_sample", of_images), (sampling, "_sample_sequence", of_strings):
+        counted = chex.assert_max_traces(getattr(module, name).__wrapped__, n=1)
+        monkeypatch.setattr(module, name, jax.jit(counted, static_argnames=static))
+
+
 @pytest.mark.parametrize("name", ONE_EACH.values())
-def test_with_and_without_jit_the_numbers_agree(name):
+def test_with_and_without_jit_the_numbers_agree_and_a_sampler_is_traced_once_a_shape(name, monkeypatch):
     found, batch, model = numbers(name)[0], batch_of(CONFIGS[name], N), model_of(name)
     chex.assert_trees_all_close(score(model, batch, KEY), found["score"], rtol=1e-5, atol=1e-5)
     if name in with_a("loss"):
         chex.assert_trees_all_close(model.loss(batch, jax.random.fold_in(KEY, 0))[0], found["loss"], rtol=1e-5, atol=1e-5)
     if name in with_a("sample"):
-        drawn = model.sample(KEY, N, **given_of(CONFIGS[name], batch))
+        count_traces(monkeypatch)
+        drawn, _ = (model.sample(key, N, **given_of(CONFIGS[name], batch)) for key in (KEY, jax.random.key(8)))
+        if isinstance(model, sampling.SequenceModel | autoregressive.AutoregressiveImages):
+            with pytest.raises(AssertionError, match="_sample.* is traced > 1 times"):  # of another shape it must be traced again
+                model.sample(KEY, N + 1, **given_of(CONFIGS[name], batch_of(CONFIGS[name], N + 1)))
         chex.assert_trees_all_close(drawn.astype(jnp.float32), found["sample"].astype(jnp.float32), rtol=1e-5, atol=1e-5)
 
 
