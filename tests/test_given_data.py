@@ -80,6 +80,16 @@ def test_one_array_for_each_part(tmp_path: Path) -> None:
         np.testing.assert_array_equal(data.load(str(tmp_path), split).images.squeeze(-1), parts[name].reshape(20, *parts[name].shape[1:3]))
 
 
+def test_the_test_part_may_lack_a_class(tmp_path: Path) -> None:
+    for folder in ("train/a", "train/b", "train/c", "test/a", "test/c"):
+        save(tmp_path / folder, 4)
+    test = data.load(str(tmp_path), "test")
+    assert test.labels.tolist() == [0] * 4 + [2] * 4 and test.num_classes == 3
+    save(tmp_path / "test" / "d", 4)
+    with pytest.raises(DataError, match="the class folders of .*: a, b, c, got a, c, d"):
+        data.load(str(tmp_path), "test")
+
+
 def test_one_picture_is_enough_to_train_on_all(tmp_path: Path) -> None:
     image = save(tmp_path / "train", 1)
     save(tmp_path / "test", 1)
@@ -123,14 +133,15 @@ def test_bitmaps_with_a_second_picture_are_refused(tmp_path: Path) -> None:
             read_picture(write(tmp_path / f"{name}2.pbm", 2 * one))
 
 
-def test_colour_of_16_bits_with_alpha_is_rounded(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).integers(0, 65536, (6, 5, 4)).astype(np.uint16)
-    values[0, 0], values[..., 3] = 511, 65535
+@pytest.mark.parametrize("channels, kind", [(4, 6), (2, 4)])
+def test_16_bits_with_alpha_are_rounded(tmp_path: Path, channels: int, kind: int) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (6, 5, channels)).astype(np.uint16)
+    values[0, 0], values[..., -1] = 511, 65535
     content = bytearray(png(values, 16))
-    content[25] = 6  # colour type: with alpha
+    content[25] = kind
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     got = read_picture(write(tmp_path / "a.png", bytes(content)), Reading(mode="RGB")).pixels
-    np.testing.assert_array_equal(got, np.rint(values[..., :3] * (255 / 65535)))
+    np.testing.assert_array_equal(got, np.rint(values[..., :-1] * (255 / 65535)) * np.ones(3))
     assert got[0, 0].tolist() == [2, 2, 2]
 
 

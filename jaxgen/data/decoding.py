@@ -36,6 +36,7 @@ TO_RGB = "--data.mode RGB or L converts it, what is transparent over --data.back
 OTHER = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
 WIDE = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": OTHER}  # Pillow's names for colour of 16 bits: other byte order
 WIDE |= {name.replace("RGB", "RGBA"): other.replace("RGB", "RGBA") for name, other in WIDE.items()}
+GREY_ALPHA = "LA;16B"
 EXIF_ORIENTATION, TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANES, TIFF_FORMAT = 0x0112, 258, 262, 284, 339
 LARGEST = 4096
 """The largest side of `Reading.size`, in pixels."""
@@ -234,7 +235,7 @@ def _bits(picture: Any, data: bytes) -> int:
 def _has_both_bytes(picture: Any) -> bool:
     """Whether `_sixteen` can read this picture."""
     planes = picture.format == "TIFF" and picture.tag_v2.get(TIFF_PLANES, 1) != 1
-    return not planes and bool(picture.tile) and all(_layout(tile) in WIDE for tile in picture.tile)
+    return not planes and bool(picture.tile) and all(_layout(tile) in (*WIDE, GREY_ALPHA) for tile in picture.tile)
 
 
 def _layout(tile: Any) -> str:
@@ -250,6 +251,11 @@ def _sixteen(data: bytes) -> UInt[np.ndarray, "H W C"]:
     two bytes of every value declared to be in the opposite order, so that Pillow takes the low byte for the high one. A value is
     256 * high + low.
     """
+    with _opened(data) as picture:
+        if _layout(picture.tile[0]) == GREY_ALPHA:  # no other byte order is known of these, but they have four bytes a pixel as RGBA has
+            picture.tile = [tile._replace(args="RGBA") for tile in picture.tile]
+            four = np.asarray(picture).astype(np.uint16)
+            return (four[..., 0::2] * np.uint16(256) + four[..., 1::2])[..., [0, 0, 0, 1]]
     halves = []
     for other in (False, True):
         with _opened(data) as picture:

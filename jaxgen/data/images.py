@@ -277,6 +277,9 @@ def _like_train(raw: Raw, train: ArraySource, train_raw: Raw) -> ArraySource:
         if (here is None) != (there is None):
             wanted, got = (f"no {what}s", f"{what}s") if there is None else (f"{what}s", "none")
             raise DataError(f"{origin}:{what}", wanted=f"{wanted}, as in {train_raw.origin}", got=got)
+    if train_raw.classes and raw.classes and set(raw.classes) < set(train_raw.classes):  # no examples of some of the classes
+        places = np.array([train_raw.classes.index(name) for name in raw.classes], np.int32)
+        raw = replace(raw, classes=train_raw.classes, labels=places[raw.labels])
     if raw.classes != train_raw.classes:
         wanted = f"the class folders of {train_raw.origin}: {listed(train_raw.classes)}"
         raise DataError(f"{origin}:label", wanted=wanted, got=listed(raw.classes))
