@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         models,
         notebook,
         optimizers,
+        places,
         processes,
         reports,
         runs,
@@ -44,8 +45,8 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__", "load", "train",
     "benchmark", "checks", "cli", "commands", "config", "data", "distributions", "errors", "evaluation", "experiment", "layers",
-    "measures", "models", "notebook", "optimizers", "processes", "reports", "runs", "sampling", "sharding", "stages", "statistics",
-    "synonyms", "trained", "training",
+    "measures", "models", "notebook", "optimizers", "places", "processes", "reports", "runs", "sampling", "sharding", "stages",
+    "statistics", "synonyms", "trained", "training",
 ]  # fmt: skip
 
 _FUNCTIONS = {"load": "jaxgen.trained", "train": "jaxgen.notebook"}

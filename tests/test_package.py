@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "statistics": {"errors"},
     "runs": {"errors", "measures", "processes", "sharding"},
     "sampling": {"errors", "checks", "distributions"},
+    "places": {"errors", "checks", "sampling"},
     "layers": {"errors", "config", "checks", "data", "distributions", "sampling", "sharding"},
     "models": {"errors", "config", "checks", "data", "distributions", "layers", "sampling", "statistics"},
     "optimizers": {"errors"},
