@@ -209,7 +209,7 @@ def train_command(words: list[str]) -> int:
         features = read_data(dataclasses.replace(asked, data=data), "train").features
         sizes = names[name].sizes_from(features)
         fitting = getattr(names[name], "defaults_for", lambda features: {})
-        found = {f"model.{size}": value for size, value in (fitting(features) | sizes).items()} | _begun_classes(experiment, words)
+        found = {f"model.{size}": value for size, value in (fitting(features) | sizes).items()} | _begun_sizes(experiment, words)
     elif "--dry-run" in words and missing and (other := _with_data(experiment, words).data) != experiment.data:
         options = " and ".join(f"--{size}" for size in sorted(missing))
         print(f"a dry run reads no data: the real run takes {options} from {other.name}; give them to see its sizes")
@@ -218,10 +218,10 @@ def train_command(words: list[str]) -> int:
     return parse_train(experiment, words, f"jaxgen train {name}", about, flags, found)()
 
 
-def _begun_classes(experiment: Experiment, words: list[str]) -> dict[str, object]:
-    """{"model.num_classes": that of a run that goes on}: one that was begun without the label of its data goes on without it."""
+def _begun_sizes(experiment: Experiment, words: list[str]) -> dict[str, object]:
+    """{"model.num_classes": ..., "model.vector_size": ...} of a run that goes on; begun without one of them, it goes on without it."""
     saved = {} if "--restart" in words else checkpoint.begun_config(_with_data(experiment, words).workdir).get("model", {})
-    return {"model.num_classes": saved["num_classes"]} if "num_classes" in saved else {}
+    return {f"model.{name}": saved[name] for name in ("num_classes", "vector_size") if name in saved}
 
 
 def module_name(model: type) -> str:

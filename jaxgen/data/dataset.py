@@ -186,6 +186,11 @@ class Dataset:
                 raise DataError(origin, f"{wanted.said} as the model", f"no {name}s" if have is None else have.said)
             wanted.expect(have, origin)
 
+    def unused_by(self, features: dict[str, Feature]) -> list[str]:
+        """The names of the columns that a model with these features does not use."""
+        used = {*features, *(getattr(feature, "of", "") for feature in features.values())}
+        return [name for name in self.features if name not in used]
+
     def content(self) -> dict[str, Any]:
         """What tells this split from another one: {"n": number of examples, "sha256": ...}.
 

@@ -318,12 +318,13 @@ class OfImages:
 
     @classmethod
     def sizes_from(cls, features: dict[str, Feature]) -> dict[str, object]:
-        """The fields that a data set decides; num_classes is among them where the set has labels and the model has this field."""
+        """The fields that a data set decides; num_classes and vector_size if it has labels, vectors, and the model has these fields."""
         if "image" not in features:
             raise DataError("data", "a set of images, for this model", ", ".join(feature.said for feature in features.values()))
         sizes = {"image_shape": tuple(features["image"].shape), "levels": features["image"].levels}
-        given = "label" in features and is_dataclass(cls) and "num_classes" in [field.name for field in fields(cls)]
-        return sizes | ({"num_classes": features["label"].classes} if given else {})
+        given = {"num_classes": getattr(features.get("label"), "classes", 0), "vector_size": getattr(features.get("vector"), "size", 0)}
+        have = [field.name for field in fields(cls)] if is_dataclass(cls) else []
+        return sizes | {name: size for name, size in given.items() if size and name in have}
 
     @classmethod
     def defaults_for(cls, features: dict[str, Feature]) -> dict[str, object]:
