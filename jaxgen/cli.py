@@ -207,21 +207,15 @@ def train_command(words: list[str]) -> int:
         begun = {} if "--restart" in words else checkpoint.begun_config(asked.workdir)
         data = asked.data.as_begun(begun.get("data") or {}) if begun else asked.data  # classes are numbered by the rule of the run
         features = read_data(dataclasses.replace(asked, data=data), "train").features
-        sizes = names[name].sizes_from(features)
         fitting = getattr(names[name], "defaults_for", lambda features: {})
-        found = {f"model.{size}": value for size, value in (fitting(features) | sizes).items()} | _begun_sizes(experiment, words)
+        sizes = fitting(features) | names[name].sizes_from(features) | trained.kept_sizes(begun.get("model", {}))
+        found = {f"model.{size}": value for size, value in sizes.items()}
     elif "--dry-run" in words and missing and (other := _with_data(experiment, words).data) != experiment.data:
         options = " and ".join(f"--{size}" for size in sorted(missing))
         print(f"a dry run reads no data: the real run takes {options} from {other.name}; give them to see its sizes")
     about = f"Train {name}; sizes that the data decides, such as the image shape and the levels, come from the data unless given."
     flags = [flag for flag in FLAGS if flag != "--laptop"]
     return parse_train(experiment, words, f"jaxgen train {name}", about, flags, found)()
-
-
-def _begun_sizes(experiment: Experiment, words: list[str]) -> dict[str, object]:
-    """{"model.num_classes": ..., "model.vector_size": ...} of a run that goes on; begun without one of them, it goes on without it."""
-    saved = {} if "--restart" in words else checkpoint.begun_config(_with_data(experiment, words).workdir).get("model", {})
-    return {f"model.{name}": saved[name] for name in ("num_classes", "vector_size") if name in saved}
 
 
 def module_name(model: type) -> str:

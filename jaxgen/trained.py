@@ -98,3 +98,12 @@ def from_saved(known: Sequence[type], saved: Any, where: str, place: str = "conf
     except ConfigError as error:
         field = place + error.argument.removeprefix("config")
         raise CheckpointError(f"{where}, {field}", error.wanted, error.got, error.hint) from None
+
+
+def kept_sizes(saved: dict[str, Any]) -> dict[str, Any]:
+    """The sizes that a run keeps whatever its data are now, from its model's saved configuration (JSON).
+
+    So a run that was begun without the label or the vector of its data goes on without, and text is coded as it was.
+    """
+    names = ("num_classes", "vector_size", "length", "vocabulary", "symbols")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items() if name in names}

@@ -69,7 +69,7 @@ ROOMS = {
         "points": {"arrays", "dataset", "features", "kind"},
         "text": {"arrays", "features", "images", "kind"},
         "augment": set(),
-        "loading": {"augment", "class_names", "dataset", "decoding", "images", "kind", "points", "text", "tfds"},
+        "loading": {"augment", "class_names", "dataset", "decoding", "features", "images", "kind", "points", "text", "tfds"},
         "__init__": {"dataset", "loading"},
     },
     "layers": {

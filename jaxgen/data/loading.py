@@ -14,6 +14,7 @@ from jaxgen.data.augment import AUGMENTATIONS
 from jaxgen.data.class_names import named
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.decoding import Reading
+from jaxgen.data.features import Tokens
 from jaxgen.data.images import RULE, check_split
 from jaxgen.data.kind import Kind, UnknownName
 from jaxgen.errors import ConfigError, DataError, did_you_mean
@@ -74,10 +75,13 @@ class DataConfig:
         """The `split` ("train", "validation" or "test") of this set, checked."""
         return load(**self._arguments, split=split)
 
-    def load_keeping(self, split: str, folder: Path) -> Dataset:
-        """As `load`; pictures converted by size or mode are cached in `folder`, and read from there until a picture file changes."""
-        own = type(self).load is not DataConfig.load  # a subclass with its own `load`, which knows no cache
-        return self.load(split) if own else load(**self._arguments, split=split, cache=folder)
+    def load_keeping(self, split: str, folder: Path | None, coded: Tokens | None = None) -> Dataset:
+        """As `load`, for a run. Pictures converted by size or mode are cached in `folder`, and read from it until a picture file changes.
+
+        coded: the strings of the run's model, by whose symbols and length text is coded; None, or without symbols: by those of the text.
+        """
+        own = type(self).load is not DataConfig.load  # a subclass with its own `load`, which knows neither
+        return self.load(split) if own else load(**self._arguments, split=split, cache=folder, coded=coded)
 
     def as_begun(self, saved: Mapping[str, Any]) -> "DataConfig":
         """This configuration with the rule of splits of a run that has begun, from its saved configuration (JSON) of the data.
@@ -130,9 +134,10 @@ DataConfig.__doc__ = f"""Which data: {CHOICES}, or a path.
 
 @dataclass(frozen=True)
 class _Asked(DataConfig):
-    """The arguments of `load`, as `Kind.load` gets them. cache: folder for converted pictures, or None."""
+    """The arguments of `load`, as `Kind.load` gets them."""
 
     cache: Path | None = None
+    coded: Tokens | None = None
 
 
 def load(
@@ -149,14 +154,18 @@ def load(
     splits: int = RULE,
     validation: int | None = None,
     cache: Path | None = None,
+    coded: Tokens | None = None,
 ) -> Dataset:
-    """One split of a data set; the arguments are the fields of `DataConfig`. cache: folder for converted pictures, or None.
+    """One split of a data set; the arguments are the fields of `DataConfig`, and two of a run.
+
+    cache: folder for converted pictures, or None. coded: for text, the strings of a model, `model.config.features["tokens"]`: the text is
+    coded by their symbols and length, not by its own.
 
     Raises DataError for a name that is unknown and for faulty data (file, index, wanted, got), ConfigError for a faulty argument.
     """
     check_split(split)
-    how = {"size": size, "mode": mode, "background": background, "splits": splits, "validation": validation, "cache": cache}
-    config = _Asked(name, levels, data_dir, manual_dir, **how)
+    how = {"size": size, "mode": mode, "background": background, "splits": splits, "validation": validation}
+    config = _Asked(name, levels, data_dir, manual_dir, **how, cache=cache, coded=coded)
     if validation == 0 and split == "validation":
         raise ConfigError("split", "train or test", split, "the data have no validation split: with --data.validation 0 all is trained on")
     if name == ARRAYS:

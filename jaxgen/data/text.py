@@ -5,6 +5,9 @@ word is read (the rest is the molecule's name). White space at the end of a line
 the file, sorted by code point; token i + 1 is symbol i. Token 0 ends a string, and the places after it are 0. Rows are one longer than the
 longest string, so every string has a stop token.
 
+A model of strings keeps its symbols and its row length: for a run that has them, every text is coded by these (`Tokens` of the run), not by
+its own, and a line with another character, or too long for its stop token, is an error.
+
 Splits: a fixed permutation of the lines, the last 10 % test, the 10 % before them validation, the rest train. Symbols and row length
 are those of the whole file in every split.
 """
@@ -21,7 +24,7 @@ from jaxgen.data.arrays import ArraySource
 from jaxgen.data.features import Tokens, smallest_unsigned
 from jaxgen.data.images import fraction
 from jaxgen.data.kind import Kind
-from jaxgen.errors import DataError
+from jaxgen.errors import DataError, shown
 
 LONGEST = 1000
 """Most characters in a line; a longer line suggests a file without line breaks, and is refused."""
@@ -114,15 +117,33 @@ def tokenised(strings: Sequence[str], origin: str) -> Strings:
     return Strings(encode(strings, symbols, length, origin), Tokens(length, len(symbols) + 1, symbols))
 
 
-def text_source(strings: Sequence[str], origin: str, split: str) -> ArraySource:
-    """One split of the strings, with the column "tokens"; symbols and length are those of all splits."""
-    whole = tokenised(strings, origin)
+def coded_by(strings: Sequence[str], feature: Tokens, origin: str) -> Strings:
+    """The strings as tokens by the symbols and the length of a model, each with its stop token.
+
+    Raises DataError with the number of the line for a character that is no symbol, and for a string of `feature.length` characters or more.
+    """
+    known = set(feature.symbols)
+    for number, string in enumerate(strings, 1):
+        if len(string) >= feature.length:
+            hint = "a model keeps the length of the strings that it was begun with"
+            raise DataError(f"{origin}:{number}", f"at most {feature.length - 1} characters, as the model has", len(string), hint)
+        if unknown := [(place, symbol) for place, symbol in enumerate(string, 1) if symbol not in known]:
+            place, symbol = unknown[0]
+            wanted = f"only the model's {len(known)} symbols, {shown(''.join(feature.symbols))}"
+            raise DataError(f"{origin}:{number}", wanted, f"{symbol!r} as character {place}", "a model keeps its symbols")
+    return Strings(encode(strings, feature.symbols, feature.length, origin), feature)
+
+
+def text_source(strings: Sequence[str], origin: str, split: str, coded: Tokens | None = None) -> ArraySource:
+    """One split of the strings, with the column "tokens"; symbols and length are those of `coded`, or if it has none of all splits."""
+    whole = coded_by(strings, coded, origin) if coded and coded.symbols else tokenised(strings, origin)
     source = ArraySource({"tokens": whole.tokens}, {"tokens": whole.feature}, version="1")
     return source.select(fraction(len(source), split, Path(origin), "string"))
 
 
 def _load(place: str | Path, split: str, config: Any) -> ArraySource:
-    return text_source(number_words() if place == "number_words" else read_lines(place), config.name, split)
+    strings = number_words() if place == "number_words" else read_lines(place)
+    return text_source(strings, config.name, split, getattr(config, "coded", None))
 
 
 KIND = Kind(

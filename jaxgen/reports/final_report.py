@@ -30,11 +30,13 @@ RULER_DIMENSIONS = 4096
 
 
 def read_data(experiment: Any, split: str) -> Dataset:
-    """One split by name; converted pictures are cached in WORKDIR/data-cache, unless workdir is an object store."""
+    """One split by name; converted pictures are cached in WORKDIR/data-cache, unless workdir is an object store.
+
+    Text is coded by the symbols and the length of the experiment's model, if it has symbols.
+    """
+    folder = Path(experiment.workdir) / "data-cache" if directory.is_local(experiment.workdir) else None
     try:
-        if not directory.is_local(experiment.workdir):
-            return experiment.data.load(split)
-        return experiment.data.load_keeping(split, Path(experiment.workdir) / "data-cache")
+        return experiment.data.load_keeping(split, folder, experiment.model.features.get("tokens"))
     except NotThere as error:
         if checkpoint.newest(experiment.workdir) is None:
             raise
