@@ -19,7 +19,6 @@ from flax import nnx
 from jaxgen import config, evaluation, sharding, trained, training
 from jaxgen import stages as staging
 from jaxgen.data import DataConfig, Dataset, class_names
-from jaxgen.data.archives import listed
 from jaxgen.data.arrays import NO_SPLIT
 from jaxgen.data.augment import augmented
 from jaxgen.errors import CheckpointError, ConfigError
@@ -27,6 +26,7 @@ from jaxgen.measures import scores
 from jaxgen.models import MODELS, build, count_parameters
 from jaxgen.processes import interruption, printing
 from jaxgen.processes.interruption import INTERRUPTED, PREEMPTED
+from jaxgen.reports import first_line
 from jaxgen.reports.drawing import captions_for, draw_for, modelled, noun
 from jaxgen.reports.drawing import draw as draw  # for scripts, which import it from this file
 from jaxgen.reports.final_report import finish as finish
@@ -132,7 +132,7 @@ def train(
             state = _first_state(experiment, optimizer, mesh, batch, _trained_parts(experiment))
         reporter = report.Reporter(experiment.workdir, resumed, writer=jax.process_index() == 0, gone=checkpoints.gone)
         with reporter, interruption.Interruption() as stop:
-            announce(_beginning(experiment, resumed, training_set))
+            announce(first_line.beginning(experiment, resumed, training_set))
             run = _Run(experiment, checkpoints, reporter, validation_set, mesh, training_set)
             batches = training_set.batches(resumed, options.batch_size, options.seed)
             if experiment.data.augment:
@@ -245,7 +245,7 @@ def _fit(experiment: Experiment, model, checkpoints: checkpoint.Checkpointer, se
         announce(f"{experiment.workdir} is finished: its model has a closed form; --restart starts over")
         return 0
     with report.Reporter(experiment.workdir, 0, writer=jax.process_index() == 0, gone=checkpoints.gone) as reporter:
-        announce(f"fitting in closed form in {experiment.workdir}{_not_used(experiment, sets[0])}")
+        announce(first_line.fitting(experiment, sets[0]))
         model = type(model).fit(sets[0], experiment.model, jax.random.key(experiment.train.seed))
         state = sharding.place_state(mesh, dataclasses.replace(training.new_state(model, optax.identity()), step=jnp.int32(1)))
         run = _Run(experiment, checkpoints, reporter, sets[1], mesh, sets[0])
@@ -280,31 +280,6 @@ def _shapes(experiment: Experiment, optimizer) -> training.TrainState:
 def _completed(classes: list[type], old: dict) -> dict:
     """A saved configuration, with defaults for fields that the version which wrote it did not have. classes: of parts and data."""
     return config.to_json(trained.from_saved([Experiment, *MODELS, *classes], old, "the newest checkpoint"))
-
-
-def _beginning(experiment: Experiment, resumed: int, dataset: Dataset | None = None) -> str:
-    """The first line that a run prints: that it is new, from which step it goes on, or that it is finished."""
-    options = experiment.train
-    if not resumed:
-        conditions = {name: feature for name, feature in experiment.model.features.items() if name != experiment.model.modelled}
-        names = f": {listed(experiment.data.class_names)}" if experiment.data.class_names else ""
-        said = [f"the label ({conditions['label'].said}{names})"] if "label" in conditions else []
-        said += [conditions["vector"].said] if "vector" in conditions else []
-        given = f", given {' and '.join(said)}" if said else ""
-        return f"training to step {options.steps} in {experiment.workdir}{given}{_not_used(experiment, dataset)}"
-    if resumed < options.steps:
-        return f"resumed from step {resumed} of {options.steps}, data position {resumed * options.batch_size} {noun(experiment.model)}s"
-    return f"{experiment.workdir} is finished at step {resumed}; a larger --train.steps goes on, --restart starts over"
-
-
-def _not_used(experiment: Experiment, dataset: Dataset | None) -> str:
-    """What the first line of a run says of columns that its model does not use, and of a run that trains on all examples."""
-    unused = dataset.unused_by(experiment.model.features) if dataset is not None else []
-    return (f", without the data's {' and '.join(unused)}" if unused else "") + _on_all(experiment)
-
-
-def _on_all(experiment: Experiment) -> str:
-    return "" if validates(experiment) else ", on all examples: nothing is validated, the newest step counts as the best"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from jaxgen.data.images import SPLITS
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS, ClassifierConfig, GANConfig, PCAConfig, VAEConfig
-from jaxgen.reports import drawing
+from jaxgen.reports import drawing, first_line
 from jaxgen.runs import checkpoint, directory, figures
 
 NAMES = ("big square", "circle", "круг")
@@ -316,10 +316,10 @@ def test_a_training_names_its_classes_and_warns_once_of_those_without_examples(c
     found = [experiment._with_class_names(given, dataset) for _ in range(2)]
     assert found == [dataclasses.replace(given, data=DataConfig("arrays", class_names=NAMES))] * 2
     assert capsys.readouterr().out == "warning: mine/train: class круг of 3 has no example\n"
-    assert experiment._beginning(found[0], 0).endswith(", given the label (3 classes: big square, circle, круг)")
+    assert first_line.beginning(found[0], 0).endswith(", given the label (3 classes: big square, circle, круг)")
     without = Experiment(VAEConfig((6, 5, 1), 2), DataConfig("arrays"))
     assert experiment._with_class_names(without, dataset) == without and capsys.readouterr().out == ""
-    assert experiment._beginning(without, 0).endswith("in runs/experiment")
+    assert first_line.beginning(without, 0).endswith("in runs/experiment")
 
 
 # --- Pictures ------------------------------------------------------------------------------------------------------------------------

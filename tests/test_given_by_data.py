@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from jaxgen import cli, config, experiment
+from jaxgen import cli, config
 from jaxgen.data import Dataset
 from jaxgen.data.features import Image as Images
 from jaxgen.experiment import Experiment
 from jaxgen.models import ClassifierConfig, GatedPixelCNNConfig, PCAConfig, VAEConfig
+from jaxgen.reports import first_line
 from jaxgen.runs import checkpoint
 
 
@@ -50,7 +51,7 @@ def test_vector_size_is_that_of_the_data_unless_it_is_0_and_a_run_keeps_its_own(
 )
 def test_the_first_line_says_what_is_given_and_what_is_not_used(model, said: str) -> None:
     dataset = Dataset.from_arrays(np.eye(12, dtype=np.uint8).reshape(12, 3, 4), np.arange(12) % 3, vector=np.ones((12, 5)))
-    assert experiment._beginning(Experiment(model), 0, dataset) == f"training to step 1000 in runs/experiment{said}"
+    assert first_line.beginning(Experiment(model), 0, dataset) == f"training to step 1000 in runs/experiment{said}"
 
 
 def test_a_column_from_which_another_is_made_is_used() -> None:

@@ -100,6 +100,7 @@ ROOMS = {
     "reports": {
         "drawing": set(),
         "final_report": {"drawing"},
+        "first_line": {"drawing", "final_report"},
         "__init__": set(),
     },
     "runs": {
