@@ -12,7 +12,7 @@ import io
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
 from jaxgen.errors import ConfigError, did_you_mean, shown
@@ -71,6 +71,7 @@ def parse(
         changes[name] = _from_words(flag, options[name], words)
     changed = _replace(config, changes, "")
     _check_fields(changed, "--")
+    _check_given(changed, [flag.removeprefix("--").replace("-", "_") for flag, _ in _split(argv)], "")
     return changed
 
 
@@ -238,6 +239,20 @@ def _check_fields(config: Any, prefix: str) -> None:
             raise ConfigError(prefix + name, type_name(hint), shown(value))
         for path, inner in _nested(value, prefix + name):
             _check_fields(inner, f"{path}.")
+
+
+def _check_given(config: Any, given: Collection[str], prefix: str) -> None:
+    """Calls `check_given(names)` of each dataclass that has this method, with the names of its fields that the command line gives.
+
+    given: their paths, such as optimizer.b1. An error names the path."""
+    if hasattr(config, "check_given"):
+        try:
+            config.check_given([path.removeprefix(prefix) for path in given if path.startswith(prefix)])
+        except ConfigError as error:
+            raise ConfigError(f"--{prefix}{error.argument.rpartition('.')[2]}", error.wanted, error.got, error.hint) from None
+    for name in _hints(type(config)):
+        for path, inner in _nested(getattr(config, name), prefix + name):
+            _check_given(inner, given, f"{path}.")
 
 
 def _nested(value: Any, path: str) -> list[tuple[str, Any]]:

@@ -3,7 +3,7 @@
 A player is a submodule of a model that is trained with an optimizer of its own, such as a GAN's generator and discriminator.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -88,14 +88,17 @@ class OptimizerConfig:
         """ConfigError for a field that differs from its default although the optimizer does not take it."""
         if self.name not in OPTIMIZERS:  # the check of types reports it
             return
-        own = OPTIMIZERS[self.name].fields
         defaults = {field.name: field.default for field in fields(self)}
+        self.check_given([name for name, default in defaults.items() if getattr(self, name) != default])
+        if self.betas and "b1" not in OPTIMIZERS[self.name].fields:
+            raise ConfigError("optimizer.betas", "an optimizer that has b1 and b2", self.name)
+
+    def check_given(self, names: Collection[str]) -> None:
+        """ConfigError for a field among `names` that the optimizer does not take, also where its value is the default."""
         for name in ("b1", "b2", "momentum", "weight_decay"):
-            if name not in own and getattr(self, name) != defaults[name]:
+            if name in names and name not in OPTIMIZERS[self.name].fields:
                 having = ", ".join(other for other, kind in OPTIMIZERS.items() if name in kind.fields)
                 raise ConfigError(f"optimizer.{name}", f"an optimizer that has it ({having})", self.name)
-        if self.betas and "b1" not in own:
-            raise ConfigError("optimizer.betas", "an optimizer that has b1 and b2", self.name)
 
 
 def decayed(params: Any) -> Any:

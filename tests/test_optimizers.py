@@ -11,11 +11,15 @@ from all_models import CONFIGS, fresh
 from flax import nnx
 
 from jaxgen import optimizers, sharding, training
+from jaxgen.config import parse
 from jaxgen.errors import ConfigError
-from jaxgen.models import GANConfig, ImageTransformerConfig, build
+from jaxgen.experiment import Experiment
+from jaxgen.models import GANConfig, ImageTransformerConfig, VAEConfig, build
 from jaxgen.optimizers import OPTIMIZERS, OptimizerConfig, learning_rates, make_optimizer
+from jaxgen.stages import Stage
 
 PARAMS = {"kernel": jnp.arange(6.0).reshape(2, 3) + 1, "bias": jnp.ones(3), "embedding": jnp.ones((2, 3))}
+WithCodes = dataclasses.make_dataclass("WithCodes", [("codes", VAEConfig, VAEConfig())], frozen=True)
 GAN = GANConfig(image_shape=(2,), levels=0, latent=2, hidden=4, depth=1)
 
 
@@ -95,6 +99,14 @@ def test_names_are_matched_as_a_whole_or_by_their_last_word():
 def test_a_field_without_effect_is_an_error(fields, message):
     with pytest.raises(ConfigError, match=message):
         OptimizerConfig(**fields)
+
+
+@pytest.mark.parametrize("path", ["optimizer", "stages.codes.optimizer"])
+def test_a_field_without_effect_is_an_error_on_a_command_line_at_its_default_too(path):
+    run = Experiment(WithCodes(), stages={"codes": Stage()})
+    with pytest.raises(ConfigError, match=rf"^--{path}.b1: wanted an optimizer that has it \(adamw, .*\), got sgd$"):
+        parse(run, [f"--{path}.name", "sgd", f"--{path}.b1=0.9"])
+    assert parse(run, [f"--{path}.name", "adam", f"--{path}.b1=0.9"]) != run
 
 
 def trained(config: OptimizerConfig, steps: int) -> list[dict[str, np.ndarray]]:
