@@ -75,8 +75,9 @@ def for_writing(workdir: str | os.PathLike) -> epath.Path:
 
 
 def named(error: OSError, path: epath.Path) -> str:
-    """The file or folder that an error is about, else `path`, and the reason."""
-    return f"{error.filename or path} ({error.strerror or error})"
+    """The file or folder that an error is about, and the reason: `path`, or an entry of it where `path` is a folder."""
+    inside = error.filename if path.is_dir() else None
+    return f"{inside or path} ({error.strerror or error})"
 
 
 def is_local(path: str | os.PathLike) -> bool:
