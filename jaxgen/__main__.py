@@ -4,9 +4,7 @@ import sys
 from collections.abc import Sequence
 
 import jaxgen
-from jaxgen.errors import ConfigError, did_you_mean
-from jaxgen.processes import interruption
-from jaxgen.processes.printing import output_code, say
+from jaxgen.processes import interruption  # what takes longer is imported after `begin`
 
 COMMANDS = {
     "train": "train a model, or resume: jaxgen train MODEL [--field value ...]",
@@ -35,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         return _printed(f"jaxgen {jaxgen.__version__}")
     if words[0] not in COMMANDS:
+        from jaxgen.errors import ConfigError, did_you_mean
+        from jaxgen.processes.printing import say
+
         hint = did_you_mean(words[0], [*COMMANDS, "help", "--help", "--version"])
         error = ConfigError("command", "one of " + ", ".join(COMMANDS), repr(words[0]), hint)
         say(f"jaxgen: {error}", sys.stderr)
@@ -61,6 +62,8 @@ def _help() -> str:
 
 def _printed(text: str) -> int:
     """Print a text; the exit code."""
+    from jaxgen.processes.printing import output_code
+
     try:
         print(text)
     except OSError:

@@ -131,7 +131,7 @@ def train(
             batch = training_set.batch(0, options.batch_size, options.seed, process=(0, 1)) if hasattr(shapes, "initialise") else None
             state = _first_state(experiment, optimizer, mesh, batch, _trained_parts(experiment))
         reporter = report.Reporter(experiment.workdir, resumed, writer=jax.process_index() == 0, gone=checkpoints.gone)
-        with reporter, interruption.Interruption() as stop:
+        with reporter, interruption.Interruption(checkpoints.steps) as stop:
             announce(first_line.beginning(experiment, resumed, training_set))
             run = _Run(experiment, checkpoints, reporter, validation_set, mesh, training_set)
             batches = training_set.batches(resumed, options.batch_size, options.seed)

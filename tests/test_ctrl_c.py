@@ -61,7 +61,37 @@ def callback():  # an exception of a handler would be printed here and lost
     Freed()
     os._exit(1)
 
-for moment in (report, locked, first_step, first_step_sigterm, second_step, callback):
+def first_step_of_several():
+    jax.process_count = lambda: 2
+    first_step()
+
+def compiled(inside, number=signal.SIGINT):
+    from jax._src import compiler
+    compiler.backend_compile_and_load = lambda *_, **__: inside()
+    with Interruption(lambda: [3, 5]) as stop:
+        assert not stop(7) and not stop(8)
+        jax.jit(lambda x: x * time.time())(1.0)
+
+def later_program():
+    compiled(lambda: stuck(signal.SIGINT))
+
+def saved_first():  # by a function of the file that saves
+    def inside():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1.7)
+        os.write(2, b"saved\\n")
+        os._exit(7)
+    exec(compile("compiled(inside)", "x/jaxgen/runs/checkpoint.py", "exec"), globals() | {"inside": inside})
+
+def done():
+    import atexit
+    atexit._run_exitfuncs()
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.2)
+    os._exit(0)
+
+ALONE = (report, locked, first_step, first_step_sigterm, second_step, callback)
+for moment in (*ALONE, first_step_of_several, later_program, saved_first, done):
     start, child = time.monotonic(), os.fork()
     if not child:
         interruption.begin()
@@ -85,12 +115,34 @@ import experiments.vae_digits
 def test_every_moment_ends_at_once(tmp_path):
     done = subprocess.run([sys.executable, "-c", MOMENTS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
     codes = {"report": 130, "locked": 130, "first_step": 130, "first_step_sigterm": 75, "second_step": 130, "callback": 130}
+    codes |= {"first_step_of_several": 130, "later_program": 130, "saved_first": 7, "done": 0}
     assert done.stdout.splitlines() == [f"{name} {code} in time" for name, code in codes.items()]
     line, new = interruption.LINE, interruption.NOTHING_NEW
-    assert done.stderr.splitlines() == [line, line, line, new, "saved", line, line]
+    assert done.stderr.splitlines() == [
+        line, line, line, new, "saved", line, line,
+        line, interruption.COMPILING + "step 5, the last that is saved", "saved",
+    ]  # fmt: skip
     assert (tmp_path / "lock").read_text() == ""  # so the next run does not speak of a run that is gone
 
 
 def test_while_a_script_imports_jax():
     done = subprocess.run([sys.executable, "-c", IMPORTING], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", interruption.LINE + "\n")
+
+
+STARTING = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == sys.argv[2]:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from jaxgen.__main__ import main
+main()
+"""
+
+
+def test_the_command_is_ready_before_it_imports_anything_that_takes_time():
+    for name in ("socket", "logging", "difflib", "tyro"):
+        done = subprocess.run([sys.executable, "-c", STARTING, "show", name], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", interruption.LINE + "\n"), name

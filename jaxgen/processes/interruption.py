@@ -6,18 +6,15 @@ signals: Python writes the number of each one into a socket the moment it arrive
 the socket ends the process, or hands the signal to the training that has asked for it (`Interruption`).
 
 The process ends as if it was killed: its checkpoints are written such that they survive that. Nothing of this happens in a program that
-does not call `begin`, such as a notebook. Scripts call `begin` before they import jax, so this file imports it only inside functions.
+does not call `begin`, such as a notebook. Scripts call `begin` before they import anything else, so this file imports what takes time only
+inside functions.
 """
 
 import os
 import signal
-import socket
 import sys
-import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
-
-from jaxgen.processes.printing import say
 
 LINE = "jaxgen: interrupted; checkpoints that were saved before are intact"
 INTERRUPTED, PREEMPTED = 130, 75
@@ -26,6 +23,12 @@ PATIENCE = 2.0
 """Seconds after Ctrl-C until NOTICE is printed, if the training has not stopped by then."""
 NOTICE = "jaxgen: Ctrl-C: this step or validation is finished and saved first; Ctrl-C again ends at once"
 NOTHING_NEW = "jaxgen: stopped by SIGTERM before the first step; there is nothing new to save, the same command goes on from there"
+COMPILING = "jaxgen: interrupted while a program was compiled; the same command goes on from "
+COMPILES = ("jax/_src/compiler.py", "jax/_src/interpreters/partial_eval.py", "jax/_src/interpreters/mlir.py")
+"""Files of jax whose functions run while it makes a program: tracing, lowering, compiling."""
+SAVES = "jaxgen/runs/checkpoint.py"
+MAKES = 1.0
+"""Seconds of making programs, after Ctrl-C, until the process ends without a save."""
 
 takers: list[Callable[[int], None]] = []
 """The last of them is called for every signal that has a handler, with its number, in the thread that waits for signals."""
@@ -38,28 +41,45 @@ def begin() -> None:
     """From now on Ctrl-C ends this process within moments, unless a training takes it. Does nothing where the program handles Ctrl-C
     in its own way (a debugger), outside the main thread, which alone may handle signals, and at a second call."""
     global _watched
-    main_thread = threading.current_thread() is threading.main_thread()
-    if _watched or not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if _watched or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
+    try:
+        signal.signal(signal.SIGINT, lambda number, frame: leave())  # until the thread is there
+    except ValueError:  # not the main thread
+        return
+    import atexit
+    import socket
+    import threading
+
     receiver, sender = socket.socketpair()
     sender.setblocking(False)  # a signal handler must never wait
     signal.set_wakeup_fd(sender.detach(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGINT, lambda number, frame: None)  # the thread does it; without a handler of Python nothing is written
     threading.Thread(target=_watch, args=(receiver,), name="signals", daemon=True).start()
+    signal.signal(signal.SIGINT, lambda number, frame: None)  # the thread does it; without a handler of Python nothing is written
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # all is done, and Python would end as if it was killed
     _watched = True
 
 
 def leave(code: int = INTERRUPTED, line: str = LINE) -> None:
     """End the process now, with a line on stderr; of its code only `last_acts` run."""
-    for act in last_acts:
-        with suppress(OSError):
+    for act in (*last_acts, lambda: os.write(2, f"{line}\n".encode())):
+        try:  # noqa: SIM105  (contextlib may not be imported yet)
             act()
-    with suppress(OSError):
-        os.write(2, f"{line}\n".encode())
+        except OSError:
+            pass
     os._exit(code)
 
 
-def _watch(receiver: socket.socket) -> None:
+def makes_program(frame) -> bool:
+    """Whether a frame of Python, or one that called it, is jax making a program, and none is a save of a checkpoint."""
+    files = []
+    while frame is not None:
+        files.append(frame.f_code.co_filename.replace(os.sep, "/"))
+        frame = frame.f_back
+    return any(file.endswith(COMPILES) for file in files) and not any(file.endswith(SAVES) for file in files)
+
+
+def _watch(receiver) -> None:
     while number := receiver.recv(1):
         if takers:
             takers[-1](number[0])
@@ -76,11 +96,19 @@ class Interruption:
 
     Only the main thread may handle signals: in another one none is handled, and a line on stderr says so.
 
+    Nothing can be saved either while a later program is compiled, such as the first validation. Ctrl-C then ends the process after MAKES
+    seconds, with a line that says from which step the run goes on: the last of `saved()`, the steps that are saved.
+
     Several processes agree on the step through jax's own preemption notice, which is SIGTERM, so that all save the same one; there Ctrl-C
-    is passed on as that notice, before the first step too.
+    is passed on as that notice once a step is done.
     """
 
-    def __init__(self):
+    def __init__(self, saved: Callable[[], list[int]] = list):
+        import threading
+
+        from jaxgen.processes.printing import say
+
+        self._saved, self._left = saved, False
         self.signal: int | None = None  # what stops the run
         self._asked: int | None = None
         self._first: int | None = None  # the step at which the loop began
@@ -89,7 +117,11 @@ class Interruption:
         self._notice.daemon = True
 
     def __enter__(self):
+        import threading
+
         import jax
+
+        from jaxgen.processes.printing import say
 
         self._several = jax.process_count() > 1
         wanted = [signal.SIGINT] if self._several else [signal.SIGINT, signal.SIGTERM]
@@ -107,6 +139,7 @@ class Interruption:
             signal.signal(number, handler)
         if self._watched:
             takers.remove(self._take)
+        self._left = True
         self._notice.cancel()
 
     def _handle(self, number, frame):
@@ -120,7 +153,7 @@ class Interruption:
                 raise KeyboardInterrupt
             leave()
         begun, self._asked = self._asked is None, number
-        if self._several:
+        if self._several and (self._trained or not self._watched):
             os.kill(os.getpid(), signal.SIGTERM)
         elif self._watched and not self._trained:
             leave(*((PREEMPTED, NOTHING_NEW) if number == signal.SIGTERM else ()))
@@ -128,6 +161,27 @@ class Interruption:
             self.signal = number
         if begun and number == signal.SIGINT:
             self._notice.start()
+            if self._watched and not self._several:
+                self._end_compilation()
+
+    def _end_compilation(self) -> None:
+        """Watch the main thread, from a thread of its own, until the run has stopped, or it has made programs for MAKES seconds."""
+        import threading
+
+        main_thread, pause = threading.main_thread().ident, 0.05
+
+        def watch():
+            spent = 0.0
+            while spent < MAKES:
+                time.sleep(pause)
+                if self._left:
+                    return
+                spent += pause if makes_program(sys._current_frames().get(main_thread)) else 0.0
+            steps = self._saved()
+            where = f"step {max(steps)}, the last that is saved" if steps else "its beginning: nothing is saved yet"
+            leave(INTERRUPTED, COMPILING + where)
+
+        threading.Thread(target=watch, daemon=True).start()
 
     def __call__(self, step: int) -> bool:
         """Whether to stop after this step."""

@@ -1,6 +1,5 @@
 """How a run prints: whatever happens to the output, the run goes on."""
 
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -68,6 +67,8 @@ def _drop(file: Any) -> None:
 def quiet(*names: str) -> Iterator[None]:
     """Silences these loggers, for what also raises an error that we report: on a full disk orbax logs a traceback for every array, and
     TFDS warns of a folder that it is about to make."""
+    import logging
+
     levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     try:
         for logger in levels:
