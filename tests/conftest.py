@@ -5,6 +5,7 @@ Warnings become errors in pyproject.toml.
 """
 
 import os
+import signal
 from pathlib import Path
 
 from compiling import FAST_TO_COMPILE
@@ -110,3 +111,15 @@ def real_data():
 def unchecked(monkeypatch):
     """The package as its users have it: annotations are not checked, so that its own errors are seen."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(autouse=True)
+def signals_are_of_the_test_process():
+    """A test that calls a script as the command line does leaves no thread behind that would end this process at the next Ctrl-C."""
+    from jaxgen.processes import interruption
+
+    yield
+    if interruption._watched:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interruption._watched = False

@@ -93,10 +93,11 @@ def test_laptop_mode_runs(name, monkeypatch, tmp_path, capsys):
     laptop = script(name).laptop
     words = ["--laptop", "--train.steps=2", "--train.eval_every=2", "--train.batch_size=8", f"--workdir={tmp_path / 'run'}"]
     if laptop.data.name not in ("digits", "ring"):
-        shape, random = laptop.model.image_shape, np.random.default_rng(0)
+        shape, random, data = laptop.model.image_shape, np.random.default_rng(0), tmp_path / "data"
+        data.mkdir()
         for split, size in (("train", 8), ("valid", 2), ("test", 2)):
-            np.savez(tmp_path / f"{split}.npz", image=random.integers(0, laptop.model.levels, (size, *shape), np.uint8))
-        words.append(f"--data.name={tmp_path}")
+            np.savez(data / f"{split}.npz", image=random.integers(0, laptop.model.levels, (size, *shape), np.uint8))
+        words.append(f"--data.name={data}")
     words += ["--report.samples=2", "--report.completions=2", "--report.time_samplers=False"]
     with pytest.raises(SystemExit) as end:
         cli.main(script(name).config, laptop, words)
