@@ -9,6 +9,7 @@ The first of these methods that a model has decides what is reported:
     log_density(v)               a density      "bits_per_dim_bound": E_u[-log p(x + u)] >= -log P(x) (Theis et al. 2016, section 3.1)
     log_density(v), real data    a density      "nats", of points and vectors, which need no noise
     elbo, importance_bound       lower bounds   "bits_per_dim_bound"
+    squared_error(x)             none, an error "squared_error", of auto-encoders: |x - x'|^2 / D of pixels scaled to [0, 1]
     none of them                 samples        "frechet_pixels", on point sets also the modes covered
 
 The unit is that of the modelled feature. For strings it is "bits_per_character": the sum of -log2 p over all strings, divided by the number
@@ -90,7 +91,10 @@ def metrics_of(model, dataset, bound: str = "elbo") -> tuple[str, ...]:
     kind, (_, feature) = _kind(model, bound), _modelled(model, dataset)
     if kind == "predictions":
         return "accuracy", "log_loss"
-    likelihood = () if kind == "samples" else tuple(dict.fromkeys((_unit_name(feature, kind), "nats")))
+    if kind == "error":
+        likelihood = ("squared_error",)
+    else:
+        likelihood = () if kind == "samples" else tuple(dict.fromkeys((_unit_name(feature, kind), "nats")))
     pixels = feature.discrete and hasattr(feature, "levels")
     if not hasattr(model, "sample") or feature.discrete and not pixels:
         return likelihood
@@ -119,6 +123,9 @@ def _scores(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, sampl
     """The result of a model that has a likelihood, a bound or predictions."""
     if kind == "predictions":
         return _classifier_metrics(-log_probs(model, dataset, kind, batch_size, key, mesh=mesh))
+    if kind == "error":
+        errors = log_probs(model, dataset, kind, batch_size, key, mesh=mesh)
+        return {"squared_error": float(errors.mean()), "standard_error": _standard_error(errors), "n": len(errors)}
     name, feature = _modelled(model, dataset)
     if kind == "density" and not feature.discrete:
         kind = "real density"
@@ -189,7 +196,7 @@ def log_probs(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, sam
 
 
 def _kind(model, bound: str) -> str:
-    """Which row of the module's table applies: "predictions", "exact", "density", the bound, or "samples"."""
+    """Which row of the module's table applies: "predictions", "exact", "density", the bound, "error", or "samples"."""
     if bound not in ("elbo", "importance"):
         raise ConfigError("bound", "elbo or importance", bound)
     if hasattr(model, "predict"):
@@ -202,7 +209,7 @@ def _kind(model, bound: str) -> str:
         if bound == "importance" and not hasattr(model, "importance_bound"):
             raise ConfigError("bound", "elbo (the model has no importance_bound)", bound)
         return bound
-    return "samples"
+    return "error" if hasattr(model, "squared_error") else "samples"
 
 
 def _batches(dataset, batch_size: int, mesh: Mesh | None) -> Iterator[tuple[dict, np.ndarray]]:
@@ -236,6 +243,8 @@ def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples
         return jnp.stack([right, -(log_p.argmax(-1) != x).astype(jnp.float32)], axis=-1)
     if kind == "exact":
         return model.log_prob(x, **given)
+    if kind == "error":
+        return model.squared_error(x, **given)
     if kind == "real density":
         return model.log_density(x, **given)
 

@@ -29,6 +29,7 @@ METRICS = {
     "accuracy": Metric("accuracy", "higher", "accuracy", far=0.5),
     "log_loss": Metric("log-loss (nats)", "lower", "log-loss in nats", chooses=False),
     "nats": Metric("nats", "lower", "nats", far=1),
+    "squared_error": Metric("squared error per dimension", "lower", "mean squared error of pixels in [0, 1]", far=9),
     "frechet_pixels": Metric("Frechet distance of pixels", "lower", "Frechet distance of pixels", examples=2, far=9),
     # This distance does not show missed modes, so it chooses no checkpoint: `load` then takes the newest.
     "frechet_points": Metric("Frechet distance of points", "lower", "Frechet distance of points", chooses=False, examples=2),

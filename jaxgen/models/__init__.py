@@ -4,6 +4,7 @@ import jax
 from flax import nnx
 
 from jaxgen.errors import ConfigError
+from jaxgen.models.autoencoder import Autoencoder, AutoencoderConfig
 from jaxgen.models.classifier import Classifier, ClassifierConfig
 from jaxgen.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalBiLSTMConfig
 from jaxgen.models.gan import GAN, GANConfig
@@ -26,6 +27,7 @@ MODELS = {
     PixelSNAILConfig: PixelSNAIL,
     ImageTransformerConfig: ImageTransformer,
     VAEConfig: VAE,
+    AutoencoderConfig: Autoencoder,
     GANConfig: GAN,
     ClassifierConfig: Classifier,
     PCAConfig: PCA,

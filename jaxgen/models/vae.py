@@ -17,7 +17,6 @@ density for its Frey faces. L_k is from Burda, Grosse, Salakhutdinov 2015, "Impo
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 from typing import Literal, SupportsIndex
 
@@ -30,7 +29,8 @@ from jaxgen.checks import check_count, check_image_config, check_images, check_k
 from jaxgen.data.features import OfImages, given_to
 from jaxgen.distributions import bits_per_dim, gaussian_kl, gaussian_log_prob, gaussian_sample, pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import EXACT, Conv, ConvTranspose, embed, scale_pixels
+from jaxgen.layers.convolutions import EXACT, embed, scale_pixels
+from jaxgen.layers.image_networks import MLP, ConvDecoder, ConvEncoder, check_hidden
 
 LogDensity = Callable[[Float[Array, "B Z"]], Float[Array, " B"]]
 
@@ -70,48 +70,7 @@ class VAEConfig(OfImages):
         check_image_config(self, {}, channels=None)
         if self.latent < 1 or not self.hidden or min(self.hidden) < 1:
             raise ConfigError("latent, hidden", "positive sizes", (self.latent, self.hidden))
-        if self.architecture == "conv" and (self.image_shape[0] % 4 or self.image_shape[1] % 4 or len(self.hidden) != 2):
-            raise ConfigError("image_shape", "H and W multiples of 4 and two hidden sizes (conv)", (self.image_shape, self.hidden))
-
-
-class MLP(nnx.Module):
-    """Linear layers with silu between them."""
-
-    def __init__(self, sizes: tuple[int, ...], rngs: nnx.Rngs):
-        self.layers = nnx.List([nnx.Linear(a, b, precision=EXACT, rngs=rngs) for a, b in pairwise(sizes)])
-
-    def __call__(self, x: Float[Array, "B I"]) -> Float[Array, "B O"]:
-        for layer in list(self.layers)[:-1]:
-            x = nnx.silu(layer(x))
-        return self.layers[-1](x)
-
-
-class ConvEncoder(nnx.Module):
-    """Two 4 x 4 convolutions of stride 2 with silu: H x W -> H/2 x W/2 -> H/4 x W/4, flattened to [B, D]."""
-
-    def __init__(self, config: VAEConfig, rngs: nnx.Rngs):
-        half, quarter = config.hidden
-        self.down1 = nnx.Conv(config.image_shape[2], half, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
-        self.down2 = nnx.Conv(half, quarter, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B D"]:
-        return nnx.silu(self.down2(nnx.silu(self.down1(x)))).reshape(x.shape[0], -1)
-
-
-class ConvDecoder(nnx.Module):
-    """Linear, two transposed 4 x 4 convolutions of stride 2, a 3 x 3 convolution: [B, I] -> H/4 x W/4 -> H/2 x W/2 -> [B, H, W, C P]."""
-
-    def __init__(self, inputs: int, outputs: int, config: VAEConfig, rngs: nnx.Rngs):
-        half, quarter = config.hidden
-        self.start = (config.image_shape[0] // 4, config.image_shape[1] // 4, quarter)
-        self.project = nnx.Linear(inputs, prod(self.start), precision=EXACT, rngs=rngs)
-        self.up1 = ConvTranspose(quarter, half, 4, 2, rngs)
-        self.up2 = ConvTranspose(half, half, 4, 2, rngs)
-        self.out = Conv(half, outputs, 3, rngs)
-
-    def __call__(self, z: Float[Array, "B I"]) -> Float[Array, "B H W D"]:
-        x = nnx.silu(self.project(z)).reshape(-1, *self.start)
-        return self.out(nnx.silu(self.up2(nnx.silu(self.up1(x)))))
+        check_hidden(self.image_shape, self.hidden, self.architecture)
 
 
 class VAE(nnx.Module):
@@ -129,9 +88,9 @@ class VAE(nnx.Module):
             features = config.hidden[-1]
             self.decoder = MLP((config.latent + classes, *reversed(config.hidden), size * parameters), rngs)
         else:
-            self.features = ConvEncoder(config, rngs)
+            self.features = ConvEncoder(config.image_shape, config.hidden, rngs)
             features = height // 4 * (width // 4) * config.hidden[1]
-            self.decoder = ConvDecoder(config.latent + classes, channels * parameters, config, rngs)
+            self.decoder = ConvDecoder(config.latent + classes, channels * parameters, config.image_shape, config.hidden, rngs)
         self.posterior = nnx.Linear(features + classes, 2 * config.latent, precision=EXACT, rngs=rngs)
 
     def encode(self, image: UInt[Array, "B H W C"], label=None) -> tuple[Float[Array, "B Z"], Float[Array, "B Z"]]:

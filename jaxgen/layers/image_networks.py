@@ -1,0 +1,62 @@
+"""Encoders and decoders of images that several models share: fully connected, or convolutions that halve the sides twice.
+
+`hidden` are the units of the hidden layers (MLP), or the channels at 1/2 and at 1/4 of the size (convolutions). Axes: B batch, H W C image,
+I inputs, O outputs, D features.
+"""
+
+from itertools import pairwise
+from math import prod
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxgen.errors import ConfigError
+from jaxgen.layers.convolutions import EXACT, Conv, ConvTranspose
+
+
+def check_hidden(image_shape: tuple[int, int, int], hidden: tuple[int, ...], architecture: str) -> None:
+    """ConfigError for sizes that are not positive; for "conv" also unless H and W are multiples of 4 and there are two sizes."""
+    if hidden and min(hidden) < 1:
+        raise ConfigError("hidden", "positive sizes", hidden)
+    if architecture == "conv" and (image_shape[0] % 4 or image_shape[1] % 4 or len(hidden) != 2):
+        raise ConfigError("image_shape", "H and W multiples of 4 and two hidden sizes (conv)", (image_shape, hidden))
+
+
+class MLP(nnx.Module):
+    """Linear layers with silu between them."""
+
+    def __init__(self, sizes: tuple[int, ...], rngs: nnx.Rngs):
+        self.layers = nnx.List([nnx.Linear(a, b, precision=EXACT, rngs=rngs) for a, b in pairwise(sizes)])
+
+    def __call__(self, x: Float[Array, "B I"]) -> Float[Array, "B O"]:
+        for layer in list(self.layers)[:-1]:
+            x = nnx.silu(layer(x))
+        return self.layers[-1](x)
+
+
+class ConvEncoder(nnx.Module):
+    """Two 4 x 4 convolutions of stride 2 with silu: H x W -> H/2 x W/2 -> H/4 x W/4, flattened to [B, D]."""
+
+    def __init__(self, image_shape: tuple[int, int, int], hidden: tuple[int, int], rngs: nnx.Rngs):
+        half, quarter = hidden
+        self.down1 = nnx.Conv(image_shape[2], half, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
+        self.down2 = nnx.Conv(half, quarter, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B D"]:
+        return nnx.silu(self.down2(nnx.silu(self.down1(x)))).reshape(x.shape[0], -1)
+
+
+class ConvDecoder(nnx.Module):
+    """Linear, two transposed 4 x 4 convolutions of stride 2, a 3 x 3 convolution: [B, I] -> H/4 x W/4 -> H/2 x W/2 -> [B, H, W, C P]."""
+
+    def __init__(self, inputs: int, outputs: int, image_shape: tuple[int, int, int], hidden: tuple[int, int], rngs: nnx.Rngs):
+        half, quarter = hidden
+        self.start = (image_shape[0] // 4, image_shape[1] // 4, quarter)
+        self.project = nnx.Linear(inputs, prod(self.start), precision=EXACT, rngs=rngs)
+        self.up1 = ConvTranspose(quarter, half, 4, 2, rngs)
+        self.up2 = ConvTranspose(half, half, 4, 2, rngs)
+        self.out = Conv(half, outputs, 3, rngs)
+
+    def __call__(self, z: Float[Array, "B I"]) -> Float[Array, "B H W D"]:
+        x = nnx.silu(self.project(z)).reshape(-1, *self.start)
+        return self.out(nnx.silu(self.up2(nnx.silu(self.up1(x)))))
