@@ -36,6 +36,10 @@ class Bernoulli:
         """x = 1 where logit / temperature + noise > 0, else 0."""
         return (parameters[..., 0] / temperature + noise > 0).astype(jnp.int32)
 
+    def best(self, parameters: Float[Array, "*shape 1"]) -> Int[Array, "*shape"]:
+        """The most probable value."""
+        return (parameters[..., 0] > 0).astype(jnp.int32)
+
 
 @dataclass(frozen=True)
 class Categorical:
@@ -66,6 +70,10 @@ class Categorical:
     def sample(self, parameters: Float[Array, "*shape V"], noise: Float[Array, "*shape V"], temperature=1.0) -> Int[Array, "*shape"]:
         """argmax(logits / temperature + noise), a draw from softmax(logits / temperature)."""
         return jnp.argmax(parameters / temperature + noise, axis=-1).astype(jnp.int32)
+
+    def best(self, parameters: Float[Array, "*shape V"]) -> Int[Array, "*shape"]:
+        """The most probable value."""
+        return jnp.argmax(parameters, axis=-1).astype(jnp.int32)
 
 
 def pixel_head(levels: int) -> Bernoulli | Categorical:

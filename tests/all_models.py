@@ -20,7 +20,16 @@ from model_table import TABLE
 
 from jaxgen.data import Dataset
 from jaxgen.data.features import ClassLabel, Image, Points, Tokens, Vector
-from jaxgen.models import MODELS, ClassifierConfig, GANConfig, LanguageModelConfig, PCAConfig, VAEConfig
+from jaxgen.models import (
+    MODELS,
+    AutoencoderConfig,
+    ClassifierConfig,
+    GANConfig,
+    LanguageModelConfig,
+    PCAConfig,
+    VAEConfig,
+    VQVAEConfig,
+)
 from jaxgen.training import OptimizerConfig, make_optimizer
 
 SHAPE, LEVELS = (4, 4, 1), 3
@@ -30,6 +39,8 @@ CONFIGS |= {
     "gated_pixelcnn of a vector": TABLE[0].make(SHAPE, LEVELS, vector_size=2),
     "vae": VAEConfig(SHAPE, LEVELS, latent=3, hidden=(6, 5)),
     "vae of a label": VAEConfig(SHAPE, LEVELS, 3, latent=3, hidden=(6, 5), architecture="conv", estimator="A"),
+    "autoencoder": AutoencoderConfig(SHAPE, LEVELS, latent=3, hidden=(6, 5)),
+    "vqvae": VQVAEConfig(SHAPE, LEVELS, codes=5, code_width=3, halvings=1, width=4, blocks=1),
     "gan": GANConfig(SHAPE, LEVELS, latent=3, hidden=6, architecture="conv"),
     "gan of points": GANConfig((2,), 0, latent=3, hidden=6),
     "classifier": ClassifierConfig(SHAPE, LEVELS, 3, (6, 5)),
@@ -40,7 +51,7 @@ CONFIGS |= {
 CONFIGS["pixelcnn_pp of a label"] = replace(CONFIGS["pixelcnn_pp of a label"], resolutions=1)  # the other one has two
 ONE_EACH = {type(config): name for name, config in CONFIGS.items()}  # of each model the last configuration, which is given most
 
-FLOAT32 = ["vae", "vae of a label", "gan", "gan of points", "classifier", "pca", "pca of points", "language_model"]
+FLOAT32 = ["vae", "vae of a label", "autoencoder", "gan", "gan of points", "classifier", "pca", "pca of points", "language_model"]
 NOT_FOR = {  # what a model does not have, why, and which models; a test finds that these are all
     "loss": ("fitted in closed form, so it has no gradient and no step to resume from", ["pca", "pca of points"]),
     "sample": ("gives the label of an image", ["classifier"]),

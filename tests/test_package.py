@@ -78,7 +78,7 @@ ROOMS = {
         "logistic_mixture": {"convolutions"},
         "attention": {"convolutions"},
         "fronts": {"convolutions"},
-        "image_networks": {"convolutions"},
+        "image_networks": {"convolutions", "logistic_mixture"},
         "masked": {"convolutions"},
         "pixelcnn_fronts": {"convolutions", "fronts", "masked"},
         "weight_norm": {"convolutions"},

@@ -195,14 +195,20 @@ def _between_zeros(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], 
 
 
 class Conv(nnx.Conv):
-    """Flax's convolution of images with an odd kernel k x k, H x W stay: the same parameters and first values, by `convolution`."""
+    """Flax's convolution of images, H x W to H/stride x W/stride: the same parameters and first values, by `convolution`.
 
-    def __init__(self, features_in: int, features_out: int, kernel: int, rngs: nnx.Rngs):
-        super().__init__(features_in, features_out, (kernel, kernel), rngs=rngs)
+    kernel: odd with stride 1, or any of at least the stride where H and W are multiples of it; the zeros around are those of Flax's "SAME".
+    """
 
-    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W E"]:
+    def __init__(self, features_in: int, features_out: int, kernel: int, rngs: nnx.Rngs, stride: int = 1):
+        super().__init__(features_in, features_out, (kernel, kernel), strides=(stride, stride), rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B R C E"]:
         """y, in the dtype of x."""
-        return add_bias(convolution(x, self.kernel[...], ((self.kernel_size[0] // 2,) * 2,) * 2), self.bias[...])
+        (kernel, _), (stride, _) = self.kernel_size, self.strides
+        zeros = kernel - stride
+        around = ((zeros // 2, zeros - zeros // 2),) * 2
+        return add_bias(convolution(x, self.kernel[...], around, stride), self.bias[...])
 
 
 class ConvTranspose(nnx.ConvTranspose):

@@ -10,8 +10,15 @@ from math import prod
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxgen.distributions import Bernoulli, Categorical, pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import EXACT, Conv, ConvTranspose
+from jaxgen.layers.logistic_mixture import DiscretizedLogistic
+
+
+def likelihood_head(name: str, levels: int) -> Bernoulli | Categorical | DiscretizedLogistic:
+    """The distribution of a pixel's channel, by its name in a configuration: "categorical" (Bernoulli for 2 levels) or "logistic"."""
+    return DiscretizedLogistic(levels) if name == "logistic" else pixel_head(levels)
 
 
 def check_hidden(image_shape: tuple[int, int, int], hidden: tuple[int, ...], architecture: str) -> None:

@@ -60,6 +60,46 @@ def discretized_logistic_log_prob(
 
 
 @dataclass(frozen=True)
+class DiscretizedLogistic:
+    """One discretized logistic for every channel, which depends on no other channel: parameters [..., 2], mean and log-scale.
+
+    A draw is m + s * logistic noise, clipped to [-1, 1] and rounded to the nearest level.
+    """
+
+    levels: int
+    size = 2
+    channelwise = True
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type in which draws are returned: the smallest unsigned one that holds 0 .. levels-1."""
+        return np.min_scalar_type(self.levels - 1)
+
+    def log_prob(self, parameters: Float[Array, "*shape 2"], x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """log P(x) in nats for each element."""
+        mean, log_scale = parameters[..., 0], jnp.maximum(parameters[..., 1], LOWEST_LOG_SCALE)
+        return discretized_logistic_log_prob(x, mean, log_scale, self.levels)
+
+    def noise(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        """Standard logistic noise of this shape."""
+        return jax.random.logistic(key, shape)
+
+    def sample(self, parameters: Float[Array, "*shape 2"], noise: Float[Array, "*shape"], temperature=1.0) -> Int[Array, "*shape"]:
+        """A level for each element; the temperature multiplies the scales."""
+        scale = jnp.exp(jnp.maximum(parameters[..., 1], LOWEST_LOG_SCALE)) * temperature
+        return _to_level(parameters[..., 0] + scale * noise, self.levels)
+
+    def best(self, parameters: Float[Array, "*shape 2"]) -> Int[Array, "*shape"]:
+        """The level nearest to the mean, which is the most probable one unless the mean is near an end of the range."""
+        return _to_level(parameters[..., 0], self.levels)
+
+
+def _to_level(value: Float[Array, "*shape"], levels: int) -> Int[Array, "*shape"]:
+    """The level nearest to a value on [-1, 1]; values outside go to the lowest or the highest."""
+    return jnp.round((jnp.clip(value, -1, 1) + 1) * ((levels - 1) / 2)).astype(jnp.int32)
+
+
+@dataclass(frozen=True)
 class DiscretizedLogisticMixture:
     """The distribution above, of pixels [..., C] given parameters [..., P], P = K (1 + 2C + C(C-1)/2): 10 K for C = 3, 3 K for C = 1.
 
@@ -129,6 +169,5 @@ class DiscretizedLogisticMixture:
         for c in range(self.channels):
             mean = self._mean(means, coefficients, [scale_pixels(level, self.levels) for level in drawn], c)[..., 0]
             value = mean + jnp.exp(log_scales[..., c, 0]) * temperature * logistic[..., c]
-            level = jnp.round((jnp.clip(value, -1, 1) + 1) * ((self.levels - 1) / 2))
-            drawn.append(level.astype(jnp.int32))
+            drawn.append(_to_level(value, self.levels))
         return jnp.stack(drawn, axis=-1)

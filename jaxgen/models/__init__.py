@@ -17,6 +17,7 @@ from jaxgen.models.pixelcnn_pp import PixelCNNPP, PixelCNNPPConfig
 from jaxgen.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from jaxgen.models.row_lstm import RowLSTM, RowLSTMConfig
 from jaxgen.models.vae import VAE, VAEConfig
+from jaxgen.models.vqvae import VQVAE, VQVAEConfig
 
 MODELS = {
     GatedPixelCNNConfig: GatedPixelCNN,
@@ -28,6 +29,7 @@ MODELS = {
     ImageTransformerConfig: ImageTransformer,
     VAEConfig: VAE,
     AutoencoderConfig: Autoencoder,
+    VQVAEConfig: VQVAE,
     GANConfig: GAN,
     ClassifierConfig: Classifier,
     PCAConfig: PCA,
