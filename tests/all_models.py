@@ -96,7 +96,7 @@ def given_of(config, batch: dict) -> dict:
 
 
 def score(model, batch: dict, key) -> jax.Array:
-    """A number for every row: log p or its bound, of a classifier the first logit, of a GAN the discriminator's."""
+    """A number for every row: log p or its bound, of a classifier the first logit, of an auto-encoder its error, of a GAN the discriminator's."""
     x, given = batch[model.config.modelled], given_of(model.config, batch)
     if hasattr(model, "predict"):
         return model.predict(**given)[:, 0]
@@ -104,6 +104,8 @@ def score(model, batch: dict, key) -> jax.Array:
         return model.log_prob(x, **given)
     if hasattr(model, "elbo"):
         return model.elbo(x, key, **given)
+    if hasattr(model, "squared_error"):
+        return model.squared_error(x)
     return (model.log_density if hasattr(model, "log_density") else model.discriminate)(x.astype(jnp.float32))
 
 
