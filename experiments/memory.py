@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import evaluation, models, training
+from jaxgen import models, training
+from jaxgen.evaluation import likelihoods
 from jaxgen.training import OptimizerConfig, sharding
 
 RESULTS = Path(__file__).parent / "results" / "memory.md"
@@ -45,12 +46,12 @@ def programs() -> tuple[dict, dict]:
         return jax.ShapeDtypeStruct((BATCH, *shape), dtype, sharding=rows)
 
     batch = {"image": column(MODEL.image_shape, np.uint8), "label": column((), np.int32)}
-    kind, known = evaluation._kind(model, "elbo"), np.arange(64).reshape(8, 8) < 32
+    kind, known = likelihoods.kind_of(model, "elbo"), np.arange(64).reshape(8, 8) < 32
     image, label = jnp.zeros((BATCH, *MODEL.image_shape), jnp.uint8), jnp.zeros(BATCH, jnp.int32)
     made = {
         "first state": jax.jit(make, out_shardings=sharding.state_sharding(mesh, shapes)).lower(),
         "train step": training.make_train_step(optimizer, mesh).lower(state, batch, key),
-        "validation, test (a batch)": evaluation._compiled(kind, 1, sharding.whole(mesh)).lower(
+        "validation, test (a batch)": likelihoods.compiled(kind, 1, sharding.whole(mesh)).lower(
             model, batch | {"index": column((), np.uint32)}, key
         ),
         "sampler (validation, report)": jax.jit(lambda model: model.sample(key, BATCH, label=label)).lower(model),

@@ -20,29 +20,25 @@ concentrated on the integers can be arbitrarily large. The randomness of image i
 masked, and the sums are float64 on the host, so the result depends neither on the batch size nor on the number of devices.
 """
 
-from collections import deque
-from collections.abc import Iterator
-from functools import lru_cache
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float, Num, PRNGKeyArray, UInt
+from jaxtyping import PRNGKeyArray
 
-from jaxgen import sharding
-from jaxgen.data.features import given_to
 from jaxgen.distributions import bits_per_dim
-from jaxgen.errors import ConfigError, DataError, NonFiniteError, did_you_mean
-from jaxgen.measures.frechet import frechet_distance, frechet_floor
-from jaxgen.measures.metrics import FLOORS, METRICS, OF_SAMPLES, headline
+from jaxgen.errors import ConfigError, DataError, did_you_mean
+from jaxgen.evaluation.likelihoods import dequantise, kind_of, modelled_column, numbers
+from jaxgen.evaluation.sample_quality import mode_coverage, sample_metrics, with_floor
+from jaxgen.measures.frechet import frechet_distance
+from jaxgen.measures.metrics import METRICS, OF_SAMPLES, headline
 from jaxgen.measures.rulers import RULERS, GaussianModel, HistogramModel, UniformModel, best_ridge, split
 
-__all__ = ["GaussianModel", "UniformModel", "bits_per_dim", "evaluate", "frechet_distance", "headline", "mode_coverage", "rulers"]
+__all__ = [
+    "GaussianModel", "UniformModel", "bits_per_dim", "dequantise", "evaluate", "frechet_distance", "headline", "mode_coverage", "rulers",
+    "with_floor",
+]  # fmt: skip
 
-_KNOWN: deque = deque(maxlen=4)  # (source, other source, floor) of the pairs of splits that `with_floor` was asked for last
 DRAWS = {"elbo": "elbo_samples", "importance": "importance_samples", "density": "dequantisation_samples"}
 
 
@@ -76,7 +72,7 @@ def evaluate(
         raise DataError("dataset", "at least one image", "an empty set")
     _check_fit(model, dataset)
     check_metrics(model, dataset, metrics, bound)
-    kind, mesh = _kind(model, bound), mesh or _mesh_of(model)
+    kind, mesh = kind_of(model, bound), mesh or _mesh_of(model)
     if kind == "samples":
         return _chosen(sample_metrics(model, dataset, key, batch_size, mesh), metrics)
     result = _scores(model, dataset, kind, batch_size, key, samples, mesh)
@@ -88,7 +84,7 @@ def evaluate(
 
 def metrics_of(model, dataset, bound: str = "elbo") -> tuple[str, ...]:
     """The names in `METRICS` of what `evaluate` can measure of a model on a set; nothing is computed."""
-    kind, (_, feature) = _kind(model, bound), _modelled(model, dataset)
+    kind, (_, feature) = kind_of(model, bound), modelled_column(model, dataset)
     if kind == "predictions":
         return "accuracy", "log_loss"
     if kind == "error":
@@ -106,7 +102,7 @@ def check_metrics(model, dataset, metrics: tuple[str, ...], bound: str = "elbo")
     """Raises ConfigError if `evaluate` can measure nothing of this model on this set, or not one of `metrics`."""
     known = metrics_of(model, dataset, bound)
     if not known:
-        wanted = f"log_prob or elbo, since samples of {_modelled(model, dataset)[1].said} are not compared with a set"
+        wanted = f"log_prob or elbo, since samples of {modelled_column(model, dataset)[1].said} are not compared with a set"
         raise ConfigError("model", wanted, f"{type(model).__name__} with neither")
     for name in metrics:
         if name not in known:
@@ -122,22 +118,16 @@ def _chosen(result: dict, metrics: tuple[str, ...]) -> dict:
 def _scores(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, samples: int, mesh: Mesh | None) -> dict[str, float | int]:
     """The result of a model that has a likelihood, a bound or predictions."""
     if kind == "predictions":
-        return _classifier_metrics(-log_probs(model, dataset, kind, batch_size, key, mesh=mesh))
+        return _classifier_metrics(-numbers(model, dataset, kind, batch_size, key, mesh=mesh))
     if kind == "error":
-        errors = log_probs(model, dataset, kind, batch_size, key, mesh=mesh)
+        errors = numbers(model, dataset, kind, batch_size, key, mesh=mesh)
         return {"squared_error": float(errors.mean()), "standard_error": _standard_error(errors), "n": len(errors)}
-    name, feature = _modelled(model, dataset)
+    name, feature = modelled_column(model, dataset)
     if kind == "density" and not feature.discrete:
         kind = "real density"
-    nats = -log_probs(model, dataset, kind, batch_size, key, samples, mesh)
+    nats = -numbers(model, dataset, kind, batch_size, key, samples, mesh)
     result = _in_unit(nats, feature, dataset.columns[name], kind) | {"nats": float(nats.mean()), "n": len(nats)}
     return {**result, DRAWS[kind]: samples} if kind in DRAWS else result
-
-
-def _modelled(model, dataset) -> tuple[str, Any]:
-    """Name and feature of the modelled column; for rulers, which have no configuration, the first column of the set."""
-    name = getattr(getattr(model, "config", None), "modelled", None) or next(iter(dataset.features))
-    return name, dataset.features[name]
 
 
 def _in_unit(nats: np.ndarray, feature, column, kind: str) -> dict[str, float]:
@@ -180,116 +170,6 @@ def _mesh_of(model) -> Mesh | None:
     return named[0].mesh if named else None
 
 
-def log_probs(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, samples: int = 1, mesh: Mesh | None = None) -> np.ndarray:
-    """log p of every example of the set, or its bound, in nats: float64 [N]; of a classifier float64 [N, 2], as `_score` gives it."""
-    if isinstance(model, nnx.Module):
-        model = model if mesh is None else sharding.place_state(mesh, model)
-        score = _compiled(kind, samples, sharding.whole(mesh))
-    else:  # a closed-form model computes in float64 on the host
-        score, mesh = _score_on_host(kind, samples), None
-    parts = []
-    for batch, rows in _batches(dataset, batch_size, mesh):
-        value = np.asarray(score(model, batch, key), np.float64)[rows]
-        _check(value, sum(map(len, parts)), kind)
-        parts.append(value)
-    return np.concatenate(parts)
-
-
-def _kind(model, bound: str) -> str:
-    """Which row of the module's table applies: "predictions", "exact", "density", the bound, "error", or "samples"."""
-    if bound not in ("elbo", "importance"):
-        raise ConfigError("bound", "elbo or importance", bound)
-    if hasattr(model, "predict"):
-        return "predictions"
-    if hasattr(model, "log_prob"):
-        return "exact"
-    if hasattr(model, "log_density"):
-        return "density"
-    if hasattr(model, "elbo"):
-        if bound == "importance" and not hasattr(model, "importance_bound"):
-            raise ConfigError("bound", "elbo (the model has no importance_bound)", bound)
-        return bound
-    return "error" if hasattr(model, "squared_error") else "samples"
-
-
-def _batches(dataset, batch_size: int, mesh: Mesh | None) -> Iterator[tuple[dict, np.ndarray]]:
-    """(batch, bool [B]: False for rows of padding); batch["index"] is each example's place in the set.
-
-    On a mesh each process reads its own rows of the batch, whose size is rounded up to a multiple of the number of devices.
-    """
-    devices, process = (1, (0, 1)) if mesh is None else (mesh.size, (jax.process_index(), jax.process_count()))
-    size = -(-batch_size // devices) * devices
-    local = np.arange(size, dtype=np.uint32).reshape(process[1], -1)[process[0]]
-    for number, (batch, _) in enumerate(dataset.epoch(size, process)):
-        start = number * size
-        batch = {**batch, "index": local + np.uint32(start)}
-        yield (batch if mesh is None else sharding.place_batch(mesh, batch)), np.arange(start, start + size) < len(dataset)
-
-
-@lru_cache(maxsize=16)
-def _compiled(kind: str, samples: int, out: NamedSharding | None):
-    """The compiled `(model, batch, key) -> log p [B]`, cached, so that the validations of a run compile once. With a mesh every process
-    gets all B values."""
-    return jax.jit(lambda model, batch, key: _score(model, batch, key, kind, samples), out_shardings=out)
-
-
-def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples: int) -> Float[Array, "B ..."]:
-    config, name = model.config, model.config.modelled
-    x, given = batch[name], given_to(config, batch)
-    if kind == "predictions":
-        logits = model.predict(**given) if len(given) > 1 else model.predict(*given.values())  # of one column any parameter name will do
-        log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-        right = jnp.take_along_axis(log_p, x[:, None], axis=-1)[:, 0]
-        return jnp.stack([right, -(log_p.argmax(-1) != x).astype(jnp.float32)], axis=-1)
-    if kind == "exact":
-        return model.log_prob(x, **given)
-    if kind == "error":
-        return model.squared_error(x, **given)
-    if kind == "real density":
-        return model.log_density(x, **given)
-
-    def one(x, index, given):
-        given = {name: value[None] for name, value in given.items()}
-        keys = jax.random.split(jax.random.fold_in(key, index), samples)
-        if kind == "importance":
-            return model.importance_bound(x[None], keys[0], samples, **given)[0]
-        if kind == "density":
-            return jax.vmap(lambda key: model.log_density(dequantise(x[None], key), **given)[0])(keys).mean()
-        return jax.vmap(lambda key: model.elbo(x[None], key, **given)[0])(keys).mean()
-
-    return jax.vmap(one)(x, batch["index"], given)
-
-
-def _score_on_host(kind: str, samples: int):
-    """As `_compiled` for a ruler, a model of NumPy arrays: `(model, batch, key) -> log p [B]`."""
-    noise = jax.jit(jax.vmap(lambda image, index, key: dequantise(image, jax.random.fold_in(key, index)), (0, 0, None)))
-
-    def score(model, batch, key):
-        if kind == "exact":
-            return model.log_prob(next(iter(batch.values())))
-        draws = (noise(next(iter(batch.values())), batch["index"], k) for k in jax.random.split(key, samples))
-        return np.mean([model.log_density(np.asarray(v, np.float64)) for v in draws], axis=0)
-
-    return score
-
-
-def dequantise(image: UInt[Array, "*shape"], key: PRNGKeyArray) -> Float[Array, "*shape"]:
-    """v = x + u, u ~ U[0, 1): float32, strictly below x + 1 even where the sum would round up to it."""
-    x = image.astype(jnp.float32)
-    return jnp.minimum(x + jax.random.uniform(key, x.shape), jnp.nextafter(x + 1, x))
-
-
-def _check(value: np.ndarray, start: int, kind: str) -> None:
-    """NonFiniteError for a log p that is not finite; ConfigError for an exact log p above 1e-3, since probabilities are at most 1."""
-    if not np.isfinite(value).all():
-        index = int(np.flatnonzero(~np.isfinite(value))[0])
-        raise NonFiniteError(f"image {start + index}", "a finite log-probability", value[index])
-    if kind == "exact" and value.max() > 1e-3:
-        index = int(value.argmax())
-        hint = "a density is not a probability of levels; give the model log_density(v) instead, and the evaluator dequantises"
-        raise ConfigError("log_prob", "at most 0 nats for a discrete image", f"{value[index]:.6g} for image {start + index}", hint)
-
-
 def _standard_error(values: np.ndarray) -> float:
     """Standard error of the mean, sd / sqrt(N); nan for a single value."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
@@ -328,80 +208,3 @@ def rulers(fit, test, *, batch_size: int = 64, key: PRNGKeyArray | None = None, 
         return evaluate(model, test, batch_size=batch_size, key=key, samples=samples) | chosen
 
     return {make.__name__: result(make) for make in (uniform, histogram, gaussian, ridge_gaussian)}
-
-
-def sample_metrics(model, dataset, key: PRNGKeyArray, batch_size: int = 64, mesh: Mesh | None = None) -> dict[str, float | int]:
-    """Compares as many samples as the set has examples with these examples.
-
-    Images: "frechet_pixels", the Frechet distance of pixel vectors scaled to [0, 1]; it compares means and covariances only, and says
-    little about sharpness. Points: "frechet_points", and `mode_coverage` if the set's facts are `centres` and `scale`. The
-    distance has a positive bias of order 1/n, so n is in the result; for a single example it is nan.
-    """
-    if isinstance(model, nnx.Module) and mesh is not None:
-        model = sharding.place_state(mesh, model)
-    (name, feature), draw = _modelled(model, dataset), _compiled_draw(sharding.whole(mesh))
-    real, fake = [], []
-    for batch, rows in _batches(dataset, batch_size, None):
-        given = given_to(model.config, batch) if hasattr(model, "config") else {}
-        fake.append(np.asarray(draw(model, batch["index"], given, key))[rows])
-        real.append(batch[name][rows])
-    real, fake = np.concatenate(real), np.concatenate(fake)
-    name = "frechet_pixels" if feature.discrete else "frechet_points"
-    enough = len(real) >= METRICS[name].examples
-    distance = frechet_distance(_numbers(fake, feature), _numbers(real, feature)) if enough else float("nan")
-    result = {name: distance, "n_real": len(real), "n_fake": len(fake)}
-    return result | (mode_coverage(fake, **dataset.facts) if {"centres", "scale"} == set(dataset.facts) else {})
-
-
-def with_floor(result: dict[str, float | int], model, dataset, more) -> dict[str, float | int]:
-    """The result, and beside a Frechet distance its floor: that of two sets of real examples, each as large as the set (`frechet_floor`).
-
-    dataset: the set that was evaluated; more: another split, which gives as many examples again. If it is smaller, the halves are smaller
-    too, and "n_floor" is less than "n_real". The floor does not depend on the model and is computed once for a pair of splits.
-    """
-    name = next((name for name in FLOORS if np.isfinite(result.get(name, np.nan))), None)
-    if name is None:
-        return result
-    floor = next((floor for one, other, floor in _KNOWN if one is dataset.source and other is more.source), None)
-    if floor is None:
-        (column, feature), n = _modelled(model, dataset), len(dataset)
-        rows = np.random.default_rng(0).permutation(len(more))[:n]
-        real = np.concatenate([dataset.source.read(np.arange(n))[column], more.source.read(rows)[column]])
-        half = min(n, len(real) // 2)
-        floor = {FLOORS[name]: frechet_floor(_numbers(real, feature), half), "n_floor": half} if half > 1 else {}
-        _KNOWN.append((dataset.source, more.source, floor))
-    return result | floor
-
-
-def _numbers(x: np.ndarray, feature) -> np.ndarray:
-    """Pixels scaled to [0, 1], or points as they are: float64 [B, D]."""
-    return x.reshape(len(x), -1).astype(np.float64) / (feature.levels - 1 if feature.discrete else 1)
-
-
-@lru_cache(maxsize=4)
-def _compiled_draw(out: NamedSharding | None):
-    """The compiled `(model, index, given, key) -> samples [B, ...]`; sample i depends on `fold_in(key, index[i])` and given[i] only."""
-
-    def draw(model, index, given, key):
-        def one(i, given):
-            return model.sample(jax.random.fold_in(key, i), 1, **{name: value[None] for name, value in given.items()})[0]
-
-        return jax.vmap(one)(index, given)
-
-    return jax.jit(draw, out_shardings=out)
-
-
-def mode_coverage(points: Num[np.ndarray, "N d"], centres: Num[np.ndarray, "K d"], scale: float) -> dict[str, float | int]:
-    """How well points cover a mixture of round Gaussians (Srivastava et al. 2017, section 4.1).
-
-    A point within 3 sigma of its nearest centre (sigma = `scale`) is of high quality; a mode is covered if it has at least one such
-    point. "smallest_mode_share" is the number of high-quality points of the mode with fewest of them, divided by N.
-    """
-    distance = np.linalg.norm(points[:, None] - centres[None], axis=-1)
-    good = distance.min(axis=1) < 3 * scale
-    counts = np.bincount(distance.argmin(axis=1)[good], minlength=len(centres))
-    return {
-        "modes_covered": int((counts > 0).sum()),
-        "high_quality_fraction": float(good.mean()),
-        "smallest_mode_share": float(counts.min() / len(points)),
-    }

@@ -96,7 +96,7 @@ def given_of(config, batch: dict) -> dict:
 
 
 def score(model, batch: dict, key) -> jax.Array:
-    """A number for every row: log p or its bound, of a classifier the first logit, of an auto-encoder its error, of a GAN the discriminator's."""
+    """A number for every row: log p or its bound, or a classifier's first logit, an auto-encoder's error, a GAN's logit."""
     x, given = batch[model.config.modelled], given_of(model.config, batch)
     if hasattr(model, "predict"):
         return model.predict(**given)[:, 0]

@@ -85,6 +85,11 @@ ROOMS = {
         "gated_resnet": {"autoregressive", "convolutions", "weight_norm"},
         "__init__": set(),
     },
+    "evaluation": {
+        "likelihoods": set(),
+        "sample_quality": {"likelihoods"},
+        "__init__": {"likelihoods", "sample_quality"},
+    },
     "measures": {
         "metrics": set(),
         "rulers": set(),

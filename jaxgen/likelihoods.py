@@ -1,0 +1,135 @@
+"""The number of every example of a data set under a model: log p, a bound on it, a classifier's scores, or an error. See evaluation.py.
+
+`numbers` goes over the set in batches on all devices; `kind_of` says which method of the model is asked.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, PRNGKeyArray, UInt
+
+from jaxgen import sharding
+from jaxgen.data.features import given_to
+from jaxgen.errors import ConfigError, NonFiniteError
+
+
+def modelled_column(model, dataset) -> tuple[str, Any]:
+    """Name and feature of the modelled column; for rulers, which have no configuration, the first column of the set."""
+    name = getattr(getattr(model, "config", None), "modelled", None) or next(iter(dataset.features))
+    return name, dataset.features[name]
+
+
+def numbers(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, samples: int = 1, mesh: Mesh | None = None) -> np.ndarray:
+    """log p of every example of the set, or its bound, in nats: float64 [N]; of a classifier float64 [N, 2], as `_score` gives it."""
+    if isinstance(model, nnx.Module):
+        model = model if mesh is None else sharding.place_state(mesh, model)
+        score = compiled(kind, samples, sharding.whole(mesh))
+    else:  # a closed-form model computes in float64 on the host
+        score, mesh = _score_on_host(kind, samples), None
+    parts = []
+    for batch, rows in batches(dataset, batch_size, mesh):
+        value = np.asarray(score(model, batch, key), np.float64)[rows]
+        _check(value, sum(map(len, parts)), kind)
+        parts.append(value)
+    return np.concatenate(parts)
+
+
+def kind_of(model, bound: str) -> str:
+    """Which row of the module's table applies: "predictions", "exact", "density", the bound, "error", or "samples"."""
+    if bound not in ("elbo", "importance"):
+        raise ConfigError("bound", "elbo or importance", bound)
+    if hasattr(model, "predict"):
+        return "predictions"
+    if hasattr(model, "log_prob"):
+        return "exact"
+    if hasattr(model, "log_density"):
+        return "density"
+    if hasattr(model, "elbo"):
+        if bound == "importance" and not hasattr(model, "importance_bound"):
+            raise ConfigError("bound", "elbo (the model has no importance_bound)", bound)
+        return bound
+    return "error" if hasattr(model, "squared_error") else "samples"
+
+
+def batches(dataset, batch_size: int, mesh: Mesh | None) -> Iterator[tuple[dict, np.ndarray]]:
+    """(batch, bool [B]: False for rows of padding); batch["index"] is each example's place in the set.
+
+    On a mesh each process reads its own rows of the batch, whose size is rounded up to a multiple of the number of devices.
+    """
+    devices, process = (1, (0, 1)) if mesh is None else (mesh.size, (jax.process_index(), jax.process_count()))
+    size = -(-batch_size // devices) * devices
+    local = np.arange(size, dtype=np.uint32).reshape(process[1], -1)[process[0]]
+    for number, (batch, _) in enumerate(dataset.epoch(size, process)):
+        start = number * size
+        batch = {**batch, "index": local + np.uint32(start)}
+        yield (batch if mesh is None else sharding.place_batch(mesh, batch)), np.arange(start, start + size) < len(dataset)
+
+
+@lru_cache(maxsize=16)
+def compiled(kind: str, samples: int, out: NamedSharding | None):
+    """The compiled `(model, batch, key) -> log p [B]`, cached, so that the validations of a run compile once. With a mesh every process
+    gets all B values."""
+    return jax.jit(lambda model, batch, key: _score(model, batch, key, kind, samples), out_shardings=out)
+
+
+def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples: int) -> Float[Array, "B ..."]:
+    config, name = model.config, model.config.modelled
+    x, given = batch[name], given_to(config, batch)
+    if kind == "predictions":
+        logits = model.predict(**given) if len(given) > 1 else model.predict(*given.values())  # of one column any parameter name will do
+        log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+        right = jnp.take_along_axis(log_p, x[:, None], axis=-1)[:, 0]
+        return jnp.stack([right, -(log_p.argmax(-1) != x).astype(jnp.float32)], axis=-1)
+    if kind == "exact":
+        return model.log_prob(x, **given)
+    if kind == "error":
+        return model.squared_error(x, **given)
+    if kind == "real density":
+        return model.log_density(x, **given)
+
+    def one(x, index, given):
+        given = {name: value[None] for name, value in given.items()}
+        keys = jax.random.split(jax.random.fold_in(key, index), samples)
+        if kind == "importance":
+            return model.importance_bound(x[None], keys[0], samples, **given)[0]
+        if kind == "density":
+            return jax.vmap(lambda key: model.log_density(dequantise(x[None], key), **given)[0])(keys).mean()
+        return jax.vmap(lambda key: model.elbo(x[None], key, **given)[0])(keys).mean()
+
+    return jax.vmap(one)(x, batch["index"], given)
+
+
+def _score_on_host(kind: str, samples: int):
+    """As `_compiled` for a ruler, a model of NumPy arrays: `(model, batch, key) -> log p [B]`."""
+    noise = jax.jit(jax.vmap(lambda image, index, key: dequantise(image, jax.random.fold_in(key, index)), (0, 0, None)))
+
+    def score(model, batch, key):
+        if kind == "exact":
+            return model.log_prob(next(iter(batch.values())))
+        draws = (noise(next(iter(batch.values())), batch["index"], k) for k in jax.random.split(key, samples))
+        return np.mean([model.log_density(np.asarray(v, np.float64)) for v in draws], axis=0)
+
+    return score
+
+
+def dequantise(image: UInt[Array, "*shape"], key: PRNGKeyArray) -> Float[Array, "*shape"]:
+    """v = x + u, u ~ U[0, 1): float32, strictly below x + 1 even where the sum would round up to it."""
+    x = image.astype(jnp.float32)
+    return jnp.minimum(x + jax.random.uniform(key, x.shape), jnp.nextafter(x + 1, x))
+
+
+def _check(value: np.ndarray, start: int, kind: str) -> None:
+    """NonFiniteError for a log p that is not finite; ConfigError for an exact log p above 1e-3, since probabilities are at most 1."""
+    if not np.isfinite(value).all():
+        index = int(np.flatnonzero(~np.isfinite(value))[0])
+        raise NonFiniteError(f"image {start + index}", "a finite log-probability", value[index])
+    if kind == "exact" and value.max() > 1e-3:
+        index = int(value.argmax())
+        hint = "a density is not a probability of levels; give the model log_density(v) instead, and the evaluator dequantises"
+        raise ConfigError("log_prob", "at most 0 nats for a discrete image", f"{value[index]:.6g} for image {start + index}", hint)
