@@ -38,6 +38,7 @@ CONFIGS |= {f"{entry.name} of a label": entry.make(SHAPE, LEVELS, num_classes=3)
 CONFIGS |= {
     "gated_pixelcnn of a vector": TABLE[0].make(SHAPE, LEVELS, vector_size=2),
     "vae": VAEConfig(SHAPE, LEVELS, latent=3, hidden=(6, 5)),
+    "vae of a vector": VAEConfig(SHAPE, LEVELS, latent=3, hidden=(6, 5), vector_size=2, likelihood="logistic", samples=2, free_bits=0.1),
     "vae of a label": VAEConfig(SHAPE, LEVELS, 3, latent=3, hidden=(6, 5), architecture="conv", estimator="A"),
     "autoencoder": AutoencoderConfig(SHAPE, LEVELS, latent=3, hidden=(6, 5)),
     "vqvae": VQVAEConfig(SHAPE, LEVELS, codes=5, code_width=3, halvings=1, width=4, blocks=1),
@@ -51,7 +52,10 @@ CONFIGS |= {
 CONFIGS["pixelcnn_pp of a label"] = replace(CONFIGS["pixelcnn_pp of a label"], resolutions=1)  # the other one has two
 ONE_EACH = {type(config): name for name, config in CONFIGS.items()}  # of each model the last configuration, which is given most
 
-FLOAT32 = ["vae", "vae of a label", "autoencoder", "gan", "gan of points", "classifier", "pca", "pca of points", "language_model"]
+FLOAT32 = [
+    "vae", "vae of a vector", "vae of a label", "autoencoder", "gan", "gan of points", "classifier", "pca", "pca of points",
+    "language_model",
+]  # fmt: skip
 NOT_FOR = {  # what a model does not have, why, and which models; a test finds that these are all
     "loss": ("fitted in closed form, so it has no gradient and no step to resume from", ["pca", "pca of points"]),
     "sample": ("gives the label of an image", ["classifier"]),

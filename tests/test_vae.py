@@ -1,5 +1,6 @@
 """The VAE's estimators against exact answers: a linear-Gaussian model where log p(x) is known, and an enumeration of all images."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -285,3 +286,47 @@ def test_bad_images_are_refused():
         model.elbo(images(model.config, 2), jax.random.key(0), estimator="C")
     with pytest.raises(ConfigError, match="^k: wanted a positive integer, got 0$"):
         model.importance_bound(images(model.config, 2), jax.random.key(0), 0)
+
+
+# --- What only the training does ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ["A", "B"])
+def test_the_loss_weighs_the_divergence_and_the_reported_bound_does_not(estimator):
+    """beta and free bits by their formula, from the bound and the closed-form KL; the metric is the bound whatever they are."""
+    base = VAEConfig((4, 4, 1), 3, latent=2, hidden=(5,), estimator=estimator, samples=400)
+    batch, key, size = {"image": images(base, 3)}, jax.random.key(1), 16 * np.log(2)
+    model = jax.jit(lambda: VAE(base, rngs=nnx.Rngs(0)))()
+
+    def numbers(**fields):
+        one = VAE(dataclasses.replace(base, **fields), rngs=nnx.Rngs(0))
+        other = nnx.merge(nnx.split(one)[0], nnx.split(model)[1])
+        value, metrics = loss(other, batch, key)
+        return float(value) * size, float(metrics["nats_bound"])
+
+    kl = np.asarray(gaussian_kl(*encode(model, batch["image"]))).mean(0)
+    plain, bound = numbers()
+    assert plain == pytest.approx(bound, rel=1e-5)
+    assert numbers(beta=3.0)[0] - plain == pytest.approx(2 * kl.sum(), abs=1e-4 if estimator == "B" else 0.2)  # A draws the KL
+    freed, reported = numbers(free_bits=0.5)
+    assert reported == pytest.approx(bound, rel=1e-5) and kl.max() < 0.2
+    assert freed - plain == pytest.approx(2 * 0.5 - kl.sum(), abs=1e-4 if estimator == "B" else 0.1)
+
+
+def test_many_samples_average_the_estimates_of_one():
+    base = VAEConfig((4, 4, 1), 3, latent=2, hidden=(5,), estimator="A")
+    model = jax.jit(lambda: VAE(base, rngs=nnx.Rngs(0)))()
+    many = nnx.merge(nnx.split(VAE(dataclasses.replace(base, samples=3), rngs=nnx.Rngs(0)))[0], nnx.split(model)[1])
+    batch, key = {"image": images(base, 2)}, jax.random.key(1)
+    each = [float(elbo(model, batch["image"], one).mean()) for one in jax.random.split(key, 3)]
+    assert float(loss(many, batch, key)[1]["nats_bound"]) == pytest.approx(-np.mean(each), rel=1e-5)
+
+
+def test_the_logistic_likelihood_sums_to_one_over_all_images():
+    config = VAEConfig((1, 2, 1), 4, latent=1, hidden=(3,), likelihood="logistic")
+    model = VAE(config, rngs=nnx.Rngs(0))
+    every = jnp.asarray(list(itertools.product(range(4), repeat=2)), jnp.uint8).reshape(16, 1, 2, 1)
+    total = jax.jit(lambda m: jnp.exp(m._log_likelihood(every, jnp.full((16, 1), 0.7))).sum())(model)
+    assert float(total) == pytest.approx(1, abs=1e-5)
+    drawn = np.asarray(sample(model, jax.random.key(0), 50))
+    assert drawn.dtype == np.uint8 and drawn.max() <= 3
