@@ -1,10 +1,10 @@
-"""VQ-VAE on scikit-learn's digits, 8x8, 17 levels: 4 x 4 places with one of 32 codes each; bits/dim is a bound with a uniform prior on codes.
+"""VQ-VAE on scikit-learn's digits, 8x8, 17 levels: 4 x 4 places with one of 32 codes each; a bound in bits/dim, all codes equally likely.
 
     python -m experiments.vqvae_digits                two minutes of training on 2 CPU cores
     python -m experiments.vqvae_digits --laptop       a few seconds
 
-The codes cost 16 log2(32) / 64 = 1.25 bits/dim under the uniform prior. A learned prior costs less, and its samples are better: those of this
-script are drawn with all codes equally likely.
+The codes cost 16 log2(32) / 64 = 1.25 bits/dim under the uniform prior. A learned prior costs less, and its samples are better: those of
+this script are drawn with all codes equally likely.
 """
 
 from dataclasses import replace

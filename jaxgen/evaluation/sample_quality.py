@@ -11,9 +11,9 @@ from jaxtyping import Num, PRNGKeyArray
 
 from jaxgen import sharding
 from jaxgen.data.features import given_to
-from jaxgen.frechet import frechet_distance, frechet_floor
-from jaxgen.likelihoods import batches, modelled_column
-from jaxgen.metrics import FLOORS, METRICS
+from jaxgen.evaluation.likelihoods import batches, modelled_column
+from jaxgen.measures.frechet import frechet_distance, frechet_floor
+from jaxgen.measures.metrics import FLOORS, METRICS
 
 _KNOWN: deque = deque(maxlen=4)  # (source, other source, floor) of the pairs of splits that `with_floor` was asked for last
 
