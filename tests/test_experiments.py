@@ -22,6 +22,7 @@ from jaxgen.models import MODELS
 ROOT = Path(__file__).resolve().parent.parent
 # Parameters at full size and in laptop mode. A new script gets its line here.
 PARAMETERS = {
+    "autoencoder_digits": (91_345, 91_345),
     "classifier_digits": (29_066, 29_066),
     "diagonal_bilstm_cifar10": (7_880_634, 50_832),
     "diagonal_bilstm_mnist": (64_001, 5_233),
@@ -43,11 +44,12 @@ PARAMETERS = {
     "row_lstm_mnist": (56_321, 4_625),
     "vae_digits": (100_081, 100_081),
     "vae_mnist": (688_464, 688_464),
+    "vqvae_digits": (169_121, 169_121),
 }
 NO_SINGLE_RUN = {"compare_autoregressive", "layer_speed", "memory", "step_cost"}  # scripts of another form
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
 SCRIPTS = [name for name in NAMES if name not in NO_SINGLE_RUN]
-LAPTOPS = ["gan_digits", "gan_ring", "vae_digits", "vae_mnist"]  # that of gated_pixelcnn_digits is what .ci/run ends with
+LAPTOPS = ["autoencoder_digits", "gan_digits", "gan_ring", "vae_digits", "vae_mnist", "vqvae_digits"]  # .ci/run ends with gated_pixelcnn
 
 
 @pytest.fixture(autouse=True)
