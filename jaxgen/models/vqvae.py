@@ -171,7 +171,7 @@ class VQVAE(nnx.Module):
 
     def initialise(self, batch: dict) -> "VQVAE":
         """The model whose first codes are encodings of the batch, at random places."""
-        z = self._encodings(image_of(batch)).reshape(-1, self.config.code_width)
+        z = self._encodings(jnp.asarray(image_of(batch))).reshape(-1, self.config.code_width)
         rows = jax.random.randint(jax.random.key(0), (self.config.codes,), 0, z.shape[0])
         self.codebook.total[...] = z[rows]
         self.codebook.count[...] = jnp.ones(self.config.codes)
