@@ -7,7 +7,7 @@ from jaxgen import cli, config
 from jaxgen.data import Dataset
 from jaxgen.data.features import Image as Images
 from jaxgen.experiment import Experiment
-from jaxgen.models import ClassifierConfig, GatedPixelCNNConfig, PCAConfig, VAEConfig
+from jaxgen.models import ClassifierConfig, GatedPixelCNNConfig, PCAConfig, PixelCNNConfig, VAEConfig
 from jaxgen.reports import first_line
 from jaxgen.runs import checkpoint
 
@@ -15,7 +15,8 @@ from jaxgen.runs import checkpoint
 def test_the_size_of_vectors_is_a_field_of_models_that_can_be_given_one() -> None:
     features = Dataset.from_arrays(np.zeros((4, 3, 4), np.uint8), vector=np.ones((4, 2))).features
     assert GatedPixelCNNConfig.sizes_from(features) == {"image_shape": (3, 4, 1), "levels": 2, "vector_size": 2}
-    assert VAEConfig.sizes_from(features) == {"image_shape": (3, 4, 1), "levels": 2}
+    assert VAEConfig.sizes_from(features) == {"image_shape": (3, 4, 1), "levels": 2, "vector_size": 2}
+    assert PixelCNNConfig.sizes_from(features) == {"image_shape": (3, 4, 1), "levels": 2}
 
 
 def test_vector_size_is_that_of_the_data_unless_it_is_0_and_a_run_keeps_its_own(tmp_path, monkeypatch) -> None:

@@ -41,7 +41,12 @@ MORE = {
 SPLIT = "vae"  # the model that is split over the devices
 STEPS = ["--train.steps=2", "--train.batch_size=16", "--train.log_every=1", "--train.eval_every=2"]
 DRAWN = {name: ["samples.txt" if name == "language_model" else "samples.png"] for name in RUNS | MORE if name != "classifier"}
-DRAWN |= {name: ["completions.png", "samples.png"] for name in ["gated_pixelcnn", *MORE]}
+DRAWN |= {name: ["completions.png", "samples.png"] for name in ["gated_pixelcnn", *MORE]}  # of the autoregressive ones
+MORE |= {
+    "autoencoder": [*DIGITS, "--model.hidden", "16", "--model.latent=4"],
+    "vqvae": [*DIGITS, "--model.codes=8", "--model.code_width=4", "--model.width=8", "--model.blocks=1"],
+}
+DRAWN |= {name: ["samples.png"] for name in ["autoencoder", "vqvae"]}
 FOUR = [*RUNS, *(MORE if THOROUGH else [])]
 TWO_OF_TWO = FOUR if THOROUGH else [name for name in RUNS if name != "gated_pixelcnn"]
 
