@@ -52,10 +52,7 @@ CONFIGS |= {
 CONFIGS["pixelcnn_pp of a label"] = replace(CONFIGS["pixelcnn_pp of a label"], resolutions=1)  # the other one has two
 ONE_EACH = {type(config): name for name, config in CONFIGS.items()}  # of each model the last configuration, which is given most
 
-FLOAT32 = [
-    "vae", "vae of a vector", "vae of a label", "autoencoder", "gan", "gan of points", "classifier", "pca", "pca of points",
-    "language_model",
-]  # fmt: skip
+FLOAT32 = ["gan", "gan of points", "classifier", "pca", "pca of points", "language_model"]
 NOT_FOR = {  # what a model does not have, why, and which models; a test finds that these are all
     "loss": ("fitted in closed form, so it has no gradient and no step to resume from", ["pca", "pca of points"]),
     "sample": ("gives the label of an image", ["classifier"]),

@@ -1,8 +1,11 @@
 """Precision: float32 products of every model ask for the highest one; in mixed precision parameters, sums and likelihoods stay float32."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from all_models import CONFIGS, batch_of, fresh, given_of, score, with_a
 from flax import nnx
@@ -30,6 +33,33 @@ def test_bfloat16_keeps_float32_parameters_and_likelihoods(entry):
         assert float(jnp.abs(step_by_step(model, image, label) - full).mean()) < 0.02 * spread
     (*_, last) = (e for e in jax.make_jaxpr(model.logits)(image, label).jaxpr.eqns if e.primitive.name == "dot_general")
     assert last.outvars[0].aval.dtype == jnp.float32, "a parameter of p(x) is rounded to bfloat16"
+
+
+LATENT = {name: CONFIGS[name] for name in ("vae", "vae of a label", "vae of a vector", "autoencoder")}
+LATENT["autoencoder, tied"] = replace(CONFIGS["autoencoder"], tied=True)
+LATENT["autoencoder, conv"] = replace(CONFIGS["autoencoder"], architecture="conv")
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_bfloat16_of_an_auto_encoder_rounds_activations_and_nothing_else(name):
+    """Scores and gradients are those of float32 within the rounding of 8 bits; what an image or a code is drawn from is float32."""
+    batch, key = batch_of(LATENT[name], 16), jax.random.key(0)
+    exact, model = (jax.eval_shape(lambda dtype=dtype: fresh(replace(LATENT[name], dtype=dtype))) for dtype in ("float32", "bfloat16"))
+    weights = nnx.state(jax.jit(lambda: fresh(LATENT[name]))())
+
+    def numbers(one):
+        one = nnx.merge(nnx.split(one)[0], weights)
+        given = given_of(one.config, batch)
+        codes = jax.tree.leaves(one.encode(batch["image"], **given))
+        return score(one, batch, key), codes, one.decode(codes[0], **given), gradient(one, batch, key)
+
+    (wanted, *_, slope), (found, codes, decoded, rough_slope) = jax.jit(lambda: (numbers(exact), numbers(model)))()
+    assert {leaf.dtype for leaf in [*codes, decoded, found, *jax.tree.leaves(rough_slope)]} == {np.dtype("float32")}
+    for leaf in [*codes, decoded]:
+        assert (leaf != leaf.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.5, "rounded to bfloat16"
+    assert (found != wanted).any(), "the compute dtype is not used"
+    np.testing.assert_allclose(found, wanted, rtol=0.02)
+    assert optax.tree.norm(jax.tree.map(jnp.subtract, rough_slope, slope)) < 0.05 * optax.tree.norm(slope)
 
 
 def products(jaxpr):

@@ -1,18 +1,19 @@
 """Encoders and decoders of images that several models share: fully connected, or convolutions that halve the sides twice.
 
-`hidden` are the units of the hidden layers (MLP), or the channels at 1/2 and at 1/4 of the size (convolutions). Axes: B batch, H W C image,
-I inputs, O outputs, D features.
+`hidden` are the units of the hidden layers (MLP), or the channels at 1/2 and at 1/4 of the size (convolutions). The layers compute in the
+dtype of their input, float32 or bfloat16; an MLP and a decoder give float32. Axes: B batch, H W C image, I inputs, O outputs, D features.
 """
 
 from itertools import pairwise
 from math import prod
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxgen.distributions import Bernoulli, Categorical, pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import EXACT, Conv, ConvTranspose
+from jaxgen.layers.convolutions import EXACT, Conv, ConvTranspose, add_bias, dot
 from jaxgen.layers.logistic_mixture import DiscretizedLogistic
 
 
@@ -30,24 +31,24 @@ def check_hidden(image_shape: tuple[int, int, int], hidden: tuple[int, ...], arc
 
 
 class MLP(nnx.Module):
-    """Linear layers with silu between them."""
+    """Linear layers with silu between them; the last one gives float32."""
 
     def __init__(self, sizes: tuple[int, ...], rngs: nnx.Rngs):
         self.layers = nnx.List([nnx.Linear(a, b, precision=EXACT, rngs=rngs) for a, b in pairwise(sizes)])
 
     def __call__(self, x: Float[Array, "B I"]) -> Float[Array, "B O"]:
         for layer in list(self.layers)[:-1]:
-            x = nnx.silu(layer(x))
-        return self.layers[-1](x)
+            x = nnx.silu(add_bias(dot(x, layer.kernel[...]), layer.bias[...]))
+        return add_bias(dot(x, self.layers[-1].kernel[...], jnp.float32), self.layers[-1].bias[...])
 
 
 class ConvEncoder(nnx.Module):
-    """Two 4 x 4 convolutions of stride 2 with silu: H x W -> H/2 x W/2 -> H/4 x W/4, flattened to [B, D]."""
+    """Two 4 x 4 convolutions of stride 2 with silu: H x W -> H/2 x W/2 -> H/4 x W/4, flattened to [B, D]. dtype: of both."""
 
-    def __init__(self, image_shape: tuple[int, int, int], hidden: tuple[int, int], rngs: nnx.Rngs):
+    def __init__(self, image_shape: tuple[int, int, int], hidden: tuple[int, int], rngs: nnx.Rngs, dtype: str = "float32"):
         half, quarter = hidden
-        self.down1 = nnx.Conv(image_shape[2], half, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
-        self.down2 = nnx.Conv(half, quarter, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
+        self.down1 = nnx.Conv(image_shape[2], half, (4, 4), strides=(2, 2), precision=EXACT, dtype=jnp.dtype(dtype), rngs=rngs)
+        self.down2 = nnx.Conv(half, quarter, (4, 4), strides=(2, 2), precision=EXACT, dtype=jnp.dtype(dtype), rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B D"]:
         return nnx.silu(self.down2(nnx.silu(self.down1(x)))).reshape(x.shape[0], -1)
@@ -65,5 +66,5 @@ class ConvDecoder(nnx.Module):
         self.out = Conv(half, outputs, 3, rngs)
 
     def __call__(self, z: Float[Array, "B I"]) -> Float[Array, "B H W D"]:
-        x = nnx.silu(self.project(z)).reshape(-1, *self.start)
-        return self.out(nnx.silu(self.up2(nnx.silu(self.up1(x)))))
+        x = nnx.silu(add_bias(dot(z, self.project.kernel[...]), self.project.bias[...])).reshape(-1, *self.start)
+        return self.out(nnx.silu(self.up2(nnx.silu(self.up1(x)))).astype(jnp.float32))

@@ -46,6 +46,7 @@ class AutoencoderConfig(OfImages):
     hidden: tuple[int, ...] = (256, 256)
     architecture: Literal["mlp", "conv"] = "mlp"  # fully connected layers, or convolutions
     tied: bool = False  # whether the decoder's matrices are the encoder's, transposed (mlp)
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; codes, images and errors are float32
     num_classes: ClassVar[int] = 0  # an auto-encoder has no classes
 
     def __post_init__(self):
@@ -58,7 +59,7 @@ class AutoencoderConfig(OfImages):
 
 
 class TiedDecoder(nnx.Module):
-    """The transposed layers of an encoder, the last one first, with silu between them. It holds nothing but its biases."""
+    """The transposed layers of an encoder, the last one first, with silu between them; the last gives float32. It holds only biases."""
 
     def __init__(self, sizes: tuple[int, ...]):
         self.biases = nnx.List([zeros((size,)) for size in sizes])
@@ -66,7 +67,8 @@ class TiedDecoder(nnx.Module):
     def __call__(self, z: Float[Array, "B Z"], encoder: MLP) -> Float[Array, "B D"]:
         x, layers = z, reversed(list(encoder.layers))
         for i, (layer, bias) in enumerate(zip(layers, self.biases, strict=True)):
-            x = add_bias(dot(nnx.silu(x) if i else x, layer.kernel[...].T), bias[...])
+            dtype = jnp.float32 if i + 1 == len(self.biases) else None
+            x = add_bias(dot(nnx.silu(x) if i else x, layer.kernel[...].T, dtype), bias[...])
         return x
 
 
@@ -82,7 +84,7 @@ class Autoencoder(nnx.Module):
             self.decoder = TiedDecoder(tuple(reversed(sizes[:-1]))) if config.tied else MLP(tuple(reversed(sizes)), rngs)
         else:
             height, width, channels = config.image_shape
-            self.encoder = ConvEncoder(config.image_shape, config.hidden, rngs)
+            self.encoder = ConvEncoder(config.image_shape, config.hidden, rngs, config.dtype)
             self.code = nnx.Linear(height // 4 * (width // 4) * config.hidden[1], config.latent, precision=EXACT, rngs=rngs)
             self.decoder = ConvDecoder(config.latent, channels, config.image_shape, config.hidden, rngs)
         self.code_mean = nnx.BatchStat(jnp.zeros(config.latent))
@@ -94,6 +96,7 @@ class Autoencoder(nnx.Module):
 
     def decode(self, z: Float[Array, "B Z"]) -> Float[Array, "B H W C"]:
         """g(z), real numbers; images are near [0, 1]."""
+        z = z.astype(self.config.dtype)
         x = self.decoder(z, self.encoder) if self.config.tied else self.decoder(z)
         return x.reshape(-1, *self.config.image_shape)
 
@@ -130,9 +133,10 @@ class Autoencoder(nnx.Module):
         return self._levels(self.decode(self.code_mean[...][None] + jnp.sqrt(variance)[None] * noise))
 
     def _encode(self, x: Float[Array, "B H W C"]) -> Float[Array, "B Z"]:
+        x = x.astype(self.config.dtype)
         if self.config.architecture == "mlp":
             return self.encoder(x.reshape(x.shape[0], -1))
-        return self.code(self.encoder(x))
+        return self.code(self.encoder(x).astype(jnp.float32))
 
     def _error(self, x: Float[Array, "B H W C"], z: Float[Array, "B Z"]) -> Float[Array, " B"]:
         return ((x - self.decode(z)) ** 2).reshape(x.shape[0], -1).mean(-1)

@@ -78,6 +78,7 @@ class VAEConfig(OfImages):
     samples: int = 1  # draws of z for each image in training
     beta: float = 1.0  # weight of the KL in training
     free_bits: float = 0.0  # nats of the KL of each latent dimension that cost nothing in training
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; distributions and their parameters are float32
 
     def __post_init__(self):
         check_image_config(self, {"vector_size": 0, "samples": 1, "beta": 0, "free_bits": 0}, channels=None)
@@ -102,7 +103,7 @@ class VAE(nnx.Module):
             features = config.hidden[-1]
             self.decoder = MLP((config.latent + given, *reversed(config.hidden), size * parameters), rngs)
         else:
-            self.features = ConvEncoder(config.image_shape, config.hidden, rngs)
+            self.features = ConvEncoder(config.image_shape, config.hidden, rngs, config.dtype)
             features = height // 4 * (width // 4) * config.hidden[1]
             self.decoder = ConvDecoder(config.latent + given, channels * parameters, config.image_shape, config.hidden, rngs)
         self.posterior = nnx.Linear(features + given, 2 * config.latent, precision=EXACT, rngs=rngs)
@@ -110,14 +111,16 @@ class VAE(nnx.Module):
     def encode(self, image: UInt[Array, "B H W C"], label=None, vector=None) -> tuple[Float[Array, "B Z"], Float[Array, "B Z"]]:
         """Mean and log variance of q(z | x), [B, Z] each."""
         image = check_images(image, self.config.image_shape, self.config.levels)
-        x = scale_pixels(image, self.config.levels)
+        x = scale_pixels(image, self.config.levels, self.config.dtype)
         x = x.reshape(x.shape[0], -1) if self.config.architecture == "mlp" else x
-        mean, log_variance = jnp.split(self.posterior(self._with_given(nnx.silu(self.features(x)), label, vector)), 2, axis=-1)
+        x = nnx.silu(self.features(x)).astype(jnp.float32)
+        mean, log_variance = jnp.split(self.posterior(self._with_given(x, label, vector)), 2, axis=-1)
         return mean, log_variance
 
     def decode(self, z: Float[Array, "B Z"], label=None, vector=None) -> Float[Array, "B H W C P"]:
         """Parameters of p(x | z): for each pixel and channel P = 1 logit (2 levels), V logits, or mean and log-scale (logistic)."""
-        return self.decoder(self._with_given(z, label, vector)).reshape(-1, *self.config.image_shape, self.head.size)
+        inputs = self._with_given(z, label, vector).astype(self.config.dtype)
+        return self.decoder(inputs).reshape(-1, *self.config.image_shape, self.head.size)
 
     def elbo(
         self, image: UInt[Array, "B H W C"], key: PRNGKeyArray, label=None, vector=None, estimator: str | None = None
