@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         places,
         processes,
         reports,
+        run_commands,
         runs,
         sampling,
         sharding,
@@ -45,8 +46,8 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__", "load", "train",
     "benchmark", "checks", "cli", "commands", "config", "data", "distributions", "errors", "evaluation", "experiment", "layers",
-    "measures", "models", "notebook", "optimizers", "places", "processes", "reports", "runs", "sampling", "sharding", "stages",
-    "statistics", "synonyms", "trained", "training",
+    "measures", "models", "notebook", "optimizers", "places", "processes", "reports", "run_commands", "runs", "sampling", "sharding",
+    "stages", "statistics", "synonyms", "trained", "training",
 ]  # fmt: skip
 
 _FUNCTIONS = {"load": "jaxgen.trained", "train": "jaxgen.notebook"}

@@ -8,45 +8,20 @@ A script takes these commands too, for runs of its own model: python my_model.py
 """
 
 import dataclasses
-import json
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import jax
-import numpy as np
-from etils import epath
-
-from jaxgen import benchmark, commands, config, sharding, trained
+from jaxgen import commands, config, run_commands, sharding, trained
 from jaxgen import stages as staging
-from jaxgen.checks import interpolate
-from jaxgen.commands import Bench, Complete, Evaluate, Sample, Show, Upscale, guarded
-from jaxgen.data import DataConfig, Dataset, class_names
-from jaxgen.data.loading import NotThere
-from jaxgen.errors import ConfigError, DataError, did_you_mean
+from jaxgen.commands import guarded
+from jaxgen.errors import ConfigError, did_you_mean
 from jaxgen.experiment import Experiment, dry_run, train
-from jaxgen.models import MODELS, count_parameters
+from jaxgen.models import MODELS
 from jaxgen.processes import interruption
-from jaxgen.processes.printing import printable, say
-from jaxgen.reports.drawing import (
-    captions,
-    captions_for,
-    complete_images,
-    completes,
-    draw,
-    draw_for,
-    given,
-    has,
-    modelled,
-    small_shape,
-    upscale_images,
-    write_grid,
-)
-from jaxgen.reports.final_report import Seen, finish, load_data, print_evaluation, read_data
-from jaxgen.runs import checkpoint, figures, report
+from jaxgen.reports.final_report import finish, read_data
+from jaxgen.runs import checkpoint
 from jaxgen.training import OptimizerConfig
 
 __all__ = ["Experiment", "command", "main"]
@@ -183,7 +158,7 @@ def command(name: str, words: Sequence[str], prog: str = "jaxgen", models: Seque
 
 def execute(options, models: Sequence[type] = ()) -> int:
     """Carry out a command, a dataclass of commands.py; returns the exit code."""
-    return COMMANDS[type(options)](options, models)
+    return run_commands.COMMANDS[type(options)](options, models)
 
 
 def train_command(words: list[str]) -> int:
@@ -241,154 +216,3 @@ def _options(words: list[str]) -> list[list[str]]:
             groups.append([])
         groups[-1].append(word)
     return [group for group in groups if group]
-
-
-def _open(options, models: Sequence[type]):
-    """The experiment and the model of a run."""
-    saved = checkpoint.read_config(options.run)
-    known = [Experiment, DataConfig, *trained.classes(saved.get("model", {}), models)]
-    if isinstance(name := saved.get("data", {}).get("class"), str) and name not in [cls.__name__ for cls in known]:
-        raise ConfigError("data", "the class of the library", name, "the script that trained it: python my_model.py COMMAND RUN")
-    experiment = trained.from_saved(known, saved, f"checkpoint {checkpoint.newest(options.run)}")
-    return experiment, trained.load(options.run, step=options.step, models=models, mesh=sharding.split_mesh(experiment.train.fsdp))
-
-
-def _reader(options, experiment: Experiment) -> Callable[[str], Dataset]:
-    """The function that reads a split of the run's data, from --data if that is given, and compares it with the run's fingerprint."""
-    data = experiment.data if options.data is None else experiment.data.moved_to(options.data)
-    here = dataclasses.replace(experiment, data=data, workdir=options.run)
-    seen = Seen(checkpoint.read_fingerprint(options.run), options.allow_data_change)
-
-    def read(split: str) -> Dataset:
-        try:
-            return load_data(here, split, None, seen)
-        except NotThere as error:
-            raise DataError(error.argument, error.wanted, error.got, "--data PATH says where the data of this run are now") from error
-
-    return read
-
-
-def evaluate(options: Evaluate, models: Sequence[type] = ()) -> int:
-    """The metric of a split with its standard error, beside the rulers."""
-    experiment, model = _open(options, models)
-    batch_size = options.batch_size or experiment.train.batch_size
-    read = _reader(options, experiment)
-    print_evaluation(experiment, model, read(options.split), batch_size, options.samples, options.bound, read)
-    return 0
-
-
-def sample(options: Sample, models: Sequence[type] = ()) -> int:
-    """A PNG grid of samples, and images per second; a model that is given vectors draws for those of the test images."""
-    experiment, model = _open(options, models)
-    if not hasattr(model, "sample"):
-        raise ConfigError("RUN", "a model that draws samples", type(model).__name__)
-    extra = _sampler_options(model, options, temperature=1.0, method=None)
-    if has(model, "mesh") and extra.get("method") is None and jax.local_device_count() == jax.device_count() > 1:
-        extra["mesh"] = sharding.make_mesh()
-    feature = modelled(model)
-    out = _out(options, f"samples{feature.ending}", feature.ending)
-    label, of = _class(experiment, model, options)
-    if options.to is not None:
-        label, of = _between(experiment, model, options, label)
-    by_examples = given(model) - {"label"}
-    if not by_examples and (options.data or options.allow_data_change):
-        name = "--data" if options.data else "--allow-data-change"
-        raise ConfigError(name, "a model that draws for examples of its data", f"{type(model).__name__}, which reads none")
-    drawn, names = partial(draw, model), partial(captions, model, experiment.data.class_names)
-    if by_examples:
-        test = _reader(options, experiment)("test")
-        drawn, names = partial(draw_for, model, test), partial(captions_for, model, test)
-    seconds = []
-    for _ in range(2):  # the first call compiles
-        start = time.perf_counter()
-        samples = drawn(jax.random.key(options.seed), options.n, label, **extra)
-        seconds.append(time.perf_counter() - start)
-    write_grid(out, samples, model, **names(options.n, label))
-    rate, compiling = f"{options.n / seconds[1]:.1f} {feature.noun}s/s", max(seconds[0] - seconds[1], 0)
-    say(f"{options.n} samples{of}, {rate} ({compiling:.1f} s to compile): {out}")
-    return 0
-
-
-def _class(experiment: Experiment, model, options, argument: str = "label") -> tuple[int | None, str]:
-    """(label, " of the class NAME (label 3)") that --label means, (None, "") without it; ConfigError for a model without classes."""
-    word, names = getattr(options, argument), experiment.data.class_names
-    if word is None:
-        return None, ""
-    if "label" not in given(model):
-        raise ConfigError(f"--{argument}", "none, since the model is not class-conditional", word)
-    label = class_names.find(word, names, model.config.features["label"].classes, f"--{argument}")
-    return label, f" of the class {names[label]} (label {label})" if names else ""
-
-
-def _between(experiment: Experiment, model, options, label: int | None) -> tuple[np.ndarray, str]:
-    """(class weights [n, num_classes], their classes in words); in every row of the grid they go from class --label to class --to."""
-    classes, columns = getattr(model.config, "num_classes", 0), figures.columns_of(options.n)
-    if not classes or label is None:
-        raise ConfigError("--to", "--label, and a class-conditional model", "no label" if classes else type(model).__name__)
-    last, names = _class(experiment, model, options, "to")[0], experiment.data.class_names
-    weights = np.asarray(interpolate(label, last, max(columns, 2), classes))[np.arange(options.n) % columns]
-    return weights, f" from the class {names[label]} (label {label}) to {names[last]} (label {last})" if names else ""
-
-
-def complete(options: Complete, models: Sequence[type] = ()) -> int:
-    """Images of a split completed from a given part, the given pixels outlined."""
-    experiment, model = _open(options, models)
-    if not completes(model):
-        raise ConfigError("RUN", "a model that can complete images", type(model).__name__)
-    extra = _sampler_options(model, options, temperature=1.0)
-    label, of = _class(experiment, model, options)
-    out = _out(options, "completions.png")
-    dataset = _reader(options, experiment)(options.split)
-    complete_images(model, dataset, options.keep, options.n, out, jax.random.key(options.seed), label, **extra)
-    say(f"{options.n} completions{of}, {options.keep} given (outlined in orange): {out}")
-    return 0
-
-
-def upscale(options: Upscale, models: Sequence[type] = ()) -> int:
-    """Images of a split drawn from their small ones, which are shown enlarged and outlined."""
-    experiment, model = _open(options, models)
-    if small_shape(model) is None:
-        raise ConfigError("RUN", "a model that upscales images (low_resolution is set)", type(model).__name__)
-    extra = _sampler_options(model, options, temperature=1.0)
-    label, of = _class(experiment, model, options)
-    out = _out(options, "upscaled.png")
-    upscale_images(model, _reader(options, experiment)(options.split), options.n, out, jax.random.key(options.seed), label, **extra)
-    say(f"{options.n} pictures{of}, every fourth a small image (outlined in orange) and then draws from it: {out}")
-    return 0
-
-
-def _out(options, name: str, ending: str = ".png"):
-    """The path of the file to write; ConfigError, before anything is drawn, if it cannot be written."""
-    return report.check_out(options.out or epath.Path(options.run) / name, ending)
-
-
-def _sampler_options(model, options, **defaults) -> dict:
-    """The options of the sampler that differ from their defaults; ConfigError where the model's sampler has no such option."""
-    given = {name: getattr(options, name) for name, default in defaults.items() if getattr(options, name) != default}
-    for name in given:
-        if not has(model, name):
-            raise ConfigError(f"--{name}", "a model whose sampler takes it", type(model).__name__)
-    return given
-
-
-def bench(options: Bench, models: Sequence[type] = ()) -> int:
-    """Sampling and training speed in images per CPU second (accelerator: second), beside the peak of this machine's matrix products."""
-    cores = benchmark.pin(options.cores)  # jax has started no thread yet
-    return benchmark.run(options, _open(options, models)[1] if options.run else None, cores)
-
-
-def show(options: Show, models: Sequence[type] = ()) -> int:
-    """Configuration, parameters, checkpoints and their validation metrics."""
-    experiment, model = _open(options, models)
-    print(printable(json.dumps(config.to_json(experiment), indent=2, ensure_ascii=False), sys.stdout))
-    if names := experiment.data.class_names:
-        print(printable("classes     " + ", ".join(f"{index} {name}" for index, name in enumerate(names)), sys.stdout))
-    print(f"parameters  {count_parameters(model):,}")
-    for step, metrics in checkpoint.list_metrics(options.run).items():
-        said = "  ".join(f"{name} {value:.6g}" for name, value in metrics.items() if value is not None)
-        print(f"step {step:>8}  {said or 'not validated'}")
-    return 0
-
-
-COMMANDS = {Evaluate: evaluate, Sample: sample, Complete: complete, Upscale: upscale, Bench: bench, Show: show}
-"""The dataclass of a command -> the function that carries it out."""

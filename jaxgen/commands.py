@@ -2,7 +2,7 @@
 
     jaxgen sample runs/x --n 16   ->   Sample(run="runs/x", n=16)
 
-cli.py has the functions that carry them out. This file imports no jax, so that help and mistyped options answer at once.
+run_commands.py has the functions that carry them out. This file imports no jax, so that help and mistyped options answer at once.
 """
 
 import dataclasses

@@ -14,7 +14,7 @@ from etils import epath
 from PIL import Image
 
 import jaxgen
-from jaxgen import cli, config, data, experiment
+from jaxgen import cli, config, data, experiment, run_commands
 from jaxgen.__main__ import main
 from jaxgen.data import DataConfig, Dataset, class_names, tfds
 from jaxgen.data.features import ClassLabel, Points
@@ -239,7 +239,7 @@ def test_samples_of_a_class_by_its_name_without_the_data(there, tmp_path, capsys
     shutil.copytree("run", tmp_path / "alone")
     monkeypatch.chdir(tmp_path)
     drawn = {}
-    monkeypatch.setattr(cli, "write_grid", lambda path, images, model, **more: drawn.update({Path(path).stem: (images, more)}))
+    monkeypatch.setattr(run_commands, "write_grid", lambda path, images, model, **more: drawn.update({Path(path).stem: (images, more)}))
     for out, word, label in (("a", "big square", 0), ("b", "круг", 2), ("c", "1", 1)):
         code, said, err = run(capsys, "sample", "alone", "--n=6", f"--label={word}", f"--out={out}.png")
         assert (code, err) == (0, "") and said.startswith(f"6 samples of the class {NAMES[label]} (label {label}), ")

@@ -16,7 +16,7 @@ from compiling import virtual_devices
 from PIL import Image
 
 import jaxgen
-from jaxgen import benchmark, cli, config, data, evaluation, experiment, trained, training
+from jaxgen import benchmark, cli, config, data, evaluation, experiment, run_commands, trained, training
 from jaxgen.__main__ import COMMANDS, main
 from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS, GANConfig, GatedPixelCNNConfig
@@ -185,7 +185,7 @@ def test_a_wrong_training_is_one_line(there, capsys, monkeypatch, words, code, w
 
 @pytest.mark.parametrize(("words", "code", "wanted"), ERRORS, ids=[words for words, *_ in ERRORS])
 def test_a_wrong_command_is_one_line(there, capsys, monkeypatch, words, code, wanted):
-    for module, name in ((cli, "draw"), (experiment, "draw"), (benchmark, "measure")) if "--out" in words else ():
+    for module, name in ((run_commands, "draw"), (experiment, "draw"), (benchmark, "measure")) if "--out" in words else ():
         monkeypatch.setattr(module, name, None)  # it is found before anything is drawn or measured
     monkeypatch.setattr(benchmark, "prepare_process", lambda cores: None)  # the next tests have all cores
     got, out, err = run(capsys, words.split(" "))
@@ -206,7 +206,7 @@ def test_only_debug_shows_a_traceback(there, capsys, monkeypatch):
     def bug(*_, **__):
         raise KeyError("two\nlines")
 
-    monkeypatch.setattr(cli, "print_evaluation", bug)
+    monkeypatch.setattr(run_commands, "print_evaluation", bug)
     code, _, err = run(capsys, ["evaluate", "vae"])
     assert (code, err) == (1, "jaxgen: internal error: KeyError: 'two\\nlines'; --debug shows where\n")
 
@@ -301,10 +301,11 @@ def test_evaluate_prints_what_the_evaluator_says(there, capsys, monkeypatch):
     code, out, _ = run(capsys, ["evaluate", "vae", "--split=validation", "--bound=importance", "--samples=3"])
     assert re.match(r"validation bits_per_dim_bound +\d\.\d{4} \+- 0.\d{4}  \(144 images\)", out)
     assert re.search("importance_samples +3", out)
-    monkeypatch.setattr(cli, "load_data", lambda *_: data.Dataset.from_arrays(np.zeros((1, 6, 5), np.uint8), np.array([2]), levels=2))
+    single = data.Dataset.from_arrays(np.zeros((1, 6, 5), np.uint8), np.array([2]), levels=2)
+    monkeypatch.setattr(run_commands, "load_data", lambda *_: single)
     code, out, err = run(capsys, ["evaluate", "gated"])
     assert (code, err) == (0, "") and "(1 image)\n" in out and "nan" not in out and "+-" not in out
-    monkeypatch.setattr(cli, "load_data", experiment.load_data)
+    monkeypatch.setattr(run_commands, "load_data", experiment.load_data)
     code, out, _ = run(capsys, ["evaluate", "gan"])
     assert out.startswith("test frechet_points ") and re.search("modes_covered +[0-8]\n", out) and "ruler" not in out
 
@@ -315,7 +316,7 @@ def pixels(path) -> np.ndarray:
 
 def test_sample_draws_a_grid(there, tmp_path, capsys, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(cli, "write_grid", lambda path, images, model, mask=None: drawn.update({Path(path).stem: images}))
+    monkeypatch.setattr(run_commands, "write_grid", lambda path, images, model, mask=None: drawn.update({Path(path).stem: images}))
 
     def sample(name, *words):
         code, out, err = run(capsys, ["sample", "gated", "--n=6", f"--out={tmp_path / name}.png", *words])

@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import chisquare
 from test_models import all_images, drawn, full_pass, images_of, log_prob, seen_inputs, step_by_step, with_noise
 
-from jaxgen import cli, data, sampling
+from jaxgen import cli, data, run_commands, sampling
 from jaxgen.data.features import box_filter
 from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment
@@ -219,7 +219,7 @@ def test_jaxgen_upscale_shows_every_small_image_and_draws_from_it(monkeypatch, t
     """2 x 2 to 8 x 8 on digits, through the command."""
     model, dataset, written = make((8, 8, 1), levels=17, low_resolution=(2, 2, 1), layers=1), data.load("digits", "test"), []
     saved = Experiment(model.config, workdir=str(tmp_path))
-    monkeypatch.setattr(cli, "_open", lambda options, models: (saved, model))
+    monkeypatch.setattr(run_commands, "_open", lambda options, models: (saved, model))
     monkeypatch.setattr(drawing, "write_grid", lambda *arguments: written.append(arguments))
     assert cli.command("upscale", [str(tmp_path), "--n=8"]) == 0
     ((path, images, _, mask),) = written
@@ -230,20 +230,21 @@ def test_jaxgen_upscale_shows_every_small_image_and_draws_from_it(monkeypatch, t
     np.testing.assert_array_equal(mask, np.broadcast_to((np.arange(8) % 4 == 0)[:, None, None], (8, 8, 8)))
     drawn = np.asarray(model.sample(jax.random.key(0), 8, low_resolution=small))
     np.testing.assert_array_equal(images[~mask[:, 0, 0]], drawn[~mask[:, 0, 0]])
-    monkeypatch.setattr(cli, "write_grid", lambda *arguments: written.append(arguments))
+    monkeypatch.setattr(run_commands, "write_grid", lambda *arguments: written.append(arguments))
     assert cli.command("sample", [str(tmp_path), "--n=8"]) == 0
     np.testing.assert_array_equal(written[-1][1], drawn)  # its samples are for the same small images
 
 
 def test_jaxgen_upscale_needs_room_for_a_draw(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_open", lambda options, models: (None, make((8, 8, 1), levels=17, low_resolution=(2, 2, 1), layers=1)))
+    model = make((8, 8, 1), levels=17, low_resolution=(2, 2, 1), layers=1)
+    monkeypatch.setattr(run_commands, "_open", lambda options, models: (None, model))
     assert cli.command("upscale", ["run", "--n=1"]) == 2
     assert capsys.readouterr().err == "jaxgen: --n: wanted 2 or more: a small image, and then draws from it, got 1\n"
 
 
 def test_jaxgen_upscale_refuses_other_models(monkeypatch, capsys):
     model = make()
-    monkeypatch.setattr(cli, "_open", lambda options, models: (Experiment(model.config), model))
+    monkeypatch.setattr(run_commands, "_open", lambda options, models: (Experiment(model.config), model))
     assert cli.command("upscale", ["run"]) == 2
     assert capsys.readouterr().err.startswith("jaxgen: RUN: wanted a model that upscales images")
 

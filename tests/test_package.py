@@ -49,8 +49,10 @@ MAY_IMPORT = {
     "experiment": {"config", "data", "errors", "evaluation", "measures", "models", "processes", "reports", "runs", "sharding", "stages"}
     | {"trained", "training"},
     "notebook": {"data", "errors", "experiment", "models", "runs", "stages", "trained", "training"},
-    "cli": {"benchmark", "checks", "commands", "config", "data", "errors", "experiment", "models", "processes", "reports", "runs"}
-    | {"sharding", "stages", "trained", "training"},
+    "run_commands": {"benchmark", "checks", "commands", "config", "data", "errors", "experiment", "models", "processes", "reports", "runs"}
+    | {"sharding", "trained"},
+    "cli": {"commands", "config", "errors", "experiment", "models", "processes", "reports", "run_commands", "runs", "sharding", "stages"}
+    | {"trained", "training"},
     "__main__": {"errors", "cli", "commands", "processes"},
 }
 # Inside a room: a file and the files of its room that it may import.

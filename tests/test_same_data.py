@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from jaxgen import cli, data
+from jaxgen import data, run_commands
 from jaxgen.__main__ import main
 from jaxgen.runs import checkpoint, manifest
 
@@ -109,11 +109,11 @@ def test_another_set_under_the_same_name_is_refused(there, capsys):
 @pytest.mark.parametrize("name", ["evaluate", "complete", "upscale"])
 def test_every_command_that_reads_data_compares_them(there, monkeypatch, capsys, name):
     drawn = []
-    monkeypatch.setattr(cli, "completes", lambda model: True)
-    monkeypatch.setattr(cli, "small_shape", lambda model: (2, 2, 1))
-    monkeypatch.setattr(cli, "print_evaluation", lambda _, model, dataset, *more: drawn.append(dataset))
+    monkeypatch.setattr(run_commands, "completes", lambda model: True)
+    monkeypatch.setattr(run_commands, "small_shape", lambda model: (2, 2, 1))
+    monkeypatch.setattr(run_commands, "print_evaluation", lambda _, model, dataset, *more: drawn.append(dataset))
     for function in ("complete_images", "upscale_images"):
-        monkeypatch.setattr(cli, function, lambda model, dataset, *more: drawn.append(dataset))
+        monkeypatch.setattr(run_commands, function, lambda model, dataset, *more: drawn.append(dataset))
     for split in ("train", "validation", "test"):
         before = len(data.load("./pictures", split))
         assert command(capsys, name, "run", f"--split={split}") == (0, "")
