@@ -10,7 +10,6 @@ constant learning rate, its warm-up and the average are the same for all. The st
 in this time on a CPU ranks neither architectures nor their papers.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -18,12 +17,13 @@ import shutil
 import subprocess
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import flax
 import jax
 import numpy as np
+import tyro
 
 import jaxgen
 from jaxgen import evaluation, models
@@ -138,12 +138,17 @@ def plot(rows: dict[str, list[dict]]) -> None:
     figure.savefig(RESULTS / "digits.png", dpi=110)
 
 
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    minutes: float = 3.0  # training time of each model and seed
+    laptop: tyro.conf.FlagCreatePairsOff[bool] = False  # one seed and three seconds each; writes nothing
+
+
 def main() -> None:
     """Every model with every seed, in turn."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=3.0, help="training time of each model and seed (default: 3)")
-    parser.add_argument("--laptop", action="store_true", help="one seed and three seconds each; writes nothing")
-    options = parser.parse_args()
+    options = tyro.cli(Options, description=__doc__)
     minutes, seeds = (0.05, SEEDS[:1]) if options.laptop else (options.minutes, SEEDS)
     facts, rows, folder = environment(minutes), {}, Path(tempfile.mkdtemp())
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))

@@ -7,13 +7,14 @@ of the products in the traced program of the forward pass; the backward pass has
 Results: experiments/results/layer_speed.md
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import tyro
 from flax import nnx
 
 from jaxgen import benchmark
@@ -91,13 +92,18 @@ def measure(layer, apply: Callable, shape: tuple[int, ...], repetitions: int) ->
     return flops / 1e9, forward_share, backward_share
 
 
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    cores: int = 1
+    repetitions: int = 5
+    only: str = ""  # a part of the names of the layers
+
+
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cores", type=int, default=1)
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--only", default="", help="a part of the names of the layers")
-    options = parser.parse_args()
+    options = tyro.cli(Options, description=__doc__)
     cores = benchmark.pin(options.cores)
     facts = benchmark.environment("python -m experiments.layer_speed", cores)
     print(", ".join(f"{name}: {facts[name]}" for name in ("date", "commit", "device", "cores", "second")))

@@ -17,7 +17,6 @@ arithmetic of a step takes 20 ms even at these widths, and varies by more than w
 Writes experiments/results/step_cost.md.
 """
 
-import argparse
 import dataclasses
 import datetime
 import os
@@ -36,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 from flax import nnx
 
 from jaxgen import experiment, models, sharding, training
@@ -206,15 +206,20 @@ def write(rows: dict[str, dict], options, load: tuple[float, ...]) -> None:
     print("\n".join(lines))
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    turns: int = 100  # of each loop
+    laptop: tyro.conf.FlagCreatePairsOff[bool] = False  # the two smallest models, four turns each; writes nothing
+
+
 def main() -> None:
     """Every model in turn."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=100, help="turns of each loop (default: 100)")
-    parser.add_argument("--laptop", action="store_true", help="the two smallest models, four turns each; writes nothing")
-    options = parser.parse_args()
+    options = tyro.cli(Options, description=__doc__)
     load, configs = os.getloadavg(), list(CONFIGS.items())
     if options.laptop:
-        options.turns, configs = 4, configs[:2]
+        options, configs = Options(turns=4, laptop=True), configs[:2]
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     rows = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, did_you_mean
 
 NOT_DECAYED = ("bias", "gain", "scale", "embedding", "embeddings", "label", "codebook", "positions")
 """Weight decay is not applied to the parameters in a submodule or attribute with one of these names, or a name that ends in one of them
@@ -64,7 +64,8 @@ class OptimizerConfig:
     momentum: float = 0.0  # for sgd and rmsprop
     betas: tuple[tuple[str, float, float], ...] = ()  # (player, b1, b2) of players with others than b1 and b2
     every: tuple[tuple[str, int], ...] = ()  # (player, n) of a player that is updated at every n-th step only, as in generator 5
-    frozen: tuple[str, ...] = ()  # submodules that are not trained; they have no moments
+    # Submodules that are not trained, and have no moments: encoder, or decoder.layers.0 of those inside.
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
         bounds = {"learning_rate": 1e9, "decay_rate": 1, "weight_decay": 1e9, "b1": 1, "b2": 1, "momentum": 1}
@@ -193,10 +194,11 @@ def make_optimizer(config: OptimizerConfig, steps: int, players: Sequence[str] =
 
     def labels(params):
         def label(path, _):
-            name = str(getattr(path[0], "key", getattr(path[0], "name", path[0])))
-            found.add(name)
-            if name in config.frozen:
-                return "frozen: " + name
+            words = [str(getattr(part, "key", getattr(part, "name", part))) for part in path]
+            name, inside = words[0], [".".join(words[:n]) for n in range(1, len(words) + 1)]
+            found.update(inside)
+            if still := [part for part in inside if part in config.frozen]:
+                return "frozen: " + still[0]
             if rates and name not in rates:
                 wanted = "a learning rate for every submodule with parameters"
                 raise ConfigError("optimizer.players", wanted, sorted(rates), f"add {name!r}")
@@ -205,7 +207,8 @@ def make_optimizer(config: OptimizerConfig, steps: int, players: Sequence[str] =
         names = jax.tree_util.tree_map_with_path(label, params)
         for field, given in (("players", rates), ("frozen", config.frozen)):
             if unknown := sorted(set(given) - found):
-                raise ConfigError(f"optimizer.{field}", f"submodules of the model, {sorted(found)}", unknown)
+                outer = sorted(name for name in found if "." not in name)
+                raise ConfigError(f"optimizer.{field}", f"submodules of the model, {outer}", unknown, did_you_mean(unknown[0], found))
         return names
 
     each = {name: _one(config, rate, steps, name) for name, rate in rates.items() if name not in config.frozen}

@@ -145,6 +145,19 @@ def test_frozen_parts_stay_and_have_no_moments():
     assert sizes == [2 * sum(x.size for x in history[0].values()), 2 * history[0]["generator"].size]
 
 
+def test_a_part_inside_of_a_part_can_be_frozen():
+    """Its arrays stay, those beside it move, and a mistyped name is answered with the nearest."""
+    params = {"decoder": {"layers": {0: {"kernel": jnp.ones(2)}, 1: {"kernel": jnp.ones(2)}}}, "encoder": {"kernel": jnp.ones(2)}}
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, frozen=("decoder.layers.1",)), 2)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    moved = {jax.tree_util.keystr(path): bool((leaf != 0).all()) for path, leaf in jax.tree_util.tree_flatten_with_path(updates)[0]}
+    assert moved == {"['decoder']['layers'][0]['kernel']": True, "['decoder']['layers'][1]['kernel']": False, "['encoder']['kernel']": True}
+    wanted = r"^optimizer.frozen: wanted submodules of the model, \['decoder', 'encoder'\], got \['decoder.layer'\].*decoder.layers"
+    with pytest.raises(ConfigError, match=wanted):
+        make_optimizer(OptimizerConfig(frozen=("decoder.layer",)), 2).init(params)
+
+
 def test_unknown_names_are_one_line():
     for field, value in (("frozen", ("critic",)), ("every", (("critic", 2),)), ("betas", (("critic", 0.5, 0.9),))):
         with pytest.raises(ConfigError, match=rf"^optimizer.{field}: wanted .*discriminator.*, got \['critic'\]$"):
