@@ -7,6 +7,8 @@ VENV ?= .venv
 KILLS ?= 30
 # Half of the suite's time is XLA compiling on one core.
 WORKERS ?= 2
+# A worker that dies ends the run, with the name of its test: with another worker in its place the rest may never be dealt out.
+TESTS := --numprocesses $(WORKERS) --dist loadscope --max-worker-restart 0
 
 BIN := $(VENV)/bin
 # Installed once for each version of Python: another one starts the environment anew.
@@ -49,13 +51,13 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope
+	$(BIN)/python -m pytest $(TESTS)
 
 # All shapes, sizes and kinds of calls for all models, and every experiment's laptop mode; then the equal bits of the three samplers and the
 # equal numbers of several devices once more with XLA's optimizer, which the suite does without: half an hour of one core.
 thorough: setup
-	JAXGEN_THOROUGH=1 JAXGEN_EXPERIMENTS=all $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope
-	JAXGEN_THOROUGH=1 JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope \
+	JAXGEN_THOROUGH=1 JAXGEN_EXPERIMENTS=all $(BIN)/python -m pytest $(TESTS)
+	JAXGEN_THOROUGH=1 JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest $(TESTS) \
 	  tests/test_models.py tests/test_sharding.py -k "same_bits or own_row or parameters_of_one"
 
 # Runs every notebook from its first cell to its last; the files stay as they are.

@@ -7,6 +7,7 @@ gathers to compute with. With fsdp = 1 every device holds all parameters: plain 
 """
 
 import faulthandler
+import math
 import os
 import re
 import traceback
@@ -207,8 +208,13 @@ def first_process_says(answer: int) -> int:
 
 
 def split_mesh(fsdp: int) -> Mesh | None:
-    """The mesh over which a run with fsdp > 1 splits its model, where the devices of this machine allow it; None for all others."""
-    return make_mesh(fsdp) if fsdp > 1 and jax.device_count() % fsdp == 0 else None
+    """The mesh over which the model of a run with fsdp > 1 is split on the devices of this machine; None where it stays whole.
+
+    A machine whose number of devices is no multiple of fsdp splits it over their greatest common divisor: over 4 where a run of fsdp = 8
+    meets 4 or 12 devices.
+    """
+    shared = math.gcd(fsdp, jax.device_count())
+    return make_mesh(shared) if shared > 1 else None
 
 
 def on_first_process(work: Callable[[], None]) -> None:

@@ -96,7 +96,8 @@ programs["sampler"] = jax.jit(lambda model, key: model.sample(key, 4, label=0)).
     trained.load(sys.argv[1], mesh=mesh), jax.random.key(0)).compile()
 held = {name: program.memory_analysis().temp_size_in_bytes for name, program in programs.items()}
 print(json.dumps({"state": sizes(shapes), "model": sizes(training.ema_model(shapes)), "seen": report, "commands": commands, "same": same,
-       "small": sizes(jax.eval_shape(lambda: build(small.model))), "held": held}))
+       "small": sizes(jax.eval_shape(lambda: build(small.model))), "held": held,
+       "split over": [mesh and mesh.shape["fsdp"] for mesh in map(sharding.split_mesh, (1, 3, 8, 12))]}))
 """
 
 
@@ -161,3 +162,8 @@ def test_what_a_program_gathers_on_a_device_is_bounded(facts):
     model, held = facts["model"]["split"] + facts["model"]["whole"], facts["held"]
     assert 0 < held["sampler"] < model / 2
     assert 0 < held["train step"] < 3 * model
+
+
+def test_a_run_of_another_machine_is_split_as_far_as_these_devices_allow(facts):
+    """Eight devices: a run of fsdp = 12 is split over 4, one of 3 is left whole."""
+    assert facts["split over"] == [None, None, 8, 4]

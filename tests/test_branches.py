@@ -42,7 +42,8 @@ def branches(syntax, names):
 
 
 def kinds(syntax):
-    """Where code guesses the kind of data from sizes: `levels == 0` or `levels` alone as a condition, `ndim == 2`, `len(image_shape) == 1`.
+    """Where code guesses the kind of data from sizes: `levels == 0` or `levels` alone as a condition, `ndim == 2`, `len(image_shape) == 1`;
+    or from the name of a column, as in `config.modelled == "image"`.
 
     A check whose only consequence is an error is no guess, and neither is the number of axes of a weight, a bias or a label.
     """
@@ -62,6 +63,9 @@ def guesses(condition) -> bool:
     """Whether one condition is a guess."""
     if isinstance(condition, ast.Name | ast.Attribute):
         return ast.unparse(condition).split(".")[-1] == "levels"
+    sides = [condition.left, *condition.comparators] if isinstance(condition, ast.Compare) else []
+    if any(ast.unparse(side).endswith(".modelled") for side in sides):
+        return not any(isinstance(side, ast.Name) for side in sides)
     if not isinstance(condition, ast.Compare) or not all(ast.unparse(side).strip("()")[:1].isdigit() for side in condition.comparators):
         return False
     left = ast.unparse(condition.left)
@@ -71,7 +75,7 @@ def guesses(condition) -> bool:
     return bool(axes) and next(filter(None, axes.groups())).split(".")[-1] not in ("leaf", "bias", "label")
 
 
-SHARED = [*sorted((ROOT / "jaxgen").glob("*.py")), *sorted((ROOT / "jaxgen" / "runs").glob("*.py"))]
+SHARED = [path for path in sorted((ROOT / "jaxgen").rglob("*.py")) if path.parent.name not in ("models", "layers", "data")]
 
 
 @pytest.mark.parametrize("path", SHARED, ids=lambda path: str(path.relative_to(ROOT)))
@@ -123,9 +127,12 @@ def test_nothing_but_the_kinds_of_data_guesses_what_an_example_is_from_sizes(pat
         "np.ndim(x) == 4",
         "len(self.config.image_shape) == 1",
         "len(batch.shape) in (2, 4)",
+        "model.config.modelled == 'image'",
+        "config.modelled in ('image', 'point')",
     ],
 )
 def test_the_check_for_guesses_finds_them(code):
     assert list(kinds(ast.parse(code)))
-    fine = "feature.discrete; levels == 2; leaf.ndim >= 2; levels > best; len(images) == 0\nif x.ndim != 4:\n    raise E"
+    fine = "feature.discrete; name == config.modelled; levels == 2; leaf.ndim >= 2; levels > best"
+    fine += "\nlen(images) == 0\nif x.ndim != 4:\n    raise E"
     assert not list(kinds(ast.parse(fine)))

@@ -124,7 +124,7 @@ def known_mask(image_shape: tuple[int, ...], keep: str) -> np.ndarray:
 
 def completes(model) -> bool:
     """Whether the model can complete images of which some pixels are given."""
-    return has(model, "known") and model.config.modelled == "image"
+    return has(model, "known") and isinstance(modelled(model), features.Image)
 
 
 def modelled(model):
