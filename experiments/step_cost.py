@@ -37,8 +37,9 @@ import numpy as np
 import optax
 import tyro
 from flax import nnx
+from jax.sharding import AxisType
 
-from jaxgen import experiment, models, sharding, training
+from jaxgen import experiment, models, training
 from jaxgen.data import DataConfig, Dataset
 from jaxgen.data.features import OfImages
 from jaxgen.experiment import Experiment, ReportConfig
@@ -138,7 +139,8 @@ def plain_loop(config, data: Dataset):
 
 def step_alone(config, data: Dataset):
     """A function that takes n of the library's steps on flat leaves."""
-    optimizer, mesh = training.make_optimizer(OptimizerConfig(), 1), sharding.make_mesh(1)
+    optimizer = training.make_optimizer(OptimizerConfig(), 1)
+    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     state = training.init_state(models.build(config, 0), optimizer, mesh)
     leaves, tree = jax.tree.flatten(state)
     compiled = training.make_train_step(optimizer, mesh).on_leaves(tree)
@@ -147,7 +149,7 @@ def step_alone(config, data: Dataset):
 
 def repeated(step, leaves: list, data: Dataset):
     """A function that calls `step(leaves, batch, key) -> leaves, value` n times, always with the same batch."""
-    batch, key = sharding.place_batch(sharding.make_mesh(1), data.batch(0, BATCH, 0)), jax.random.key(0)
+    batch, key = jax.device_put(data.batch(0, BATCH, 0)), jax.random.key(0)
     held = step(leaves, batch, key)[0]
 
     def run(steps: int) -> None:

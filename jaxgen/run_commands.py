@@ -18,6 +18,7 @@ from jaxgen import benchmark, config, sharding, trained
 from jaxgen.checks import interpolate
 from jaxgen.commands import Bench, Complete, Evaluate, Sample, Show, Upscale
 from jaxgen.data import DataConfig, Dataset, class_names
+from jaxgen.data.arrays import NoSplit
 from jaxgen.data.loading import NotThere
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.experiment import Experiment
@@ -71,7 +72,12 @@ def evaluate(options: Evaluate, models: Sequence[type] = ()) -> int:
     experiment, model = _open(options, models)
     batch_size = options.batch_size or experiment.train.batch_size
     read = _reader(options, experiment)
-    print_evaluation(experiment, model, read(options.split), batch_size, options.samples, options.bound, read)
+    try:
+        dataset = read(options.split)
+    except NoSplit as error:
+        hint = "" if options.split == "validation" else "--split validation evaluates the validation split"
+        raise DataError(error.argument, error.wanted, error.got, hint) from error
+    print_evaluation(experiment, model, dataset, batch_size, options.samples, options.bound, read)
     return 0
 
 

@@ -11,6 +11,7 @@ from test_data import one_line, pixels
 
 from jaxgen import data
 from jaxgen.data import images
+from jaxgen.data.class_names import without_examples
 from jaxgen.errors import DataError
 
 # ------------------------------------------------------------------------------------------------------------------------------------- .npz
@@ -296,8 +297,8 @@ def wrong_folder(folder: Path, what: str) -> None:
         shutil.rmtree(folder)
         folder.mkdir()
     else:
-        save_pictures(folder / "classes" / "ant", pixels(2, (4, 4, 3)))
-        (folder / "classes" / "bee").mkdir()
+        for place in ("ant", "bee/deep"):
+            save_pictures(folder / "classes" / place, pixels(2, (4, 4, 3)))
 
 
 @pytest.mark.parametrize(
@@ -311,15 +312,24 @@ def wrong_folder(folder: Path, what: str) -> None:
         ("text", ["002.png", "a readable file", "cannot identify"]),
         ("mixed", ["pictures", "all beside or all inside", "5 beside and 2 inside"]),
         ("empty", ["pictures", "train.npz or pictures (.png", "the set is empty"]),
-        ("empty class", ["bee", "at least one picture of this class", "got none"]),
+        ("deep class", ["bee", "pictures of this class", "got none but 2 in folders inside it", "move them up"]),
     ],
 )
 def test_wrong_pictures_are_named(tmp_path: Path, what: str, parts: list[str]) -> None:
     folder = tmp_path / "pictures"
     wrong_folder(folder, what)
     with pytest.raises(DataError) as caught:
-        data.load(str(folder / "classes" if what == "empty class" else folder), "train")
+        data.load(str(folder / "classes" if what == "deep class" else folder), "train")
     one_line(caught.value, *parts)
+
+
+def test_an_empty_folder_beside_the_classes_is_a_class_without_examples(tmp_path: Path) -> None:
+    for name in ("ant", "cow"):
+        save_pictures(tmp_path / name, pixels(20, (4, 4, 3)))
+    (tmp_path / "bee").mkdir()
+    train = data.load(str(tmp_path), "train")
+    assert train.features["label"].names == ("ant", "bee", "cow") and set(train.labels) == {0, 2}
+    assert without_examples(train) == f"{tmp_path}/train: class bee of 3 has no example"
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere_at_all", "nowhere.npz", "~no_such_user/x", "/" + "x" * 5000])

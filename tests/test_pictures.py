@@ -188,6 +188,18 @@ def test_transparency_and_other_modes_are_refused_or_converted(tmp_path: Path, k
     np.testing.assert_array_equal(shown, want)
 
 
+def test_colour_of_five_and_six_bits_is_refused_or_converted(tmp_path: Path) -> None:
+    """A bitmap of 16 bits a pixel: pure red, green and blue, and one of 2/31, 17/63 and 20/31."""
+    rows, path = struct.pack("<4H", 0x001F, 0x07E0, 0xF800, 0x1234), tmp_path / "a.bmp"
+    header = struct.pack("<IiiHHIIiiII3I", 40, 2, 2, 1, 16, 3, len(rows), 0, 0, 0, 0, 0xF800, 0x07E0, 0x001F)
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 14 + len(header) + len(rows), 0, 0, 14 + len(header)) + header + rows)
+    with pytest.raises(DataError) as caught:
+        read_picture(path)
+    one_line(caught.value, "a.bmp", "colour of 8 bits a channel", "got 5 or 6 bits", "--data.mode RGB or L")
+    want = [[[255, 0, 0], [16, 68, 164]], [[0, 0, 255], [0, 255, 0]]]
+    assert np.abs(read_picture(path, Reading(mode="RGB")).pixels.astype(int) - want).max() <= 1
+
+
 def test_alpha_is_laid_over_the_background(tmp_path: Path) -> None:
     alpha = pixels(1, (6, 4, 1), seed=3)[0]
     Image.fromarray(np.concatenate([corner(), alpha], axis=2)).save(tmp_path / "a.png")

@@ -163,6 +163,8 @@ def _decoded(data: bytes, path: Path, how: Reading) -> Picture:
         tags = picture.tag_v2 if picture.format == "TIFF" else {}
         if 2 in tags.get(TIFF_FORMAT, ()):
             raise DataError(str(path), "a grey or RGB picture of 8 bits", "one of signed numbers", "convert it first")
+        if not how.mode and any(re.match("BGRA?;1[56]", _layout(tile)) for tile in picture.tile):  # Pillow widens them to 8 bits
+            raise DataError(str(path), "colour of 8 bits a channel", "5 or 6 bits (16 a pixel)", TO_RGB)
         picture.load()
         mode, clear, orientation = picture.mode, picture.has_transparency_data, _orientation(picture)
         wide = bits > 8 and mode in (*GREY, "RGB")

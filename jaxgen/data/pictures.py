@@ -107,10 +107,9 @@ def _find(path: Path, order: str) -> _Found:
         wanted = f"train.npz or pictures ({' '.join(SUFFIXES)})"
         raise DataError(str(path), wanted, "none (the set is empty)", hint=_counted(path, others, 0))
     for place, (folder, *_) in enumerate(folders.values()):
-        if classed and not any(label == place for _, label in classed):
-            deep = sum(name.is_relative_to(folder) and name.suffix.lower() in SUFFIXES for name in others)
-            got = f"{deep} in folders inside it" if deep else "none"
-            raise DataError(str(folder), "at least one picture of this class", got, hint="move them up" if deep else "")
+        deep = sum(name.is_relative_to(folder) and name.suffix.lower() in SUFFIXES for name in others)
+        if deep and classed and not any(label == place for _, label in classed):
+            raise DataError(str(folder), "pictures of this class", f"none but {deep} in folders inside it", hint="move them up")
     classes = tuple(folders) if classed else ()
     labels = [label for _, label in classed] if classed else None
     return _Found([name for name, _ in files or classed], labels, classes, _counted(path, others, len(files or classed)))
