@@ -28,11 +28,16 @@ from jaxgen.models import (
     LanguageModelConfig,
     PCAConfig,
     VAEConfig,
+    VQVAE2CodesConfig,
+    VQVAE2Config,
     VQVAEConfig,
 )
+from jaxgen.models.vqvae2 import LowerPrior, TopPrior
 from jaxgen.training import OptimizerConfig, make_optimizer
 
 SHAPE, LEVELS = (4, 4, 1), 3
+CODES = VQVAE2CodesConfig((8, 8, 1), LEVELS, codes=5, code_width=3, width=4, blocks=1)
+PRIORS = TopPrior(1, 6, 1, 2, 3), LowerPrior(1, 6, 3, 6, 4)
 CONFIGS = {entry.name: entry.make(SHAPE, LEVELS) for entry in TABLE}
 CONFIGS |= {f"{entry.name} of a label": entry.make(SHAPE, LEVELS, num_classes=3) for entry in TABLE}
 CONFIGS |= {
@@ -42,6 +47,8 @@ CONFIGS |= {
     "vae of a label": VAEConfig(SHAPE, LEVELS, 3, latent=3, hidden=(6, 5), architecture="conv", estimator="A"),
     "autoencoder": AutoencoderConfig(SHAPE, LEVELS, latent=3, hidden=(6, 5)),
     "vqvae": VQVAEConfig(SHAPE, LEVELS, codes=5, code_width=3, halvings=1, width=4, blocks=1),
+    "vqvae2_codes": CODES,
+    "vqvae2": VQVAE2Config(CODES, 3, *PRIORS),
     "gan": GANConfig(SHAPE, LEVELS, latent=3, hidden=6, architecture="conv"),
     "gan of points": GANConfig((2,), 0, latent=3, hidden=6),
     "classifier": ClassifierConfig(SHAPE, LEVELS, 3, (6, 5)),

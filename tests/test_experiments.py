@@ -44,6 +44,8 @@ PARAMETERS = {
     "row_lstm_mnist": (56_321, 4_625),
     "vae_digits": (100_081, 100_081),
     "vae_mnist": (688_464, 688_464),
+    "vqvae2_digits": (359_689, 65_777),
+    "vqvae2_mnist": (454_818, 64_682),
     "vqvae_digits": (169_121, 169_121),
 }
 NO_SINGLE_RUN = {"compare_autoregressive", "layer_speed", "memory", "step_cost"}  # scripts of another form
@@ -94,6 +96,7 @@ def test_laptop_mode_runs(name, monkeypatch, tmp_path, capsys):
     """Two steps, the validation and the report, on digits and the ring as they are, else on noise of the right shape."""
     laptop = script(name).laptop
     words = ["--laptop", "--train.steps=2", "--train.eval_every=2", "--train.batch_size=8", f"--workdir={tmp_path / 'run'}"]
+    words += [f"--stages.{stage}.train.steps=2" for stage in laptop.stages]
     if laptop.data.name not in ("digits", "ring"):
         shape, random, data = laptop.model.image_shape, np.random.default_rng(0), tmp_path / "data"
         data.mkdir()

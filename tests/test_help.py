@@ -9,6 +9,7 @@ from jaxgen import cli, config
 from jaxgen.__main__ import COMMANDS, main
 from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS
+from jaxgen.training import OptimizerConfig
 
 CONFIGS = {cli.module_name(model): config_class for config_class, model in MODELS.items()}
 METAVAR = r"(?:\S*(?:[A-Z]{3}|\{)\S* ?|\.\.\.\]* ?|STR|INT|FLOAT)+"
@@ -39,7 +40,8 @@ def is_a_line(words: str) -> bool:
 def test_help_lists_every_field_with_a_line_a_type_and_a_default(capsys, name):
     text = help_of(capsys, ["train", name, "--help"])
     assert text.startswith(f"usage: jaxgen train {name} ") and all(flag in text for flag in ("--dry-run", "--restart", "--debug"))
-    fields = config.to_json(Experiment(CONFIGS[name](), workdir=f"runs/{name}"))
+    frozen = OptimizerConfig(frozen=getattr(CONFIGS[name], "stages", ()))
+    fields = config.to_json(Experiment(CONFIGS[name](), optimizer=frozen, workdir=f"runs/{name}"))
     assert "--workdir STR folder of the run" in text
     wanted = {f"--{part}.{field}": value for part in fields for field, value in part_of(fields, part).items()}
     assert len(wanted) > 30
@@ -50,7 +52,10 @@ def test_help_lists_every_field_with_a_line_a_type_and_a_default(capsys, name):
 
 
 def part_of(fields: dict, part: str) -> dict:
-    return {field: value for field, value in fields[part].items() if field != "class"} if isinstance(fields[part], dict) else {}
+    """The values of the options of a part, those of the parts in it by their paths."""
+    named = {field: value for field, value in fields[part].items() if field != "class"} if isinstance(fields[part], dict) else {}
+    found = {field: value for field, value in named.items() if not isinstance(value, dict) or "class" not in value}
+    return found | {f"{inner}.{field}": value for inner in named.keys() - found for field, value in part_of(named, inner).items()}
 
 
 @pytest.mark.parametrize("name", cli.commands.COMMANDS)

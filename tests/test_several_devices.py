@@ -45,8 +45,11 @@ DRAWN |= {name: ["completions.png", "samples.png"] for name in ["gated_pixelcnn"
 MORE |= {
     "autoencoder": [*DIGITS, "--model.hidden", "16", "--model.latent=4"],
     "vqvae": [*DIGITS, "--model.codes=8", "--model.code_width=4", "--model.width=8", "--model.blocks=1"],
+    "vqvae2_codes": [*DIGITS, "--model.codes=8", "--model.code_width=4", "--model.width=8", "--model.blocks=1"],
+    "vqvae2": [*DIGITS, "--model.codes.codes=8", "--model.codes.width=8", "--model.top.width=8", "--model.lower.width=8"]
+    + ["--model.top.blocks=1", "--model.lower.layers=1", "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"],
 }
-DRAWN |= {name: ["samples.png"] for name in ["autoencoder", "vqvae"]}
+DRAWN |= {name: ["samples.png"] for name in ["autoencoder", "vqvae", "vqvae2_codes", "vqvae2"]}
 FOUR = [*RUNS, *(MORE if THOROUGH else [])]
 TWO_OF_TWO = FOUR if THOROUGH else [name for name in RUNS if name != "gated_pixelcnn"]
 
@@ -72,6 +75,7 @@ def command(name: str, folder: Path, where: str, fsdp: int, pictures: int = 4) -
 def reports(out: str) -> dict[str, list[tuple[str, float]]]:
     """Model -> every number that is printed of its test set, with its name; a model has one report."""
     found = re.findall(r"^report of \S+/(\w+)\n(.*?)^pictures  ", out, re.MULTILINE | re.DOTALL)
+    found = [(name, text) for name, text in found if name in RUNS | MORE]  # not those of stages, which are in the folder of their run
     assert len(dict(found)) == len(found)
     lines = {name: re.findall(r"^(?:test|  )\s*(\S.*?)  +(-?[\d.]+)\b", text, re.MULTILINE) for name, text in found}
     return {name: [(what, float(value)) for what, value in pairs] for name, pairs in lines.items()}

@@ -19,7 +19,19 @@ from jaxgen.checks import check_count, check_images, check_key, check_known, che
 from jaxgen.data.features import given_to
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError
+from jaxgen.layers.convolutions import normal
 from jaxgen.sampling import METHODS, _sample, by_rows, in_order
+
+
+def check_unordered(config) -> None:
+    """ConfigError where `unordered` is asked for images of several channels."""
+    if config.unordered and config.image_shape[2] != 1:
+        raise ConfigError("unordered", "False, or images of one channel", f"True for {config.image_shape[2]} channels")
+
+
+def value_vectors(config, rngs: nnx.Rngs) -> nnx.Param | None:
+    """The learned vectors of the values of a pixel, [levels, E] with E = min(levels, width); None unless the config is `unordered`."""
+    return normal(rngs, (config.levels, min(config.levels, config.width)), 1) if config.unordered else None
 
 
 class AutoregressiveImages(nnx.Module):

@@ -18,6 +18,8 @@ from jaxgen.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from jaxgen.models.row_lstm import RowLSTM, RowLSTMConfig
 from jaxgen.models.vae import VAE, VAEConfig
 from jaxgen.models.vqvae import VQVAE, VQVAEConfig
+from jaxgen.models.vqvae2 import VQVAE2, VQVAE2Config
+from jaxgen.models.vqvae2_codes import VQVAE2Codes, VQVAE2CodesConfig
 
 MODELS = {
     GatedPixelCNNConfig: GatedPixelCNN,
@@ -30,6 +32,8 @@ MODELS = {
     VAEConfig: VAE,
     AutoencoderConfig: Autoencoder,
     VQVAEConfig: VQVAE,
+    VQVAE2CodesConfig: VQVAE2Codes,
+    VQVAE2Config: VQVAE2,
     GANConfig: GAN,
     ClassifierConfig: Classifier,
     PCAConfig: PCA,

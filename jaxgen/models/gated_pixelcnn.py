@@ -13,7 +13,8 @@ Layer l with kernel k, m = k // 2, v_0 = h_0 = x scaled to [-1, 1], zeros outsid
 
 Masks are by channel groups: the centre tap Wh[0] has mask A in layer 0 and B after it; Ws, Wr, W0 and W1 have mask B; N has none, since
 U_l[r-1] depends on rows above r only. y is what the image is drawn given: the class, one-hot, a vector (an embedding, a caption's code) or
-both concatenated (section 2.3 of the paper).
+both concatenated; Vv y and Vh y may have terms of the pixel's own place, Vv m[r, c] and Vh m[r, c] of a feature map m (section 2.3 of the
+paper). With `unordered` x is a learned vector for each value instead.
 
 Sampling: `begin_row` computes U of row r-1 for all columns at once; `step` the horizontal stack of one pixel, two matrix products a layer.
 As soon as a row (pixel) is known, one product gives its terms in the sums of the rows below (pixels to the right), and the cache keeps
@@ -35,11 +36,13 @@ from jaxtyping import Array, Float, UInt
 from jaxgen.checks import check_image_config, check_vector
 from jaxgen.data.features import OfImages
 from jaxgen.distributions import pixel_head
-from jaxgen.layers.autoregressive import AutoregressiveImages
+from jaxgen.errors import ConfigError
+from jaxgen.layers.autoregressive import AutoregressiveImages, check_unordered, value_vectors
 from jaxgen.layers.convolutions import (
     HorizontalConv,
     VerticalConv,
     add_bias,
+    at,
     check_kernels_and_widths,
     dot,
     dropout,
@@ -72,6 +75,7 @@ class GatedPixelCNNConfig(OfImages):
     kernel: int = 3  # side of the convolutions of the gated layers, an odd number of pixels
     head_width: int = 32  # features between the last two 1 x 1 convolutions
     factorized: bool = False  # cheaper vertical convolutions, see the module's docstring
+    unordered: bool = False  # the values of a pixel are names, such as codes: each is read as a learned vector; one channel only
     dropout: float = 0.0  # probability with which a feature is set to 0 in training
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations; parameters and likelihoods are float32
     grouped = ("width", "head_width")
@@ -79,6 +83,7 @@ class GatedPixelCNNConfig(OfImages):
     def __post_init__(self):
         check_image_config(self, {"vector_size": 0, "layers": 0})
         check_kernels_and_widths(self, ("input_kernel", "kernel"), smallest=1)
+        check_unordered(self)
 
     @classmethod
     def comparison(cls) -> "GatedPixelCNNConfig":
@@ -91,6 +96,7 @@ class Condition(NamedTuple):
 
     label: Any  # int32 [B], or float32 [B, num_classes]; None if num_classes = 0
     vector: Any  # float32 [B, vector_size]; None if vector_size = 0
+    feature_map: Any = None  # m, float32 [B, H, W, map_size]; None if map_size = 0
 
 
 UNCONDITIONAL = Condition(None, None)
@@ -99,10 +105,10 @@ UNCONDITIONAL = Condition(None, None)
 class GatedLayer(nnx.Module):
     """Layer l of both stacks: (v_l, h_l) -> (v_{l+1}, h_{l+1}, the term of skip)."""
 
-    def __init__(self, config: GatedPixelCNNConfig, index: int, rngs: nnx.Rngs):
+    def __init__(self, config: GatedPixelCNNConfig, index: int, rngs: nnx.Rngs, inputs: int, map_size: int):
         first, width, groups = index == 0, config.width, config.image_shape[2]
         self.last, self.residual = index == config.layers, not first
-        features_in, kernel = (groups, config.input_kernel) if first else (width, config.kernel)
+        features_in, kernel = (inputs, config.input_kernel) if first else (width, config.kernel)
         # Not factorized for the image's few channels: it would not save products.
         self.vertical = VerticalConv(features_in, 2 * width, kernel, config.factorized and not first, rngs)
         self.link = normal(rngs, (2 * width, 2 * width), 2 * width)
@@ -113,6 +119,7 @@ class GatedLayer(nnx.Module):
         # [Vv | Vh], which give one bias for every gate of both stacks.
         self.embedding = normal(rngs, (config.num_classes, 4 * width), 1.0) if config.num_classes else None
         self.vector = normal(rngs, (config.vector_size, 4 * width), config.vector_size) if config.vector_size else None
+        self.map = normal(rngs, (map_size, 4 * width), map_size) if map_size else None
         self.groups, self.width, self.dropout = groups, width, config.dropout
 
     def masked_out(self) -> Float[Array, "D E"]:
@@ -121,14 +128,21 @@ class GatedLayer(nnx.Module):
         return self.out[...] * mask(self.width, self.width, self.groups, "B")
 
     def condition(self, given: Condition) -> tuple:
-        """(Vv y, Vh y), [B, 2D] each; zeros of shape [] for an unconditional model."""
+        """(Vv y, Vh y), [B, 2D] each, without the terms of the map; zeros of shape [] for a model without label and vector."""
         parts = [] if self.embedding is None else [embed(self.embedding[...], given.label)]
         parts += [] if self.vector is None else [dot(given.vector, self.vector[...])]
         return tuple(jnp.split(sum(parts), 2, axis=-1)) if parts else (jnp.zeros(()), jnp.zeros(()))
 
+    def of_map(self, x: Float[Array, "... E"]) -> tuple:
+        """(Vv m, Vh m) of places x of the map, [..., 2D] each."""
+        return tuple(jnp.split(dot(x, self.map[...]), 2, axis=-1))
+
     def __call__(self, v, h, given: Condition, key=None):
         """The whole image: (v', h', skip), [B, H, W, D] each; h' is None in the last layer. key: dropout of v' and g; None for none."""
         vertical, horizontal = (y.astype(v.dtype)[:, None, None] if y.ndim else y.astype(v.dtype) for y in self.condition(given))
+        if self.map is not None:
+            of_places = self.of_map(given.feature_map.astype(v.dtype))
+            vertical, horizontal = vertical + of_places[0], horizontal + of_places[1]
         u = self.vertical(v) + vertical
         link = add_bias(dot(shift(u, 1, axis=1), self.link[...]), self.link_bias[...])
         v, g = gate(u), gate(self.horizontal(h) + link + horizontal)
@@ -158,19 +172,23 @@ class Cache(NamedTuple):
     bias: tuple  # b + Vh y, [B, 2D] or [2D]
     link: tuple  # [W, B, 2D]: N U[r-1] + b + Vh y, r the row being drawn
     pixels: tuple  # [max(m, 1), B, 2D]: partial sums of a, for the next m pixels; they begin with `link`
+    feature_map: Any  # m, rows first, [H, W, B, E]; None without a map
     sums: tuple  # partial sums within a pixel: a and Wr g of every layer, skip, W0 relu(skip), logits; () for C = 1
 
 
 class GatedPixelCNN(AutoregressiveImages):
     """The model of this file; see `AutoregressiveImages` for its methods.
 
-    Each takes `vector=`, float [B, vector_size] or [vector_size], if and only if the config has vector_size > 0.
+    Each takes `vector=`, float [B, vector_size] or [vector_size], if and only if the config has vector_size > 0. map_size: features of the
+    map m in a model that is made of this one and computes m; each method then takes `feature_map=`, float [B, H, W, map_size].
     """
 
-    def __init__(self, config: GatedPixelCNNConfig, *, rngs: nnx.Rngs):
-        self.config, self.head = config, pixel_head(config.levels)
+    def __init__(self, config: GatedPixelCNNConfig, *, rngs: nnx.Rngs, map_size: int = 0):
+        self.config, self.head, self.map_size = config, pixel_head(config.levels), map_size
         channels = config.image_shape[2]
-        self.layers = nnx.List([GatedLayer(config, i, rngs) for i in range(config.layers + 1)])
+        self.values = value_vectors(config, rngs)
+        inputs = channels if self.values is None else self.values.shape[1]
+        self.layers = nnx.List([GatedLayer(config, i, rngs, inputs, map_size) for i in range(config.layers + 1)])
         self.hidden = normal(rngs, (config.width, config.head_width), config.width)
         self.hidden_bias = zeros((config.head_width,))
         self.outputs = normal(rngs, (config.head_width, channels * self.head.size), config.head_width)
@@ -181,12 +199,22 @@ class GatedPixelCNN(AutoregressiveImages):
         hidden = self.hidden[...] * group_mask(*self.hidden.shape, groups, "B")
         return hidden, self.outputs[...] * group_mask(*self.outputs.shape, groups, "B")
 
-    def condition(self, batch: int, label=None, image=None, vector=None, **given) -> Condition:
-        """The label and the vector, checked; a single vector is repeated for the batch. ConfigError where they do not fit the config."""
-        return Condition(super().condition(batch, label, image, **given), check_vector(vector, self.config.vector_size, batch))
+    def condition(self, batch: int, label=None, image=None, vector=None, feature_map=None, **given) -> Condition:
+        """The label, the vector and the map, checked; a single vector is repeated for the batch. ConfigError where they do not fit."""
+        shape = (batch, *self.config.image_shape[:2], self.map_size) if self.map_size else None
+        if (None if feature_map is None else feature_map.shape) != shape:
+            raise ConfigError("feature_map", f"shape {shape}" if shape else "None (map_size=0)", getattr(feature_map, "shape", None))
+        label = super().condition(batch, label, image, **given)
+        return Condition(label, check_vector(vector, self.config.vector_size, batch), feature_map)
+
+    def _pixels(self, image: UInt[Array, "*shape C"]) -> Float[Array, "*shape E"]:
+        """x of the equations: the values on [-1, 1], E = C, or the vectors of unordered values."""
+        if self.values is None:
+            return scale_pixels(image, self.config.levels, self.config.dtype)
+        return self.values[...][image[..., 0].astype(jnp.int32)].astype(self.config.dtype)
 
     def _logits(self, image: UInt[Array, "B H W C"], condition: Condition, key=None) -> Float[Array, "B H W C P"]:
-        v = h = scale_pixels(image, self.config.levels, self.config.dtype)
+        v = h = self._pixels(image)
         skips = []
         for i, layer in enumerate(self.layers):
             v, h, skip = layer(v, h, condition, None if key is None else jax.random.fold_in(key, i))
@@ -213,21 +241,27 @@ class GatedPixelCNN(AutoregressiveImages):
         hidden, outputs = (weight.astype(dtype) for weight in self._masked_head())
         head = hidden.reshape(channels, -1, hidden.shape[1]), outputs.reshape(channels, -1, outputs.shape[1])
         link = tuple(jnp.broadcast_to(b, (width, n, two)) for b in bias)
+        feature_map = condition.feature_map
+        if feature_map is not None:
+            feature_map = feature_map.transpose(1, 2, 0, 3).astype(dtype)
+            link = tuple(one + layer.of_map(feature_map[0])[1] for one, layer in zip(link, self.layers, strict=True))
         sums = self._start_pixel(n, dtype) if channels > 1 else ()
-        return Cache(tuple(packed), head, tuple(waiting), tuple(bias), link, tuple(pixels), sums)
+        return Cache(tuple(packed), head, tuple(waiting), tuple(bias), link, tuple(pixels), feature_map, sums)
 
     def begin_row(self, cache: Cache, finished_row: UInt[Array, "B W C"], r) -> Cache:
         """The cache for row r from the finished row r-1: computes U and `link` in all columns. For r = 0 `finished_row` is ignored."""
-        v = scale_pixels(finished_row.swapaxes(0, 1), self.config.levels, self.config.dtype)
+        v = self._pixels(finished_row.swapaxes(0, 1))
 
         def vertical_stack(waiting, link):
             x, below, links = v, [], []
             for layer, packed, wait, bias in zip(self.layers, cache.packed, waiting, cache.bias, strict=True):
                 wait, u = layer.vertical.row(wait, x)
                 u = add_bias(u, packed.condition)
+                u = u if cache.feature_map is None else u + layer.of_map(at(cache.feature_map, r - 1))[0]
                 x = gate(u)
                 below.append(wait)
-                links.append(add_bias(dot(u, layer.link[...]), bias))
+                link = add_bias(dot(u, layer.link[...]), bias)
+                links.append(link if cache.feature_map is None else link + layer.of_map(at(cache.feature_map, r))[1])
             return tuple(below), tuple(links)
 
         waiting, link = jax.lax.cond(r > 0, vertical_stack, lambda waiting, link: (waiting, link), cache.waiting, cache.link)
@@ -237,7 +271,7 @@ class GatedPixelCNN(AutoregressiveImages):
     def step(self, cache: Cache, previous_pixel: UInt[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of the first channel of pixel (r, c), given the pixel to its left (ignored in column 0)."""
         del r
-        x = scale_pixels(previous_pixel, self.config.levels, self.config.dtype) * (c > 0).astype(self.config.dtype)
+        x = self._pixels(previous_pixel) * (c > 0).astype(self.config.dtype)
         left = dot(x, self.layers[0].horizontal.left[...])
         pixels = list(cache.pixels)
         pixels[0] = _add_pushed(pixels[0], left)
@@ -248,7 +282,7 @@ class GatedPixelCNN(AutoregressiveImages):
 
     def step_channel(self, cache: Cache, pixel: UInt[Array, "B C"], k) -> tuple[Cache, Float[Array, "B P"]]:
         """Parameters of channel k > 0 of the pixel being drawn, given its channels before k."""
-        x = scale_pixels(pixel, self.config.levels, self.config.dtype)
+        x = self._pixels(pixel)
         a, *rest = cache.sums
         push = jax.lax.dynamic_index_in_dim(cache.packed[0].push, k - 1, keepdims=False)[:, : a[0].shape[1]]
         first = a[0] + dot(take_group(x, k - 1, x.shape[1]), push)

@@ -12,7 +12,8 @@ x is scaled to [-1, 1], in the first line with a channel of ones; pos = ((r - H/
     parameters = nin(elu h)
 
 resnet(x, a) is that of gated_resnet.py, weight-normalised; the 2 x 2 ones have the label's embedding. The distribution of a pixel is a
-mixture of discretized logistics; for one channel of at most 32 levels it is a Bernoulli variable or a softmax.
+mixture of discretized logistics; for one channel of at most 32 levels it is a Bernoulli variable or a softmax. With `unordered` x is a
+learned vector for each value instead, and the distribution a softmax for any number of levels.
 
 Sampling: `begin_row` computes the terms of the row above in the 2 x 2 convolutions, for all columns at once; `step` the rest of one pixel.
 K and V of pixel p - 1 need its value, so the step of pixel p computes them first, then attends to the pixels before p.
@@ -35,6 +36,7 @@ from jaxgen.checks import check_image_config
 from jaxgen.data.features import OfImages
 from jaxgen.distributions import pixel_head
 from jaxgen.layers.attention import attend_before, causal_attention
+from jaxgen.layers.autoregressive import check_unordered, value_vectors
 from jaxgen.layers.convolutions import add_bias, at, dot, put, quarters, resize, scan_in_parts, shift
 from jaxgen.layers.gated_resnet import Pass, PushingResnet, Resnet, WeightNormImages
 from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
@@ -42,7 +44,8 @@ from jaxgen.layers.weight_norm import Conv, WeightNorm, packed
 from jaxgen.sampling import by_rows
 
 SOFTMAX_LEVELS = 32
-"""Images of one channel with at most this many levels have a Bernoulli or Categorical head, all others the mixture."""
+"""Images of one channel with at most this many levels have a Bernoulli or Categorical head, as unordered ones of any number; all others
+the mixture."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,18 @@ class PixelSNAILConfig(OfImages):
     value: int = 128  # size of a value of the single attention head
     mixtures: int = 10  # number of logistics of the output (three channels, or more than 32 levels)
     light: bool = False  # half the products: elu for cat_elu; keys, values and queries without residual blocks
+    unordered: bool = False  # the values of a pixel are names, such as codes: each is read as a learned vector; one channel only
     dropout: float = 0.5  # probability with which a feature is set to 0 in training
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations; parameters and likelihoods are float32
 
     def __post_init__(self):
         check_image_config(self, dict.fromkeys(("blocks", "width", "resnets", "key", "value", "mixtures"), 1))
+        check_unordered(self)
+
+    @property
+    def inputs(self) -> int:
+        """C: the numbers by which a pixel is read."""
+        return min(self.levels, self.width) if self.unordered else self.image_shape[2]
 
     @classmethod
     def comparison(cls) -> "PixelSNAILConfig":
@@ -77,7 +87,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: PixelSNAILConfig, index: int, rngs: nnx.Rngs):
         width, first = config.width, index * (config.resnets + 3)
-        content, asking = width + config.image_shape[2] + 2, width + 2
+        content, asking = width + config.inputs + 2, width + 2
         common = {"dropout": config.dropout, "plain": config.light}
         self.resnets = nnx.List(
             [Resnet(width, (2, 2), rngs, classes=config.num_classes, index=first + i, **common) for i in range(config.resnets)]
@@ -143,10 +153,11 @@ class PixelSNAIL(WeightNormImages):
 
     def __init__(self, config: PixelSNAILConfig, *, rngs: nnx.Rngs):
         width, channels = config.width, config.image_shape[2]
-        few = channels == 1 and config.levels <= SOFTMAX_LEVELS
+        few = channels == 1 and (config.unordered or config.levels <= SOFTMAX_LEVELS)
         head = pixel_head(config.levels) if few else DiscretizedLogisticMixture(config.levels, channels, config.mixtures)
         self.config, self.head = config, head
-        self.above, self.left = (WeightNorm(Conv, channels + 1, width, size, rngs) for size in ((1, 3), (2, 1)))
+        self.values = value_vectors(config, rngs)
+        self.above, self.left = (WeightNorm(Conv, config.inputs + 1, width, size, rngs) for size in ((1, 3), (2, 1)))
         self.blocks = nnx.List([Block(config, i, rngs) for i in range(config.blocks)])
         self.outputs = WeightNorm(Conv, width, head.size, (1, 1), rngs, exact=True)
 
@@ -162,6 +173,13 @@ class PixelSNAIL(WeightNormImages):
         height, width, _ = self.config.image_shape
         scaled = [(i.astype(jnp.float32) - n / 2) / n for i, n in ((r, height), (c, width))]
         return jnp.stack(scaled, axis=-1).astype(dtype)
+
+    def _pixels(self, image: UInt[Array, "*shape C"], dtype) -> Float[Array, "*shape D"]:
+        """x, and a channel of ones."""
+        if self.values is None:
+            return super()._pixels(image, dtype)
+        x = self.values[...][image[..., 0].astype(jnp.int32)].astype(dtype)
+        return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
 
     def _network(self, x: Float[Array, "B H W D"], run: Pass) -> Float[Array, "B H W ..."]:
         batch, height, width, _ = x.shape
