@@ -9,6 +9,7 @@ from jaxgen.processes import interruption  # what takes longer is imported after
 COMMANDS = {
     "train": "train a model, or resume: jaxgen train MODEL [--field value ...]",
     "evaluate": "bits/dim of the test set with its standard error: jaxgen evaluate RUN",
+    "quality": "samples beside real images, in a classifier's features: jaxgen quality RUN --features CLASSIFIER_RUN",
     "sample": "draw new images into a PNG grid: jaxgen sample RUN --n 64",
     "complete": "complete images of the test set: jaxgen complete RUN --keep top",
     "upscale": "large images for the small ones of the test set: jaxgen upscale RUN",

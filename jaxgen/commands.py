@@ -68,6 +68,33 @@ class Evaluate(_ReadsData):
 
 
 @dataclass(frozen=True)
+class Quality(_ReadsData):
+    """Samples beside real images in the features of a classifier: Frechet distance, precision and recall, with the same of real images."""
+
+    features: str = ""
+    """run directory of the classifier whose features are compared"""
+    layer: str | None = None
+    """layer of the classifier: hidden1, ..., logits; None: the last hidden one"""
+    split: Split = "test"
+    """which part of the data set"""
+    n: int | None = None
+    """how many samples and images are compared; None: as many as the split has"""
+    k: int = 3
+    """neighbours of precision and recall"""
+    batch_size: int | None = None
+    """None: as in training; it changes speed and memory, not the result"""
+    seed: int = 0
+    """the same seed draws the same samples"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_least(self, "n", "k", "batch_size")
+        _check_seed(self)
+        if not self.features:
+            raise ConfigError("--features", "the run of a classifier of such images", "nothing", "jaxgen train classifier makes one")
+
+
+@dataclass(frozen=True)
 class _Pictures(_ReadsData):
     """The options of all commands that draw."""
 
@@ -85,8 +112,7 @@ class _Pictures(_ReadsData):
     def __post_init__(self):
         super().__post_init__()
         _check_least(self, "n")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError("--seed", "an integer in 0..2**32-1", self.seed)
+        _check_seed(self)
 
 
 @dataclass(frozen=True)
@@ -154,7 +180,7 @@ class Bench:
 
 OF_EXPERIMENT = re.compile(r"(model|data|optimizer|train|report|stages)\.[\w.]+")
 """Fields of an experiment, which are options of a training."""
-COMMANDS = {cls.__name__.lower(): cls for cls in (Evaluate, Sample, Complete, Upscale, Bench, Show)}
+COMMANDS = {cls.__name__.lower(): cls for cls in (Evaluate, Quality, Sample, Complete, Upscale, Bench, Show)}
 """Name -> dataclass of every command that works on a run."""
 
 
@@ -163,6 +189,11 @@ def _check_least(command, *names: str, least: int = 1) -> None:
         value = getattr(command, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name}", "a positive integer" if least == 1 else f"{least} or more", value)
+
+
+def _check_seed(command) -> None:
+    if not 0 <= command.seed < 2**32:
+        raise ConfigError("--seed", "an integer in 0..2**32-1", command.seed)
 
 
 def parse(name: str, words: Sequence[str], prog: str = "jaxgen"):

@@ -16,11 +16,11 @@ from etils import epath
 
 from jaxgen import benchmark, config, sharding, trained
 from jaxgen.checks import interpolate
-from jaxgen.commands import Bench, Complete, Evaluate, Sample, Show, Upscale
+from jaxgen.commands import Bench, Complete, Evaluate, Quality, Sample, Show, Upscale
 from jaxgen.data import DataConfig, Dataset, class_names
 from jaxgen.data.arrays import NoSplit
 from jaxgen.data.loading import NotThere
-from jaxgen.errors import ConfigError, DataError
+from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.experiment import Experiment
 from jaxgen.models import count_parameters
 from jaxgen.processes.printing import printable, say
@@ -39,6 +39,7 @@ from jaxgen.reports.drawing import (
     write_grid,
 )
 from jaxgen.reports.final_report import Seen, load_data, print_evaluation
+from jaxgen.reports.quality import print_quality
 from jaxgen.runs import checkpoint, figures, report
 
 
@@ -78,6 +79,17 @@ def evaluate(options: Evaluate, models: Sequence[type] = ()) -> int:
         hint = "" if options.split == "validation" else "--split validation evaluates the validation split"
         raise DataError(error.argument, error.wanted, error.got, hint) from error
     print_evaluation(experiment, model, dataset, batch_size, options.samples, options.bound, read)
+    return 0
+
+
+def quality(options: Quality, models: Sequence[type] = ()) -> int:
+    """Samples beside real images in the features of a classifier."""
+    experiment, model = _open(options, models)
+    try:
+        network = trained.load(options.features, models=models)
+    except CheckpointError as error:
+        raise CheckpointError("--features", error.wanted, error.got, error.hint) from None
+    print_quality(experiment, model, network, options, _reader(options, experiment))
     return 0
 
 
@@ -194,5 +206,5 @@ def show(options: Show, models: Sequence[type] = ()) -> int:
     return 0
 
 
-COMMANDS = {Evaluate: evaluate, Sample: sample, Complete: complete, Upscale: upscale, Bench: bench, Show: show}
+COMMANDS = {Evaluate: evaluate, Quality: quality, Sample: sample, Complete: complete, Upscale: upscale, Bench: bench, Show: show}
 """The dataclass of a command -> the function that carries it out."""

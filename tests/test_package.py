@@ -90,12 +90,14 @@ ROOMS = {
     "evaluation": {
         "likelihoods": set(),
         "sample_quality": {"likelihoods"},
-        "__init__": {"likelihoods", "sample_quality"},
+        "features": set(),
+        "__init__": {"features", "likelihoods", "sample_quality"},
     },
     "measures": {
         "metrics": set(),
         "rulers": set(),
         "frechet": set(),
+        "neighbours": set(),
         "scores": {"metrics", "rulers"},
         "__init__": set(),
     },
@@ -109,6 +111,7 @@ ROOMS = {
         "drawing": set(),
         "final_report": {"drawing"},
         "first_line": {"drawing", "final_report"},
+        "quality": {"drawing"},
         "__init__": set(),
     },
     "runs": {

@@ -28,15 +28,16 @@ from jaxtyping import PRNGKeyArray
 
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError, DataError, did_you_mean
+from jaxgen.evaluation.features import classifier_features, compare_samples, share_recognised, weights_hash
 from jaxgen.evaluation.likelihoods import dequantise, kind_of, modelled_column, numbers
-from jaxgen.evaluation.sample_quality import mode_coverage, sample_metrics, with_floor
+from jaxgen.evaluation.sample_quality import draw_like, mode_coverage, sample_metrics, with_floor
 from jaxgen.measures.frechet import frechet_distance
 from jaxgen.measures.metrics import METRICS, OF_SAMPLES, headline
 from jaxgen.measures.rulers import RULERS, GaussianModel, HistogramModel, UniformModel, best_ridge, split
 
 __all__ = [
-    "GaussianModel", "UniformModel", "bits_per_dim", "dequantise", "evaluate", "frechet_distance", "headline", "mode_coverage", "rulers",
-    "with_floor",
+    "GaussianModel", "UniformModel", "bits_per_dim", "classifier_features", "compare_samples", "dequantise", "draw_like", "evaluate",
+    "frechet_distance", "headline", "mode_coverage", "rulers", "share_recognised", "weights_hash", "with_floor",
 ]  # fmt: skip
 
 DRAWS = {"elbo": "elbo_samples", "importance": "importance_samples", "density": "dequantisation_samples"}

@@ -25,20 +25,32 @@ def sample_metrics(model, dataset, key: PRNGKeyArray, batch_size: int = 64, mesh
     little about sharpness. Points: "frechet_points", and `mode_coverage` if the set's facts are `centres` and `scale`. The
     distance has a positive bias of order 1/n, so n is in the result; for a single example it is nan.
     """
-    if isinstance(model, nnx.Module) and mesh is not None:
-        model = sharding.place_state(mesh, model)
-    (name, feature), draw = modelled_column(model, dataset), _compiled_draw(sharding.whole(mesh))
-    real, fake = [], []
-    for batch, rows in batches(dataset, batch_size, None):
-        given = given_to(model.config, batch) if hasattr(model, "config") else {}
-        fake.append(np.asarray(draw(model, batch["index"], given, key))[rows])
-        real.append(batch[name][rows])
-    real, fake = np.concatenate(real), np.concatenate(fake)
+    name, feature = modelled_column(model, dataset)
+    columns, fake = draw_like(model, dataset, key, batch_size, mesh)
+    real = columns[name]
     name = "frechet_pixels" if feature.discrete else "frechet_points"
     enough = len(real) >= METRICS[name].examples
     distance = frechet_distance(_numbers(fake, feature), _numbers(real, feature)) if enough else float("nan")
     result = {name: distance, "n_real": len(real), "n_fake": len(fake)}
     return result | (mode_coverage(fake, **dataset.facts) if {"centres", "scale"} == set(dataset.facts) else {})
+
+
+def draw_like(
+    model, dataset, key: PRNGKeyArray, batch_size: int = 64, mesh: Mesh | None = None, n: int | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """(the columns of the set's first n examples, n samples): sample i is drawn given what the model is given of example i, such as its
+    label. So the samples have the labels with the frequencies of these examples. n: None for all."""
+    if isinstance(model, nnx.Module) and mesh is not None:
+        model = sharding.place_state(mesh, model)
+    draw, n = _compiled_draw(sharding.whole(mesh)), len(dataset) if n is None else min(n, len(dataset))
+    columns, fake = [], []
+    for batch, rows in batches(dataset, batch_size, None):
+        given = given_to(model.config, batch) if hasattr(model, "config") else {}
+        fake.append(np.asarray(draw(model, batch["index"], given, key))[rows])
+        columns.append({name: np.asarray(column)[rows] for name, column in batch.items()})
+        if sum(map(len, fake)) >= n:
+            break
+    return {name: np.concatenate([part[name] for part in columns])[:n] for name in columns[0]}, np.concatenate(fake)[:n]
 
 
 def with_floor(result: dict[str, float | int], model, dataset, more) -> dict[str, float | int]:

@@ -48,6 +48,14 @@ OF_SAMPLES = (
 FLOORS = {name: f"{name}_floor" for name in ("frechet_pixels", "frechet_points")}
 """What stands beside a distance of samples: the same distance of real examples."""
 
+OF_FEATURES = {
+    "frechet_features": Metric("Frechet distance of features", "lower", "Frechet distance of features", chooses=False, examples=2),
+    "precision": Metric("share of the samples", "higher", "precision", chooses=False),
+    "recall": Metric("share of the real examples", "higher", "recall", chooses=False),
+    "recognised": Metric("share of the samples", "higher", "samples of the class asked for", chooses=False),
+}
+"""Metrics that compare samples with real examples in the features of a network, by `jaxgen quality` and `evaluation.compare_samples`."""
+
 
 def headline(result: Mapping[str, object]) -> tuple[str, float]:
     """Name and value of the main number of a result: "bits_per_x" if it is not in the table (the unit of a user's own feature, "bits/x"),

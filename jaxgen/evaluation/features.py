@@ -1,0 +1,124 @@
+"""How close samples are to real examples in the features of a network, with the same numbers of real examples against real ones.
+
+    frechet_features   the Frechet distance of the Gaussians with the means and covariances of the features (frechet.py)
+    precision, recall  the shares of samples near real examples, and of real examples near samples (neighbours.py)
+
+`compare_samples` takes any function from examples to vectors. With the last pooling layer of the Inception network that Heusel et al. 2017
+trained on ImageNet the first number is the FID; with other features it is not, and numbers of different features cannot be compared.
+`classifier_features` makes such a function of a classifier of this library, `weights_hash` tells one classifier from another.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Integer, Num
+
+from jaxgen.errors import ConfigError, DataError
+from jaxgen.measures.frechet import SPLITS, frechet_distance
+from jaxgen.measures.neighbours import precision_recall
+
+Features = Callable[[np.ndarray], Num[Array, "B D"] | Num[np.ndarray, "B D"]]
+
+
+def compare_samples(
+    samples: Num[np.ndarray, "N ..."],
+    real: Num[np.ndarray, "M ..."],
+    features: Features,
+    more: Num[np.ndarray, "L ..."] | None = None,
+    k: int = 3,
+    batch_size: int = 256,
+) -> dict[str, float | int]:
+    """Compares samples with real examples, n of each: {"frechet_features", "precision", "recall", the same with "_floor", "n", "n_floor"}.
+
+    features: a function that takes examples [batch_size, ...] as they are and returns vectors [batch_size, D].
+    more: more real examples, for the floor, which compares two disjoint sets of real examples; it is the mean of 3 fixed ways to draw
+    them. None: the floor compares one half of `real` with the other, and n is at most the size of a half, so that the floor has the same n.
+    n is the size of the smaller set; of the larger one the first n examples are taken. n_floor is n, or less where real and `more` together
+    have fewer than 2 n examples. k: neighbours of precision and recall.
+
+    "precision_standard_error" and "recall_standard_error" are those of n independent examples, the balls around the others held fixed.
+
+    Raises DataError for sets that are too small (n or n_floor not above k), ConfigError where `features` returns anything else.
+    """
+    n = min(len(samples), len(real) if more is not None else len(real) // 2)
+    if n <= k:
+        wanted = f"more than k = {k} samples, and {'as many' if more is not None else 'twice as many'} real examples"
+        raise DataError("samples, real", wanted, f"{len(samples)} and {len(real)}")
+    fake, true = (_features_of(x[:n], features, batch_size) for x in (samples, real))
+    others = _features_of(real[n:] if more is None else more[:n], features, batch_size)
+    everything = np.concatenate([true, others])
+    half = min(n, len(everything) // 2)
+    orders = [np.random.default_rng(split).permutation(len(everything)) for split in range(SPLITS)]
+    result = _numbers(fake, true, k)
+    floors = [_numbers(everything[order[:half]], everything[order[half : 2 * half]], k) for order in orders]
+    floor = {f"{name}_floor": float(np.mean([one[name] for one in floors])) for name in result}
+    errors = {f"{name}_standard_error": _error_of_share(result[name], n) for name in ("precision", "recall")}
+    return result | errors | floor | {"n": n, "n_floor": half}
+
+
+def _numbers(a: Num[np.ndarray, "N D"], b: Num[np.ndarray, "N D"], k: int) -> dict[str, float]:
+    precision, recall = precision_recall(a, b, k)
+    return {"frechet_features": frechet_distance(a, b), "precision": precision, "recall": recall}
+
+
+def _features_of(examples: Num[np.ndarray, "N ..."], features: Features, batch_size: int) -> Float[np.ndarray, "N D"]:
+    """The features in float64. Every batch has batch_size rows, so that a compiled function is compiled once: the last is filled up."""
+    parts = []
+    for start in range(0, len(examples), batch_size):
+        rows = np.arange(start, start + batch_size)
+        found = np.asarray(features(np.asarray(examples[np.where(rows < len(examples), rows, 0)])))
+        if found.ndim != 2 or len(found) != batch_size:
+            raise ConfigError("features", f"a function that returns vectors [{batch_size}, D]", list(found.shape))
+        parts.append(found[rows < len(examples)].astype(np.float64))
+    found = np.concatenate(parts)
+    if not np.isfinite(found).all():
+        row, column = np.argwhere(~np.isfinite(found))[0]
+        raise ConfigError("features", "finite numbers", f"{found[row, column]} for example {row}")
+    return found
+
+
+def classifier_features(model, layer: str | None = None) -> Features:
+    """The outputs of a classifier's layer as features of images; an output with places, [B, h, w, D], is averaged over them.
+
+    model: with `activations(image, layer)` and the names `layers`, as jaxgen.models.Classifier. layer: one of these names; None: the last
+    hidden one, before the logits. Raises ConfigError for a model without layers and for another name.
+    """
+    names = getattr(model, "layers", ())
+    if not hasattr(model, "activations") or len(names) < 2:
+        raise ConfigError("features", "a classifier with named layers", type(model).__name__)
+    layer = names[-2] if layer is None else layer
+    if layer not in names:
+        raise ConfigError("layer", "one of " + ", ".join(names), layer)
+
+    @jax.jit
+    def pooled(model, image):
+        x = model.activations(image, layer)
+        return x.mean(axis=tuple(range(1, x.ndim - 1))) if x.ndim > 2 else x
+
+    return lambda image: pooled(model, image)
+
+
+def share_recognised(
+    model, samples: Integer[np.ndarray, "N ..."], label: Integer[np.ndarray, " N"], batch_size: int = 256
+) -> tuple[float, float]:
+    """(share of class-conditional samples that a classifier takes for the class they were drawn of, its standard error)."""
+    predict = jax.jit(lambda model, image: model.predict(image))
+    logits = _features_of(samples, lambda image: predict(model, image), batch_size)
+    share = float((logits.argmax(axis=1) == label).mean())
+    return share, _error_of_share(share, len(label))
+
+
+def _error_of_share(share: float, n: int) -> float:
+    """The standard error of a share of n independent examples."""
+    return float(np.sqrt(share * (1 - share) / n))
+
+
+def weights_hash(model) -> str:
+    """The first 16 hexadecimal digits of the sha256 of all arrays of a model: name, dtype, shape and values of each, in order of names."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted((jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(model)):
+        digest.update(f"{name} {leaf.dtype.name} {list(leaf.shape)}".encode())
+        digest.update(leaf.astype(leaf.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()[:16]
