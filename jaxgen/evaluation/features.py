@@ -69,7 +69,7 @@ def _features_of(examples: Num[np.ndarray, "N ..."], features: Features, batch_s
     for start in range(0, len(examples), batch_size):
         rows = np.arange(start, start + batch_size)
         found = np.asarray(features(np.asarray(examples[np.where(rows < len(examples), rows, 0)])))
-        if found.ndim != 2 or len(found) != batch_size:
+        if found.shape != (batch_size, found.size // batch_size):
             raise ConfigError("features", f"a function that returns vectors [{batch_size}, D]", list(found.shape))
         parts.append(found[rows < len(examples)].astype(np.float64))
     found = np.concatenate(parts)
@@ -95,7 +95,7 @@ def classifier_features(model, layer: str | None = None) -> Features:
     @jax.jit
     def pooled(model, image):
         x = model.activations(image, layer)
-        return x.mean(axis=tuple(range(1, x.ndim - 1))) if x.ndim > 2 else x
+        return x.mean(axis=tuple(range(1, x.ndim - 1)))  # of [B, D] over no axes
 
     return lambda image: pooled(model, image)
 

@@ -27,12 +27,13 @@ def print_quality(experiment: Any, model, network, options: Any, read: Callable[
     features = evaluation.classifier_features(network, options.layer)
     batch_size = options.batch_size or experiment.train.batch_size
     mesh = sharding.split_mesh(experiment.train.fsdp) or sharding.make_mesh()
+    name = model.config.modelled
     columns, samples = evaluation.draw_like(model, dataset, jax.random.key(options.seed), batch_size, mesh, options.n)
-    result = evaluation.compare_samples(samples, columns["image"], features, _more(dataset, read, len(samples)), options.k)
+    result = evaluation.compare_samples(samples, columns[name], features, _more(dataset, read, len(samples))[name], options.k)
     if "label" in given(model):
-        for name, images in ("recognised", samples), ("recognised_real", columns["image"]):
+        for one, images in ("recognised", samples), ("recognised_real", columns[name]):
             share, error = evaluation.share_recognised(network, images, columns["label"])
-            result |= {name: share, f"{name}_standard_error": error}
+            result |= {one: share, f"{one}_standard_error": error}
     layer = options.layer or network.layers[-2]
     announce(f"features    {type(network).__name__} {options.features}, layer {layer}, weights {evaluation.weights_hash(network)}")
     announce(f"compared    {result['n']} samples with {result['n']} {options.split} images; real against real {result['n_floor']} of each")
@@ -61,8 +62,8 @@ def _check(model, network) -> None:
         raise ConfigError("--features", f"a classifier of the model's {classes}", network.config.features["label"].said)
 
 
-def _more(dataset: Dataset, read: Callable[[str], Dataset], n: int) -> np.ndarray:
-    """n real images of another split, for the floor."""
+def _more(dataset: Dataset, read: Callable[[str], Dataset], n: int) -> dict[str, np.ndarray]:
+    """n real examples of another split, for the floor."""
     other = read("test" if dataset.split == "train" else "train")
     rows = np.random.default_rng(0).permutation(len(other))[:n]
-    return other.source.read(rows)["image"]
+    return other.source.read(rows)
