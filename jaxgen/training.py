@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from jaxgen import sharding
 from jaxgen.errors import ConfigError, NonFiniteError
@@ -95,6 +95,28 @@ def ema_model(state: TrainState):
     """The model with the averaged parameters in the place of the trained ones."""
     graph, _, rest = nnx.split(state.model, nnx.Param, ...)
     return nnx.merge(graph, state.ema, rest)
+
+
+def gradient_moments(function: Callable, params: Any, keys: Array) -> tuple[Any, Any]:
+    """Mean and variance over `keys` [N] of the gradient of `function(params, key) -> scalar`, number by number: two trees like `params`.
+
+    They are those of an estimate from one key: the variance has N - 1 in its denominator. One gradient is computed after the other, and the
+    sums are updated by Welford's rule, which subtracts no large numbers from each other. Raises ConfigError for fewer than two keys.
+    """
+    if keys.shape[0] < 2:
+        raise ConfigError("keys", "two or more", keys.shape[0])
+
+    def add(carry, inputs):
+        (mean, squares), (count, key) = carry, inputs
+        gradient = jax.grad(function)(params, key)
+        new = jax.tree.map(lambda m, g: m + (g - m) / count, mean, gradient)
+        squares = jax.tree.map(lambda s, g, m, n: s + (g - m) * (g - n), squares, gradient, mean, new)
+        return (new, squares), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    counts = jnp.arange(1, keys.shape[0] + 1, dtype=jnp.float32)
+    (mean, squares), _ = jax.lax.scan(add, (zeros, zeros), (counts, keys))
+    return mean, jax.tree.map(lambda s: s / (keys.shape[0] - 1), squares)
 
 
 def accumulated(gradients_of: Callable, parts: int, mesh: Mesh) -> Callable:

@@ -34,6 +34,7 @@ PARAMETERS = {
     "image_transformer_cifar10": (38_362_880, 20_626),
     "image_transformer_mnist": (401_665, 18_753),
     "image_transformer_upscale": (63_962_368, 37_970),
+    "implicit_autoencoder_digits": (86_592, 86_592),
     "pixelcnn_cifar10": (3_328_353, 43_344),
     "pixelcnn_mnist": (37_409, 3_121),
     "pixelcnn_pp_cifar10": (77_244_104, 146_244),
@@ -48,10 +49,12 @@ PARAMETERS = {
     "vqvae2_mnist": (454_818, 64_682),
     "vqvae_digits": (169_121, 169_121),
 }
-NO_SINGLE_RUN = {"compare_autoregressive", "layer_speed", "memory", "step_cost"}  # scripts of another form
+# Scripts of another form.
+NO_SINGLE_RUN = {"compare_autoregressive", "compare_inversion", "estimator_variances", "layer_speed", "memory", "step_cost"}
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
 SCRIPTS = [name for name in NAMES if name not in NO_SINGLE_RUN]
-LAPTOPS = ["autoencoder_digits", "gan_digits", "gan_ring", "vae_digits", "vae_mnist", "vqvae_digits"]  # .ci/run ends with gated_pixelcnn
+# The laptop modes that compile in seconds; .ci/run ends with that of gated_pixelcnn.
+LAPTOPS = ["autoencoder_digits", "gan_digits", "gan_ring", "implicit_autoencoder_digits", "vae_digits", "vae_mnist", "vqvae_digits"]
 
 
 @pytest.fixture(autouse=True)

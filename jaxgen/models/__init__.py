@@ -10,6 +10,7 @@ from jaxgen.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalBiLSTMConfig
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
 from jaxgen.models.image_transformer import ImageTransformer, ImageTransformerConfig
+from jaxgen.models.implicit_autoencoder import ImplicitAutoencoder, ImplicitAutoencoderConfig
 from jaxgen.models.language_model import LanguageModel, LanguageModelConfig
 from jaxgen.models.pca import PCA, PCAConfig
 from jaxgen.models.pixelcnn import PixelCNN, PixelCNNConfig
@@ -31,6 +32,7 @@ MODELS = {
     ImageTransformerConfig: ImageTransformer,
     VAEConfig: VAE,
     AutoencoderConfig: Autoencoder,
+    ImplicitAutoencoderConfig: ImplicitAutoencoder,
     VQVAEConfig: VQVAE,
     VQVAE2CodesConfig: VQVAE2Codes,
     VQVAE2Config: VQVAE2,

@@ -142,14 +142,11 @@ def write_grid(path, samples: np.ndarray, model, mask: np.ndarray | None = None,
 
     mask: of given pixels. more: what else the picture shows, as `feature.show` takes it: `captions`.
     """
-    if jax.process_index() == 0:
-        write_file(path, modelled(model).show(samples, **more, **({} if mask is None else {"mask": mask})))
-
-
-def write_file(path, content: bytes) -> None:
-    """Write a picture; ConfigError if it cannot."""
+    feature = modelled(model)
+    if jax.process_index() > 0:
+        return
     try:
-        directory.write_bytes(path, content)
+        directory.write_bytes(path, feature.show(samples, **more, **({} if mask is None else {"mask": mask})))
     except OSError as error:
         got = f"{path} ({error.strerror or error})"
         hint = "the checkpoints of the run are whole; jaxgen sample, complete and upscale draw pictures of it anew"
