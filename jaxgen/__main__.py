@@ -13,6 +13,12 @@ COMMANDS = {
     "sample": "draw new images into a PNG grid: jaxgen sample RUN --n 64",
     "complete": "complete images of the test set: jaxgen complete RUN --keep top",
     "upscale": "large images for the small ones of the test set: jaxgen upscale RUN",
+    "reconstruct": "images of the test set beside what their codes decode to: jaxgen reconstruct RUN",
+    "interpolate": "what decodes from codes between two images: jaxgen interpolate RUN --way spherical",
+    "traverse": "what decodes where one number of a code is changed: jaxgen traverse RUN",
+    "codemap": "the codes of the test set in two dimensions, coloured by class: jaxgen codemap RUN",
+    "neighbours": "samples beside their nearest training examples, a check on memorising: jaxgen neighbours RUN",
+    "classify": "accuracy of a class-conditional model as a classifier: jaxgen classify RUN",
     "bench": "sampling throughput, naive, cached and fixed-point: jaxgen bench RUN",
     "show": "configuration, parameters and checkpoints: jaxgen show RUN",
 }
@@ -57,7 +63,7 @@ def _run(name: str, words: list[str]) -> int:
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
+    commands = "\n".join(f"  {name:<11} {summary}" for name, summary in COMMANDS.items())
     return f"usage: jaxgen COMMAND ...\n\nTrain, evaluate and use generative models in JAX.\n\n{commands}\n\n{EPILOG}"
 
 

@@ -3,6 +3,7 @@
 python -m experiments.gated_pixelcnn_digits [--laptop] [--dry-run] [--restart | --from-step N] [--debug] [--model.width 64 ...]
 jaxgen train gated_pixelcnn --data.name my_images.npz
 jaxgen evaluate | sample | complete | upscale | bench | show  RUN
+jaxgen reconstruct | interpolate | traverse | codemap | neighbours | classify  RUN
 
 A script takes these commands too, for runs of its own model: python my_model.py sample RUN
 """

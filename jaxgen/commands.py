@@ -149,6 +149,109 @@ class Upscale(_Pictures):
 
 
 @dataclass(frozen=True)
+class _OfCodes(_ReadsData):
+    """The options of the commands that draw from the examples of a split."""
+
+    split: Split = "test"
+    """which part of the data set"""
+    out: str | None = None
+    """the PNG file; None: a name for each command, in RUN"""
+
+
+@dataclass(frozen=True)
+class Reconstruct(_OfCodes):
+    """Images of a split, outlined, each beside what its code decodes to; the mean squared error of all images of the split."""
+
+    n: int = 32
+    """how many images are shown"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_least(self, "n")
+
+
+@dataclass(frozen=True)
+class Interpolate(_OfCodes):
+    """What decodes from the codes between two images of a split, which are outlined; one pair in each row."""
+
+    n: int = 8
+    """how many pairs are shown: images 0 and 1, 2 and 3, ..."""
+    steps: int = 9
+    """codes in a row, the first and the last image's own among them"""
+    way: Literal["linear", "spherical"] = "linear"
+    """straight lines between codes, or arcs around zero"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_least(self, "n")
+        _check_least(self, "steps", least=2)
+
+
+@dataclass(frozen=True)
+class Traverse(_OfCodes):
+    """What decodes where one number of an image's code is changed, one in each row: those that say most, by KL or variance, go first."""
+
+    image: int = 0
+    """number of the image in the split"""
+    dimensions: int = 8
+    """how many numbers of the code are changed, each in a row"""
+    steps: int = 7
+    """values of each"""
+    reach: float = 3.0
+    """the values go from -reach to reach standard deviations around the mean of the split"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_least(self, "dimensions")
+        _check_least(self, "steps", least=2)
+        _check_least(self, "image", least=0)
+        if not 0 < self.reach < float("inf"):
+            raise ConfigError("--reach", "a positive number", self.reach)
+
+
+@dataclass(frozen=True)
+class CodeMap(_OfCodes):
+    """The codes of a split as points of the plane, coloured by class."""
+
+
+@dataclass(frozen=True)
+class Neighbours(_OfCodes):
+    """Samples beside their nearest training examples, and their distances beside those of a split: a check on memorising."""
+
+    n: int = 100
+    """how many samples are compared"""
+    rows: int = 10
+    """how many of them are shown"""
+    k: int = 5
+    """training examples shown beside each"""
+    seed: int = 0
+    """the same seed draws the same samples"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_least(self, "n", "rows", "k")
+        _check_seed(self)
+
+
+@dataclass(frozen=True)
+class Classify(_ReadsData):
+    """Accuracy of a class-conditional model as a classifier: argmax over y of log p(x given y) + log p(y)."""
+
+    split: Split = "test"
+    """which part of the data set"""
+    batch_size: int | None = None
+    """None: as in training; it changes speed and memory, not the result"""
+    samples: int = 1
+    """draws per image of a bound; k of the importance-weighted bound"""
+    bound: Literal["elbo", "importance"] = "elbo"
+    """which lower bound stands for log p(x given y), where the model has no exact likelihood"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_least(self, "batch_size", "samples")
+
+
+@dataclass(frozen=True)
 class Bench:
     """Sampling and training speed in images per CPU second (accelerator: second), beside the peak of this machine's matrix products."""
 
@@ -180,7 +283,8 @@ class Bench:
 
 OF_EXPERIMENT = re.compile(r"(model|data|optimizer|train|report|stages)\.[\w.]+")
 """Fields of an experiment, which are options of a training."""
-COMMANDS = {cls.__name__.lower(): cls for cls in (Evaluate, Quality, Sample, Complete, Upscale, Bench, Show)}
+OF_CODES = (Reconstruct, Interpolate, Traverse, CodeMap, Neighbours, Classify)
+COMMANDS = {cls.__name__.lower(): cls for cls in (Evaluate, Quality, Sample, Complete, Upscale, *OF_CODES, Bench, Show)}
 """Name -> dataclass of every command that works on a run."""
 
 

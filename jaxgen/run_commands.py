@@ -16,7 +16,7 @@ from etils import epath
 
 from jaxgen import benchmark, config, sharding, trained
 from jaxgen.checks import interpolate
-from jaxgen.commands import Bench, Complete, Evaluate, Quality, Sample, Show, Upscale
+from jaxgen.commands import OF_CODES, Bench, Complete, Evaluate, Quality, Sample, Show, Upscale
 from jaxgen.data import DataConfig, Dataset, class_names
 from jaxgen.data.arrays import NoSplit
 from jaxgen.data.loading import NotThere
@@ -24,6 +24,7 @@ from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.experiment import Experiment
 from jaxgen.models import count_parameters
 from jaxgen.processes.printing import printable, say
+from jaxgen.reports import latent_verbs
 from jaxgen.reports.drawing import (
     captions,
     captions_for,
@@ -206,5 +207,14 @@ def show(options: Show, models: Sequence[type] = ()) -> int:
     return 0
 
 
+def of_codes(options, models: Sequence[type] = ()) -> int:
+    """The commands of reports/latent_verbs.py."""
+    experiment, model = _open(options, models)
+    work = getattr(latent_verbs, type(options).__name__.lower())
+    work(options, experiment, model, _reader(options, experiment), partial(_out, options))
+    return 0
+
+
 COMMANDS = {Evaluate: evaluate, Quality: quality, Sample: sample, Complete: complete, Upscale: upscale, Bench: bench, Show: show}
+COMMANDS |= dict.fromkeys(OF_CODES, of_codes)
 """The dataclass of a command -> the function that carries it out."""

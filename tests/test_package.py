@@ -41,11 +41,12 @@ MAY_IMPORT = {
     "models": {"errors", "config", "checks", "data", "distributions", "layers", "sampling", "statistics"},
     "optimizers": {"errors"},
     "training": {"errors", "optimizers", "sharding", "statistics"},
+    "latent": {"data", "errors", "evaluation", "models", "sharding"},
     "trained": {"config", "errors", "models", "runs", "sharding"},
     "stages": {"config", "errors", "models", "runs", "trained", "training"},
     "evaluation": {"data", "errors", "measures", "sharding", "distributions"},
     "benchmark": {"commands", "errors", "config", "data", "layers", "models", "processes", "runs", "sampling", "sharding", "training"},
-    "reports": {"benchmark", "data", "errors", "evaluation", "measures", "runs", "sharding", "stages", "trained"},
+    "reports": {"benchmark", "data", "errors", "evaluation", "latent", "measures", "runs", "sharding", "stages", "trained"},
     "experiment": {"config", "data", "errors", "evaluation", "measures", "models", "processes", "reports", "runs", "sharding", "stages"}
     | {"trained", "training"},
     "notebook": {"data", "errors", "experiment", "models", "runs", "stages", "trained", "training"},
@@ -93,6 +94,12 @@ ROOMS = {
         "features": set(),
         "__init__": {"features", "likelihoods", "sample_quality"},
     },
+    "latent": {
+        "codes": set(),
+        "neighbours": set(),
+        "generative_classifier": set(),
+        "__init__": {"codes", "generative_classifier", "neighbours"},
+    },
     "measures": {
         "metrics": set(),
         "rulers": set(),
@@ -112,6 +119,7 @@ ROOMS = {
         "final_report": {"drawing"},
         "first_line": {"drawing", "final_report"},
         "quality": {"drawing"},
+        "latent_verbs": {"drawing"},
         "__init__": set(),
     },
     "runs": {

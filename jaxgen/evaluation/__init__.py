@@ -36,8 +36,8 @@ from jaxgen.measures.metrics import METRICS, OF_SAMPLES, headline
 from jaxgen.measures.rulers import RULERS, GaussianModel, HistogramModel, UniformModel, best_ridge, split
 
 __all__ = [
-    "GaussianModel", "UniformModel", "bits_per_dim", "classifier_features", "compare_samples", "dequantise", "draw_like", "evaluate",
-    "frechet_distance", "headline", "mode_coverage", "rulers", "share_recognised", "weights_hash", "with_floor",
+    "GaussianModel", "UniformModel", "bits_per_dim", "classifier_features", "classifier_metrics", "compare_samples", "dequantise",
+    "draw_like", "evaluate", "frechet_distance", "headline", "mode_coverage", "rulers", "share_recognised", "weights_hash", "with_floor",
 ]  # fmt: skip
 
 DRAWS = {"elbo": "elbo_samples", "importance": "importance_samples", "density": "dequantisation_samples"}
@@ -119,7 +119,7 @@ def _chosen(result: dict, metrics: tuple[str, ...]) -> dict:
 def _scores(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, samples: int, mesh: Mesh | None) -> dict[str, float | int]:
     """The result of a model that has a likelihood, a bound or predictions."""
     if kind == "predictions":
-        return _classifier_metrics(-numbers(model, dataset, kind, batch_size, key, mesh=mesh))
+        return classifier_metrics(-numbers(model, dataset, kind, batch_size, key, mesh=mesh))
     if kind == "error":
         errors = numbers(model, dataset, kind, batch_size, key, mesh=mesh)
         return {"squared_error": float(errors.mean()), "standard_error": _standard_error(errors), "n": len(errors)}
@@ -150,7 +150,7 @@ def _unit_name(feature, kind: str) -> str:
     return "nats" if feature.unit == "nats" else feature.unit.replace("/", "_per_") + ("" if kind == "exact" else "_bound")
 
 
-def _classifier_metrics(scores: np.ndarray) -> dict[str, float | int]:
+def classifier_metrics(scores: np.ndarray) -> dict[str, float | int]:
     """Accuracy and log-loss in nats from [N, 2]: -log p(label), and 1 where the prediction is wrong, else 0."""
     loss, wrong = scores.T
     errors = {"standard_error": _standard_error(wrong), "log_loss_standard_error": _standard_error(loss)}

@@ -107,7 +107,11 @@ class Autoencoder(nnx.Module):
 
     def reconstruct(self, image: UInt[Array, "B H W C"]) -> UInt[Array, "B H W C"]:
         """g(f(x)), rounded to the nearest level."""
-        return self._levels(self.decode(self.encode(image)))
+        return self.picture(self.encode(image))
+
+    def picture(self, z: Float[Array, "B Z"]) -> UInt[Array, "B H W C"]:
+        """g(z), rounded to the nearest level."""
+        return self._levels(self.decode(z))
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict, dict]:
         """The mean squared error of a batch {"image"}; the statistics are the mean of the codes and of their squares."""

@@ -104,6 +104,19 @@ class PCA(nnx.Module):
         """mu + U_K z, in the shape of an example."""
         return (self.mean[...][None] + dot(z, self.components[...])).reshape(-1, *self.config.image_shape)
 
+    def encode(self, x: Num[Array, "B ..."]) -> Float[Array, "B K"]:
+        """The codes z = U_K^T (v - mu): points are v as they are, images v = x + 1/2, the mean of x + u."""
+        x = jnp.asarray(x).astype(jnp.float32)
+        return self.transform(x + 0.5 if modelled(self.config).discrete else x)
+
+    def picture(self, z: Float[Array, "B K"]) -> Num[Array, "B ..."]:
+        """mu + U_K z: points as they are, images rounded down to a level and clipped."""
+        return self._levels(self.inverse_transform(z))
+
+    def reconstruct(self, x: Num[Array, "B ..."]) -> Num[Array, "B ..."]:
+        """What the codes of x decode to."""
+        return self.picture(self.encode(x))
+
     def log_density(self, v: Float[Array, "B ..."]) -> Float[Array, " B"]:
         """log N(v; mu, W W^T + sigma^2 I) in nats. The variance is lambda_k along component k, sigma^2 orthogonal to all."""
         centred, z = self._centred(v), self.transform(v)
@@ -122,6 +135,10 @@ class PCA(nnx.Module):
         scale = jnp.sqrt(jnp.maximum(self.explained_variance[...] - self.noise_variance[...], 0))
         v = self.inverse_transform(scale[None] * jax.random.normal(key_z, (n, self.config.components)))
         v += jnp.sqrt(self.noise_variance[...]) * jax.random.normal(key_noise, v.shape)
+        return self._levels(v)
+
+    def _levels(self, v: Float[Array, "B ..."]) -> Num[Array, "B ..."]:
+        """Points as they are; of images the level below, clipped to 0 .. levels-1."""
         if not modelled(self.config).discrete:
             return v
         return jnp.clip(jnp.floor(v), 0, self.config.levels - 1).astype(smallest_unsigned(self.config.levels))

@@ -176,8 +176,11 @@ class VAE(nnx.Module):
 
     def reconstruct(self, image: UInt[Array, "B H W C"], label=None, vector=None) -> UInt[Array, "B H W C"]:
         """For every pixel the most probable level under p(x | z), z the mean of q(z | x)."""
-        parameters = self.decode(self.encode(image, label, vector)[0], label, vector)
-        return self.head.best(parameters).astype(self.head.dtype)
+        return self.picture(self.encode(image, label, vector)[0], label, vector)
+
+    def picture(self, z: Float[Array, "B Z"], label=None, vector=None) -> UInt[Array, "B H W C"]:
+        """For every pixel the most probable level under p(x | z)."""
+        return self.head.best(self.decode(z, label, vector)).astype(self.head.dtype)
 
     def _with_given(self, x: Float[Array, "B D"], label, vector) -> Float[Array, "B E"]:
         """x beside the label, one-hot, and the vector, where the model has them."""

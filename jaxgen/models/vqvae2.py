@@ -150,8 +150,8 @@ class VQVAE2(nnx.Module):
         """Parameters of p(x | k), float32."""
         return self.codes.decode(codes)
 
-    def reconstruct(self, image: UInt[Array, "B H W C"]) -> UInt[Array, "B H W C"]:
-        """For every pixel the most probable level under p(x | k)."""
+    def reconstruct(self, image: UInt[Array, "B H W C"], label=None) -> UInt[Array, "B H W C"]:
+        """For every pixel the most probable level under p(x | k); the codes do not depend on the label."""
         return self.codes.reconstruct(image)
 
     def log_prob_codes(self, codes: tuple[UInt[Array, "B _h _w"], ...], label=None) -> Float[Array, "B L"]:

@@ -142,11 +142,14 @@ def write_grid(path, samples: np.ndarray, model, mask: np.ndarray | None = None,
 
     mask: of given pixels. more: what else the picture shows, as `feature.show` takes it: `captions`.
     """
-    feature = modelled(model)
-    if jax.process_index() > 0:
-        return
+    if jax.process_index() == 0:
+        write_file(path, modelled(model).show(samples, **more, **({} if mask is None else {"mask": mask})))
+
+
+def write_file(path, content: bytes) -> None:
+    """Write a picture; ConfigError if it cannot."""
     try:
-        directory.write_bytes(path, feature.show(samples, **more, **({} if mask is None else {"mask": mask})))
+        directory.write_bytes(path, content)
     except OSError as error:
         got = f"{path} ({error.strerror or error})"
         hint = "the checkpoints of the run are whole; jaxgen sample, complete and upscale draw pictures of it anew"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt, UInt8
+from jaxtyping import Bool, Float, Integer, UInt, UInt8
 
 from jaxgen.errors import ConfigError
 from jaxgen.measures.metrics import METRICS, OF_SAMPLES
@@ -127,6 +127,41 @@ def point_plot(points: Float[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "height wi
     axes = figure.add_subplot(aspect="equal")
     axes.scatter(points[:, 0], points[:, 1], s=6, alpha=0.6, linewidths=0)
     axes.grid(alpha=0.3)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def class_plot(
+    points: Float[np.ndarray, "n 2"], labels: Integer[np.ndarray, " n"] | None, names: Sequence[str], axes: tuple[str, str], title: str
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Points of the plane coloured by class, as one RGB picture, with a legend of the classes that occur.
+
+    labels: None for one colour and no legend. names: of all classes; one with letters that no font here has is its number in the legend.
+    axes: what stands at the horizontal and the vertical axis.
+    """
+    from matplotlib import colormaps, font_manager
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 6), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    plot = figure.add_subplot()
+    style = {"s": 9, "alpha": 0.7, "linewidths": 0}
+    if labels is None:
+        plot.scatter(points[:, 0], points[:, 1], **style)
+    else:
+        colours = colormaps["tab10"].colors if len(names) <= 10 else colormaps["hsv"](np.arange(len(names)) / len(names))
+        found = [int(label) for label in np.unique(labels)]
+        for label in found:
+            plot.scatter(*points[labels == label].T, color=colours[label], label=str(label), **style)
+        legend = figure.legend(loc="outside right upper", ncols=math.ceil(len(found) / 24), markerscale=2, frameon=False)
+        for label, text in zip(found, legend.get_texts(), strict=True):
+            font = _font(names[label])
+            text.set_parse_math(False)
+            text.set_text(names[label] if font else str(label))
+            text.set_fontproperties(font_manager.FontProperties(fname=font or _font(""), size=9))
+    plot.set(xlabel=axes[0], ylabel=axes[1], title=title)
+    plot.grid(alpha=0.3)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
