@@ -63,6 +63,10 @@ def _reader(options, experiment: Experiment) -> Callable[[str], Dataset]:
     def read(split: str) -> Dataset:
         try:
             return load_data(here, split, None, seen)
+        except NoSplit as error:
+            asked = split == getattr(options, "split", None) != "validation"
+            hint = "--split validation takes the validation split" if asked else ""
+            raise DataError(error.argument, error.wanted, error.got, hint) from error
         except NotThere as error:
             raise DataError(error.argument, error.wanted, error.got, "--data PATH says where the data of this run are now") from error
 
@@ -74,12 +78,7 @@ def evaluate(options: Evaluate, models: Sequence[type] = ()) -> int:
     experiment, model = _open(options, models)
     batch_size = options.batch_size or experiment.train.batch_size
     read = _reader(options, experiment)
-    try:
-        dataset = read(options.split)
-    except NoSplit as error:
-        hint = "" if options.split == "validation" else "--split validation evaluates the validation split"
-        raise DataError(error.argument, error.wanted, error.got, hint) from error
-    print_evaluation(experiment, model, dataset, batch_size, options.samples, options.bound, read)
+    print_evaluation(experiment, model, read(options.split), batch_size, options.samples, options.bound, read)
     return 0
 
 

@@ -201,7 +201,7 @@ def test_without_a_test_part_the_run_says_so_and_reports_on_the_validation_split
     assert f"test      none, {verb} evaluated ({tmp_path / 'data'}: {wanted})" in report
     assert ("validation bits_per_dim" in report) == (validation is None) and "samples.png" in report and "test bits" not in report
     assert main(["evaluate", str(tmp_path / "run")]) == 3
-    assert f"{wanted}; --split validation evaluates the validation split" in capsys.readouterr().err
+    assert f"{wanted}; --split validation takes the validation split" in capsys.readouterr().err
     assert main([*words, "--train.steps=6"]) == 0  # goes on
 
 

@@ -213,6 +213,6 @@ def _given_between(model: Any, name: str, first: np.ndarray, last: np.ndarray, n
     """[B n, ...]: one column that the model is given, between two examples."""
     if name == "label" and (first != last).any():
         first, last = (np.eye(model.config.features[name].classes, dtype=np.float32)[end] for end in (first, last))
-    if first.ndim == 2 and first.dtype.kind == "f":
+    if np.issubdtype(first.dtype, np.floating):
         return linear(first, last, n).reshape(-1, first.shape[1])
     return np.repeat(first, n, axis=0)

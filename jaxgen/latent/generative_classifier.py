@@ -49,7 +49,7 @@ class _OfClass:
 
 def check_model(model: Any) -> None:
     """ConfigError unless the model has a likelihood or a bound of it given a label."""
-    conditional = "label" in model.config.features and model.config.modelled != "label"
+    conditional = "label" in set(model.config.features) - {model.config.modelled}
     if not conditional or not any(hasattr(model, method) for method in METHODS):
         known = [kind for kind in MODELS if "num_classes" in [field.name for field in fields(kind)]]
         names = [MODELS[kind].__name__ for kind in known if any(hasattr(MODELS[kind], method) for method in METHODS)]

@@ -13,6 +13,7 @@ import numpy as np
 from jaxgen import latent, sharding
 from jaxgen.data import Dataset
 from jaxgen.data.class_names import names_of
+from jaxgen.data.features import Image
 from jaxgen.errors import ConfigError
 from jaxgen.latent.codes import check_codes, check_reconstructs
 from jaxgen.latent.generative_classifier import check_model
@@ -97,7 +98,7 @@ def neighbours(options: Any, experiment: Any, model: Any, read: Read, out: Calla
     check_distances(feature)
     if not hasattr(model, "sample"):
         raise ConfigError("model", "a model that draws samples", type(model).__name__)
-    column, pixels = model.config.modelled, hasattr(feature, "levels")
+    column, pixels = model.config.modelled, isinstance(feature, Image)
     path = out("neighbours.png") if pixels else None
     train, other = read("train"), read(options.split)
     samples = draw_for(model, other, jax.random.key(options.seed), options.n)
@@ -136,7 +137,7 @@ def classify(options: Any, experiment: Any, model: Any, read: Read, out: Callabl
 
 
 def _check_images(model: Any) -> None:
-    if model.config.modelled != "image":
+    if not isinstance(modelled(model), Image):
         raise ConfigError("model", "a model of images", f"{type(model).__name__} of {modelled(model).said}")
 
 
