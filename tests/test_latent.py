@@ -18,7 +18,8 @@ from jaxgen.distributions import gaussian_kl
 from jaxgen.errors import ConfigError
 from jaxgen.latent import neighbours
 
-CODES = ["vae", "vae of a vector", "vae of a label", "autoencoder", "pca"]  # of the table's image models, those whose codes are vectors
+# Of the table's image models, those whose codes are vectors.
+CODES = ["vae", "vae of a vector", "vae of a label", "autoencoder", "implicit_autoencoder", "pca"]
 
 
 def rows(n: int, d: int, seed: int = 0) -> np.ndarray:

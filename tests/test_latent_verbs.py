@@ -18,7 +18,7 @@ from jaxgen.experiment import Experiment
 from jaxgen.reports import latent_verbs
 from jaxgen.runs import figures
 
-CODES = ["vae", "vae of a vector", "vae of a label", "autoencoder", "pca"]
+CODES = ["vae", "vae of a vector", "vae of a label", "autoencoder", "implicit_autoencoder", "implicit_autoencoder by REINFORCE", "pca"]
 EXACT_OF_A_LABEL = [name for name in CONFIGS if name.endswith(" of a label") and name != "vae of a label"]
 APPLIES = {  # command -> the models of the table that it works on
     "reconstruct": [*CODES, "vqvae", "vqvae2_codes", "vqvae2"],
@@ -67,7 +67,7 @@ def test_it_refuses_all_others_in_one_line_that_says_which_have_it(command, tmp_
         assert "\n" not in str(error.value) and not list(tmp_path.iterdir()), name
     with pytest.raises(ConfigError) as error:
         latent.codes.check_codes(model_of("gan"))
-    assert str(error.value) == "model: wanted a model whose codes are vectors (Autoencoder, PCA, VAE), got GAN"
+    assert str(error.value) == "model: wanted a model whose codes are vectors (Autoencoder, ImplicitAutoencoder, PCA, VAE), got GAN"
 
 
 # --- By the command line --------------------------------------------------------------------------------------------------------------

@@ -116,7 +116,11 @@ class ImplicitAutoencoder(nnx.Module):
 
     def reconstruct(self, image: UInt[Array, "B H W C"]) -> UInt[Array, "B H W C"]:
         """The decoded code of every image, rounded to the nearest level."""
-        return self._levels(self.decode(self.encode(image)))
+        return self.picture(self.encode(image))
+
+    def picture(self, z: Float[Array, "B Z"]) -> UInt[Array, "B H W C"]:
+        """The decoded codes, without noise, rounded to the nearest level."""
+        return self._levels(self.decode(z))
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict, dict]:
         """The mean squared error of a batch {"image"}, of images of drawn codes; the statistics are means of codes and images."""
