@@ -68,19 +68,19 @@ def measure(model, image, key) -> dict[str, float]:
 
 
 def plot(steps: list[int], rows: list[dict]) -> None:
-    """Ratios would hide that all variances fall; both are drawn."""
+    """Variances of A and B over the steps, both axes logarithmic."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = {"bound": "bound of an image, nats$^2$", "encoder": "gradient, all of the encoder", "mean": "gradient, layer of the mean"}
-    names["log variance"] = "gradient, layer of the log variance"
+    names = {"bound": "bound of an image, nats$^2$", "encoder": "gradient,\nall of the encoder", "mean": "gradient,\nlayer of the mean"}
+    names["log variance"] = "gradient,\nlayer of the log variance"
     figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
     for axis, (name, title) in zip(axes, names.items(), strict=True):
         for estimator, style in (("A", "o-"), ("B", "s--")):
             axis.plot(np.add(steps, 1), [row[f"{name} {estimator}"] for row in rows], style, label=f"estimator {estimator}", markersize=4)
-        axis.set(xscale="log", yscale="log", xlabel="step + 1", title=f"Variance: {title}")
+        axis.set(xscale="log", yscale="log", xlabel="step + 1", title=f"variance of the {title}")
     axes[0].legend()
     figure.savefig(RESULTS / "estimators.png", dpi=110)
 

@@ -146,7 +146,7 @@ class ImplicitAutoencoder(nnx.Module):
         check_key(key)
         variance = jnp.maximum(self.code_square[...] - self.code_mean[...] ** 2, 0)
         noise = jax.random.normal(key, (check_count(n), self.config.latent))
-        return self._levels(self.decode(self.code_mean[...][None] + jnp.sqrt(variance)[None] * noise))
+        return self.picture(self.code_mean[...][None] + jnp.sqrt(variance)[None] * noise)
 
     def _network(self, u: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
         """n(u): images of codes, or codes of images."""
