@@ -81,6 +81,16 @@ def test_a_finished_run_says_so_and_a_mistyped_command_is_one_line(python):
     assert (code, out) == (2, "") and err.count("\n") == 1 and err.endswith("got 'evalaute'; did you mean evaluate?\n")
 
 
+def test_every_notebook_has_its_own_badge_and_the_same_first_cell():
+    links, installs = {}, set()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        links[path.name] = re.findall(r"colab-badge.svg\)\]\(https://\S+/jaxgen/blob/main/notebooks/(\S+)\)", "".join(cells[0]["source"]))
+        installs.add(next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
+        assert all(cell["outputs"] for cell in cells if cell["cell_type"] == "code" and "show(" in "".join(cell["source"][-1:])), path
+    assert len(links) == 2 and links == {name: [name] for name in links} and len(installs) == 1
+
+
 def test_the_badge_opens_a_notebook_whose_first_cell_keeps_the_jax_of_colab():
     """The same lines stand in the README; outside of Colab the cell does nothing."""
     notebook = json.loads((ROOT / "notebooks" / "autoregressive_images.ipynb").read_text("utf-8"))
