@@ -21,7 +21,7 @@ from jaxgen.runs import figures
 CODES = ["vae", "vae of a vector", "vae of a label", "autoencoder", "implicit_autoencoder", "implicit_autoencoder by REINFORCE", "pca"]
 EXACT_OF_A_LABEL = [name for name in CONFIGS if name.endswith(" of a label") and name != "vae of a label"]
 APPLIES = {  # command -> the models of the table that it works on
-    "reconstruct": [*CODES, "vqvae", "vqvae2_codes", "vqvae2"],
+    "reconstruct": [*CODES, "nvae", "vqvae", "vqvae2_codes", "vqvae2"],
     "interpolate": CODES,
     "traverse": CODES,
     "codemap": [*CODES, "pca of points"],

@@ -83,6 +83,7 @@ ROOMS = {
         "fronts": {"convolutions"},
         "image_networks": {"convolutions", "logistic_mixture"},
         "masked": {"convolutions"},
+        "residual_cells": {"convolutions"},
         "pixelcnn_fronts": {"convolutions", "fronts", "masked"},
         "weight_norm": {"convolutions"},
         "gated_resnet": {"autoregressive", "convolutions", "weight_norm"},

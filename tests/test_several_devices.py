@@ -46,11 +46,12 @@ MORE |= {
     "autoencoder": [*DIGITS, "--model.hidden", "16", "--model.latent=4"],
     "implicit_autoencoder": [*DIGITS, "--model.hidden", "16", "--model.latent=4", "--model.implicit=decoder", "--model.steps=3"],
     "vqvae": [*DIGITS, "--model.codes=8", "--model.code_width=4", "--model.width=8", "--model.blocks=1"],
+    "nvae": [*DIGITS, "--model.widths", "8", "8", "--model.groups", "1", "1", "--model.latent=2", "--model.expansion=1"],
     "vqvae2_codes": [*DIGITS, "--model.codes=8", "--model.code_width=4", "--model.width=8", "--model.blocks=1"],
     "vqvae2": [*DIGITS, "--model.codes.codes=8", "--model.codes.width=8", "--model.top.width=8", "--model.lower.width=8"]
     + ["--model.top.blocks=1", "--model.lower.layers=1", "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"],
 }
-DRAWN |= {name: ["samples.png"] for name in ["autoencoder", "implicit_autoencoder", "vqvae", "vqvae2_codes", "vqvae2"]}
+DRAWN |= {name: ["samples.png"] for name in ["autoencoder", "implicit_autoencoder", "nvae", "vqvae", "vqvae2_codes", "vqvae2"]}
 FOUR = [*RUNS, *(MORE if THOROUGH else [])]
 TWO_OF_TWO = FOUR if THOROUGH else [name for name in RUNS if name != "gated_pixelcnn"]
 

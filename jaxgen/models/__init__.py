@@ -12,6 +12,7 @@ from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
 from jaxgen.models.image_transformer import ImageTransformer, ImageTransformerConfig
 from jaxgen.models.implicit_autoencoder import ImplicitAutoencoder, ImplicitAutoencoderConfig
 from jaxgen.models.language_model import LanguageModel, LanguageModelConfig
+from jaxgen.models.nvae import NVAE, NVAEConfig
 from jaxgen.models.pca import PCA, PCAConfig
 from jaxgen.models.pixelcnn import PixelCNN, PixelCNNConfig
 from jaxgen.models.pixelcnn_pp import PixelCNNPP, PixelCNNPPConfig
@@ -36,6 +37,7 @@ MODELS = {
     VQVAEConfig: VQVAE,
     VQVAE2CodesConfig: VQVAE2Codes,
     VQVAE2Config: VQVAE2,
+    NVAEConfig: NVAE,
     GANConfig: GAN,
     ClassifierConfig: Classifier,
     PCAConfig: PCA,
