@@ -1,6 +1,7 @@
 """Bayes' rule with a model of p(x | y): equal to the posterior of an enumerated joint distribution, and what is said of bounds."""
 
 import itertools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 from all_models import CONFIGS, data_of, model_of
 from flax import nnx
-from scipy import stats
+from scipy import special, stats
 
 from jaxgen import latent
 from jaxgen.data import Dataset
-from jaxgen.data.features import ClassLabel, Image
+from jaxgen.data.features import ClassLabel, Image, Points
 from jaxgen.errors import ConfigError
 from jaxgen.latent.generative_classifier import log_posterior
 from jaxgen.models import VAE, GatedPixelCNN, GatedPixelCNNConfig, VAEConfig
@@ -82,6 +83,34 @@ def test_an_importance_bound_tends_to_the_exact_posterior_and_is_named():
     result = latent.classify(model, dataset, PRIOR, samples=2000, bound="importance")
     assert result["likelihood"] == "importance_bound, a lower bound, 2000 draws for each example"
     assert latent.classify(model, dataset, PRIOR)["likelihood"] == "elbo, a lower bound, 1 draw for each example"
+
+
+@dataclass(frozen=True)
+class RoundConfig:
+    features = {"point": Points(2), "label": ClassLabel(3)}
+    modelled = "point"
+
+
+class Round(nnx.Module):
+    """p(v | y) = N(v; (2 y, 0), I)."""
+
+    def __init__(self):
+        self.config = RoundConfig()
+
+    def log_density(self, v, label):
+        mean = jnp.stack([2.0 * label.astype(jnp.float32), jnp.zeros(label.shape)], axis=-1)
+        return -0.5 * ((v - mean) ** 2).sum(-1) - jnp.log(2 * jnp.pi)
+
+
+def test_a_density_of_points_is_exact():
+    """For three round Gaussians log p(y | v) is linear in v: y (2 v_0 - 2 y) + log p(y), less its log-sum-exp."""
+    v, label = np.random.default_rng(0).standard_normal((10, 2)).astype(np.float32) * 3, np.arange(10, dtype=np.int32) % 3
+    dataset = Dataset.from_columns({"point": v, "label": label}, RoundConfig.features)
+    y = np.arange(3)[None]
+    expected = special.log_softmax(2 * y * v[:, :1] - 2 * y**2 + PRIOR[None], axis=1)
+    np.testing.assert_allclose(log_posterior(latent.log_likelihoods(Round(), dataset), PRIOR), expected, atol=1e-4)
+    result = latent.classify(Round(), dataset, PRIOR)
+    assert result["likelihood"] == "log_density, exact" and result["accuracy"] == (expected.argmax(1) == label).mean()
 
 
 def test_the_prior_is_the_share_of_each_class():

@@ -104,12 +104,11 @@ def test_the_ends_of_a_way_are_the_reconstructions_and_its_middle_is_half_way(na
 
 
 @pytest.mark.parametrize("name", CODES)
-def test_codes_of_a_set_and_reconstructions_are_those_of_the_model(name, monkeypatch):
-    monkeypatch.setattr(latent.codes, "BATCH", 9)  # 24 examples: the last batch is filled up
+def test_codes_of_a_set_and_reconstructions_are_those_of_the_model(name):
     dataset, model = data_of(CONFIGS[name]), model_of(name)
-    codes = latent.encoded(model, dataset)
+    codes = latent.encoded(model, dataset, batch_size=9)  # 24 examples: the last batch is filled up
     np.testing.assert_allclose(codes.mean, codes_of(name, dataset.columns), atol=1e-5)
-    assert (latent.reconstruct(model, dataset) == reconstructed(name, dataset.columns)).mean() > 0.99
+    assert (latent.reconstruct(model, dataset, batch_size=9) == reconstructed(name, dataset.columns)).mean() > 0.99
     said, values = codes.importance()
     if codes.variance is None:
         assert said == "variance"
@@ -124,7 +123,8 @@ def test_codes_of_a_set_and_reconstructions_are_those_of_the_model(name, monkeyp
 
 
 @pytest.mark.parametrize("name", CODES)
-def test_a_traversal_changes_one_number_of_the_code(name):
+def test_a_traversal_changes_one_number_of_the_code(name, monkeypatch):
+    monkeypatch.setattr(latent.codes, "DECODED", 4)  # 6 codes: the second part is filled up
     model, dataset = model_of(name), data_of(CONFIGS[name])
     batch, codes = dataset.source.read(np.array([5])), latent.encoded(model, dataset)
     steps = np.array([-2.0, 0.0, 1.5])

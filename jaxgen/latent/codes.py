@@ -29,8 +29,8 @@ from jaxgen.data.features import given_to
 from jaxgen.errors import ConfigError
 from jaxgen.models import MODELS
 
-BATCH = 256
-"""Examples that are encoded at a time."""
+DECODED = 64
+"""Codes that are decoded at a time."""
 
 
 class Codes(NamedTuple):
@@ -69,22 +69,25 @@ def check_reconstructs(model: Any) -> None:
     _check_methods(model, "a model that reconstructs", "reconstruct")
 
 
-def encoded(model: Any, dataset: Any) -> Codes:
-    """The codes of all examples of a data set, in its order, float32. ConfigError for a model whose codes are not vectors."""
+def encoded(model: Any, dataset: Any, batch_size: int = 64) -> Codes:
+    """The codes of all examples of a data set, in its order, float32. batch_size: how many are encoded at a time.
+
+    ConfigError for a model whose codes are not vectors.
+    """
     check_codes(model)
     encode, parts = jax.jit(lambda model, x, given: model.encode(x, **given)), []
-    for batch, real in dataset.epoch(min(BATCH, len(dataset)), (0, 1)):
+    for batch, real in dataset.epoch(min(batch_size, len(dataset)), (0, 1)):
         codes = encode(model, batch[model.config.modelled], given_to(model.config, batch))
         parts.append([sharding.to_host(part)[real > 0] for part in (codes if isinstance(codes, tuple) else (codes,))])
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return Codes(columns[0], np.exp(columns[1]) if len(columns) > 1 else None)
 
 
-def reconstruct(model: Any, dataset: Any) -> Num[np.ndarray, "N ..."]:
-    """What the codes of all examples of a data set decode to. ConfigError for a model that reconstructs nothing."""
+def reconstruct(model: Any, dataset: Any, batch_size: int = 64) -> Num[np.ndarray, "N ..."]:
+    """What the codes of all examples of a data set decode to, batch_size at a time. ConfigError for a model that reconstructs nothing."""
     check_reconstructs(model)
     run, parts = jax.jit(lambda model, x, given: model.reconstruct(x, **given)), []
-    for batch, real in dataset.epoch(min(BATCH, len(dataset)), (0, 1)):
+    for batch, real in dataset.epoch(min(batch_size, len(dataset)), (0, 1)):
         pictures = run(model, batch[model.config.modelled], given_to(model.config, batch))
         parts.append(sharding.to_host(pictures)[real > 0])
     return np.concatenate(parts)
@@ -185,14 +188,20 @@ def _check_methods(model: Any, wanted: str, *methods: str) -> None:
 
 
 def _codes(model: Any, batch: dict) -> Float[np.ndarray, "B Z"]:
-    codes = jax.jit(lambda model, x, given: model.encode(x, **given))(
-        model, batch[model.config.modelled], given_to(model.config, batch)
-    )
+    encode = jax.jit(lambda model, x, given: model.encode(x, **given))
+    codes = encode(model, batch[model.config.modelled], given_to(model.config, batch))
     return sharding.to_host(codes[0] if isinstance(codes, tuple) else codes)
 
 
 def _pictures(model: Any, z: Float[np.ndarray, "B Z"], given: dict) -> Num[np.ndarray, "B ..."]:
-    return sharding.to_host(jax.jit(lambda model, z, given: model.picture(z, **given))(model, jnp.asarray(z), given))
+    """What decodes from the codes, at most DECODED at a time, in one program: the last part is filled up with its first code."""
+    draw, parts, size = jax.jit(lambda model, z, given: model.picture(z, **given)), [], min(len(z), DECODED)
+    for start in range(0, len(z), size):
+        rows = np.arange(start, start + size)
+        rows = np.where(rows < len(z), rows, start)
+        part = draw(model, jnp.asarray(z[rows]), {name: column[rows] for name, column in given.items()})
+        parts.append(sharding.to_host(part)[: len(z) - start])
+    return np.concatenate(parts)
 
 
 def _ends(first: Any, last: Any, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

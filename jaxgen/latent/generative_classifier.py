@@ -25,6 +25,7 @@ from jaxgen.models import MODELS
 
 LIKELIHOODS = {
     "exact": "log_prob, exact",
+    "real density": "log_density, exact",
     "density": "log_density, a lower bound for integers",
     "elbo": "elbo, a lower bound",
     "importance": "importance_bound, a lower bound",
@@ -77,9 +78,7 @@ def log_likelihoods(
 ) -> Float[np.ndarray, "N K"]:
     """log p(x | y) in nats, or the bound of it, of every example for every class y. The options are those of `evaluation.evaluate`."""
     check_model(model)
-    kind, key = kind_of(model, bound), jax.random.key(0) if key is None else key
-    if kind == "density" and not modelled(model.config).discrete:
-        kind = "real density"
+    kind, key = _kind(model, bound), jax.random.key(0) if key is None else key
     classes = range(model.config.features["label"].classes)
     return np.stack([numbers(model, _OfClass(dataset, y), kind, batch_size, key, samples, mesh) for y in classes], axis=1)
 
@@ -98,8 +97,8 @@ def classify(model: Any, dataset: Any, prior: Float[np.ndarray, " K"], **options
     loss, wrong = -posterior[np.arange(len(labels)), labels], posterior.argmax(1) != labels
     with np.errstate(invalid="ignore"):  # an infinite loss has no standard error: nan
         result = evaluation.classifier_metrics(np.stack([loss, wrong.astype(np.float64)], axis=1))
-    kind, samples = kind_of(model, options.get("bound", "elbo")), options.get("samples", 1)
-    draws = "" if kind == "exact" else f", {samples} draw{'s' * (samples > 1)} for each example"
+    kind, samples = _kind(model, options.get("bound", "elbo")), options.get("samples", 1)
+    draws = "" if LIKELIHOODS[kind].endswith("exact") else f", {samples} draw{'s' * (samples > 1)} for each example"
     return result | {"most_frequent": float((labels == prior.argmax()).mean()), "likelihood": LIKELIHOODS[kind] + draws}
 
 
@@ -108,3 +107,9 @@ def log_posterior(likelihoods: Float[np.ndarray, "N K"], prior: Float[np.ndarray
     joint = likelihoods + prior[None]
     top = joint.max(1, keepdims=True)
     return joint - top - np.log(np.exp(joint - top).sum(1, keepdims=True))
+
+
+def _kind(model: Any, bound: str) -> str:
+    """Which of LIKELIHOODS the model has."""
+    kind = kind_of(model, bound)
+    return "real density" if kind == "density" and not modelled(model.config).discrete else kind

@@ -32,7 +32,7 @@ def reconstruct(options: Any, experiment: Any, model: Any, read: Read, out: Call
     _check_images(model)
     check_reconstructs(model)
     path, dataset = out("reconstructions.png"), read(options.split)
-    pictures, images = latent.reconstruct(model, dataset), np.asarray(dataset.columns["image"])
+    pictures, images = latent.reconstruct(model, dataset, experiment.train.batch_size), np.asarray(dataset.columns["image"])
     errors = (((pictures.astype(np.float64) - images) / (modelled(model).levels - 1)) ** 2).reshape(len(images), -1).mean(1)
     n = min(options.n, len(images))
     both = np.stack([images[:n], pictures[:n]], axis=1).reshape(-1, *images.shape[1:])
@@ -63,7 +63,7 @@ def traverse(options: Any, experiment: Any, model: Any, read: Read, out: Callabl
     path, dataset = out("traversal.png"), read(options.split)
     if options.image >= len(dataset):
         raise ConfigError("--image", f"a number in 0..{len(dataset) - 1}, an image of the {options.split} split", options.image)
-    batch, codes = dataset.source.read(np.array([options.image])), latent.encoded(model, dataset)
+    batch, codes = dataset.source.read(np.array([options.image])), latent.encoded(model, dataset, experiment.train.batch_size)
     said, values = codes.importance()
     chosen = np.argsort(-values, kind="stable")[: options.dimensions]
     steps = np.linspace(-options.reach, options.reach, options.steps)
@@ -83,7 +83,7 @@ def codemap(options: Any, experiment: Any, model: Any, read: Read, out: Callable
     """The codes of a split as points, coloured by class where the split has labels."""
     check_codes(model)
     path, dataset = out("codemap.png"), read(options.split)
-    drawn = latent.code_map(latent.encoded(model, dataset))
+    drawn = latent.code_map(latent.encoded(model, dataset, experiment.train.batch_size))
     label = dataset.features.get("label")
     names = names_of(dataset.features) or tuple(map(str, range(label.classes if label else 0)))
     title = f"codes of {len(dataset)} {options.split} {modelled(model).noun}s"
