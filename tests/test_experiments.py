@@ -46,6 +46,7 @@ PARAMETERS = {
     "row_lstm_cifar10": (7_074_126, 49_440),
     "row_lstm_mnist": (56_321, 4_625),
     "vae_digits": (100_081, 100_081),
+    "vae_gan_digits": (133_714, 133_714),
     "vae_mnist": (688_464, 688_464),
     "vqvae2_digits": (359_689, 65_777),
     "vqvae2_mnist": (454_818, 64_682),

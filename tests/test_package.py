@@ -139,6 +139,7 @@ ROOMS = {
 
 # A model that is made of others: their files.
 COMPOSED = {
+    "vae_gan": {"vae"},
     "vqvae2": {"gated_pixelcnn", "pixelsnail", "vqvae", "vqvae2_codes"},
     "vqvae2_codes": {"vqvae"},
 }

@@ -35,7 +35,7 @@ def test_bfloat16_keeps_float32_parameters_and_likelihoods(entry):
     assert last.outvars[0].aval.dtype == jnp.float32, "a parameter of p(x) is rounded to bfloat16"
 
 
-LATENT = {name: CONFIGS[name] for name in ("vae", "vae of a label", "vae of a vector", "autoencoder", "implicit_autoencoder")}
+LATENT = {name: CONFIGS[name] for name in ("vae", "vae of a label", "vae of a vector", "vae_gan", "autoencoder", "implicit_autoencoder")}
 LATENT["autoencoder, tied"] = replace(CONFIGS["autoencoder"], tied=True)
 LATENT["autoencoder, conv"] = replace(CONFIGS["autoencoder"], architecture="conv")
 

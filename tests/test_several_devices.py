@@ -43,6 +43,7 @@ STEPS = ["--train.steps=2", "--train.batch_size=16", "--train.log_every=1", "--t
 DRAWN = {name: ["samples.txt" if name == "language_model" else "samples.png"] for name in RUNS | MORE if name != "classifier"}
 DRAWN |= {name: ["completions.png", "samples.png"] for name in ["gated_pixelcnn", *MORE]}  # of the autoregressive ones
 MORE |= {
+    "vae_gan": [*DIGITS, "--model.hidden", "16", "--model.latent=4"],
     "autoencoder": [*DIGITS, "--model.hidden", "16", "--model.latent=4"],
     "implicit_autoencoder": [*DIGITS, "--model.hidden", "16", "--model.latent=4", "--model.implicit=decoder", "--model.steps=3"],
     "vqvae": [*DIGITS, "--model.codes=8", "--model.code_width=4", "--model.width=8", "--model.blocks=1"],
@@ -51,7 +52,8 @@ MORE |= {
     "vqvae2": [*DIGITS, "--model.codes.codes=8", "--model.codes.width=8", "--model.top.width=8", "--model.lower.width=8"]
     + ["--model.top.blocks=1", "--model.lower.layers=1", "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"],
 }
-DRAWN |= {name: ["samples.png"] for name in ["autoencoder", "implicit_autoencoder", "nvae", "vqvae", "vqvae2_codes", "vqvae2"]}
+IMAGES = ["vae_gan", "autoencoder", "implicit_autoencoder", "nvae", "vqvae", "vqvae2_codes", "vqvae2"]
+DRAWN |= dict.fromkeys(IMAGES, ["samples.png"])
 FOUR = [*RUNS, *(MORE if THOROUGH else [])]
 TWO_OF_TWO = FOUR if THOROUGH else [name for name in RUNS if name != "gated_pixelcnn"]
 

@@ -19,6 +19,7 @@ from jaxgen.models.pixelcnn_pp import PixelCNNPP, PixelCNNPPConfig
 from jaxgen.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from jaxgen.models.row_lstm import RowLSTM, RowLSTMConfig
 from jaxgen.models.vae import VAE, VAEConfig
+from jaxgen.models.vae_gan import VAEGAN, VAEGANConfig
 from jaxgen.models.vqvae import VQVAE, VQVAEConfig
 from jaxgen.models.vqvae2 import VQVAE2, VQVAE2Config
 from jaxgen.models.vqvae2_codes import VQVAE2Codes, VQVAE2CodesConfig
@@ -32,6 +33,7 @@ MODELS = {
     PixelSNAILConfig: PixelSNAIL,
     ImageTransformerConfig: ImageTransformer,
     VAEConfig: VAE,
+    VAEGANConfig: VAEGAN,
     AutoencoderConfig: Autoencoder,
     ImplicitAutoencoderConfig: ImplicitAutoencoder,
     VQVAEConfig: VQVAE,
