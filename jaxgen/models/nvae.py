@@ -285,7 +285,7 @@ class NVAE(nnx.Module):
 
     def reconstruct(self, image: UInt[Array, "B H W C"]) -> UInt[Array, "B H W C"]:
         """For every pixel the most probable level under p(x | z), z of `encode`; for the mixture the mean of its likeliest component."""
-        parameters = self.decode(self.encode(image))
+        parameters = self._top_down(image.shape[0], features=self._features(image)).parameters
         if self.config.likelihood != "mixture":
             return self.head.best(parameters).astype(self.head.dtype)
         nothing = jnp.zeros((*parameters.shape[:-1], self.head.components + self.config.image_shape[2]))
