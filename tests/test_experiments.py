@@ -52,8 +52,16 @@ PARAMETERS = {
     "vqvae2_mnist": (454_818, 64_682),
     "vqvae_digits": (169_121, 169_121),
 }
-# Scripts of another form.
-NO_SINGLE_RUN = {"compare_autoregressive", "compare_inversion", "estimator_variances", "layer_speed", "memory", "step_cost"}
+NO_SINGLE_RUN = {  # scripts of another form
+    "code_prior_speed",
+    "compare_autoregressive",
+    "compare_inversion",
+    "estimator_variances",
+    "judge_samples",
+    "layer_speed",
+    "memory",
+    "step_cost",
+}
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
 SCRIPTS = [name for name in NAMES if name not in NO_SINGLE_RUN]
 # The laptop modes that compile in seconds; .ci/run ends with that of gated_pixelcnn.
