@@ -4,7 +4,7 @@
     python -m experiments.vqvae2_digits --laptop      a few seconds
 
 The code model is a run of its own, in runs/vqvae2_digits/codes; its bound has all codes equally likely. Measured numbers:
-results/latent_codes.md.
+results/vqvae2.md.
 """
 
 from dataclasses import replace

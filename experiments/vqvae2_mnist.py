@@ -4,7 +4,7 @@
     python -m experiments.vqvae2_mnist --data.name FOLDER   train.npz and test.npz of your own
     python -m experiments.vqvae2_mnist --laptop --data.name FOLDER
 
-Measured numbers and samples: results/latent_codes.md.
+Measured numbers and samples: results/vqvae2.md.
 """
 
 from dataclasses import replace
