@@ -1,6 +1,6 @@
 """VAE with an adversarial term on scikit-learn's digits, 8x8, 17 levels: bits/dim is the bound of the VAE, beside it a Frechet distance.
 
-    python -m experiments.vae_gan_digits                                three minutes of training on 2 CPU cores
+    python -m experiments.vae_gan_digits                                four minutes of training on 2 CPU cores
     python -m experiments.vae_gan_digits --model.adversarial 0          the decoder without the discriminator: the VAE of vae_digits
     python -m experiments.vae_gan_digits --laptop                       a few seconds
 
