@@ -56,6 +56,7 @@ NO_SINGLE_RUN = {  # scripts of another form
     "code_prior_speed",
     "compare_autoregressive",
     "compare_inversion",
+    "compare_latent",
     "estimator_variances",
     "judge_samples",
     "layer_speed",
