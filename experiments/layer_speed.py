@@ -31,9 +31,7 @@ def layers() -> dict[str, tuple[Any, Callable, tuple[int, ...]]]:
     """Name -> (layer, how it is applied, shape of its input)."""
     rngs, image = nnx.Rngs(0), (BATCH, SIZE, SIZE, WIDTH)
     call = lambda layer, x: layer(x)  # noqa: E731
-    conv = lambda inputs, outputs, kernel, stride=1: nnx.Conv(  # noqa: E731
-        inputs, outputs, (kernel, kernel), strides=(stride, stride), precision=EXACT, rngs=rngs
-    )
+    conv = lambda inputs, outputs, kernel, stride=1: convolutions.Conv(inputs, outputs, kernel, rngs, stride)  # noqa: E731
     wide = (BATCH, 2 * SIZE, 2 * SIZE)
     shape = {"image_shape": (SIZE, SIZE, 1), "width": WIDTH // 2}
     run = gated_resnet.Pass(label=None, key=None, initialise=False)

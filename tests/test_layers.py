@@ -190,3 +190,31 @@ def test_a_transposed_convolution_and_its_gradients_are_those_of_flax(kernel, st
         np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-6 * float(jnp.abs(a).max()))
     assert own(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
     np.testing.assert_allclose(own(x.astype(jnp.bfloat16)).astype(jnp.float32), y, atol=0.02 * float(jnp.abs(y).max()))
+
+
+@pytest.mark.parametrize("kernel, stride, images, height", [(3, 1, 16, 5), (4, 2, 9, 8), (3, 2, 12, 7), (5, 3, 11, 8), (1, 1, 10, 3)])
+def test_a_convolution_and_its_derivatives_are_those_of_flax(kernel, stride, images, height):
+    """Values, gradients, a forward derivative and a derivative of a gradient; of all images, in blocks, and inside of a loop."""
+    options = {"strides": (stride, stride), "precision": layers.EXACT, "rngs": nnx.Rngs(0)}
+    flax, own = nnx.Conv(2, 5, (kernel, kernel), **options), layers.Conv(2, 5, kernel, nnx.Rngs(0), stride)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), nnx.state(own, nnx.Param), nnx.state(flax, nnx.Param)))
+    x, step = jnp.asarray(random(1, images, height, 6, 2)), jnp.asarray(random(2, images, height, 6, 2))
+
+    @jax.jit
+    def numbers(layer, x):
+        graph, params = nnx.split(layer)
+
+        def loss(params, x):
+            y = nnx.merge(graph, params)(x)
+            return (y**3).sum(), y
+
+        gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        (found, y), (second, _) = jax.jvp(lambda x: gradient(params, x), (x,), (step,))
+        both = jnp.stack([x, step])
+        looped = jax.lax.scan(lambda total, x: (jax.tree.map(jnp.add, total, gradient(params, x)[0][0]), None), found[0], both)[0]
+        several = jax.vmap(lambda x: gradient(params, x)[0][0])(both)
+        return y, jax.jvp(lambda x: loss(params, x)[1], (x,), (step,))[1], found, second, looped, several
+
+    for a, b in zip(*(jax.tree.leaves(numbers(layer, x)) for layer in (flax, own)), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=2e-6 * float(jnp.abs(a).max()))
+    assert own(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16

@@ -71,6 +71,13 @@ def products(jaxpr):
             yield from products(inner.jaxpr if hasattr(inner, "jaxpr") else inner) if hasattr(inner, "eqns") else ()
 
 
+def reordered(function, *arguments) -> list[str]:
+    """The convolutions of a function whose axes have another order than AXES, which XLA computes number by number in a loop on a CPU."""
+    found = products(jax.make_jaxpr(function)(*arguments).jaxpr)
+    usual = jax.lax.conv_dimension_numbers((1,) * 4, (1,) * 4, AXES)
+    return [str(one) for one in found if one.primitive.name == "conv_general_dilated" and one.params["dimension_numbers"] != usual]
+
+
 def rough(function, *arguments) -> list[str]:
     """The float32 products of a function that do not ask for the highest precision."""
     found = list(products(jax.make_jaxpr(function)(*arguments).jaxpr))
@@ -93,6 +100,23 @@ def test_every_float32_product_asks_for_the_highest_precision(name):
     if name in with_a("sample"):
         assert not rough(lambda model, given: model.sample(key, 2, **given), model, given_of(config, batch))
     assert not rough(score, model, batch, key)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name in with_a("loss")])
+def test_the_convolutions_of_a_gradient_have_the_usual_order_of_axes(name):
+    """For more images than `FEW_IMAGES`, which are convolved as one product."""
+    model = jax.eval_shape(lambda: fresh(CONFIGS[name]))
+    assert not reordered(gradient, model, batch_of(CONFIGS[name], 16), jax.random.key(0))
+
+
+def test_the_search_for_other_axes_finds_them():
+    x, kernel = jnp.ones((16, 4, 4, 3)), jnp.ones((3, 3, 3, 3))
+
+    def convolved(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=AXES).sum()
+
+    assert not reordered(convolved, x, kernel)
+    assert len(reordered(jax.grad(convolved, argnums=1), x, kernel)) == len(reordered(jax.grad(convolved), x, kernel)) == 1
 
 
 def test_the_search_for_rough_products_finds_them():

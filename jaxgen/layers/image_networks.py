@@ -47,11 +47,11 @@ class ConvEncoder(nnx.Module):
 
     def __init__(self, image_shape: tuple[int, int, int], hidden: tuple[int, int], rngs: nnx.Rngs, dtype: str = "float32"):
         half, quarter = hidden
-        self.down1 = nnx.Conv(image_shape[2], half, (4, 4), strides=(2, 2), precision=EXACT, dtype=jnp.dtype(dtype), rngs=rngs)
-        self.down2 = nnx.Conv(half, quarter, (4, 4), strides=(2, 2), precision=EXACT, dtype=jnp.dtype(dtype), rngs=rngs)
+        self.dtype = jnp.dtype(dtype)
+        self.down1, self.down2 = Conv(image_shape[2], half, 4, rngs, stride=2), Conv(half, quarter, 4, rngs, stride=2)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B D"]:
-        return nnx.silu(self.down2(nnx.silu(self.down1(x)))).reshape(x.shape[0], -1)
+        return nnx.silu(self.down2(nnx.silu(self.down1(x.astype(self.dtype))))).reshape(x.shape[0], -1)
 
 
 class ConvDecoder(nnx.Module):

@@ -23,7 +23,7 @@ from jaxgen.checks import check_images, check_label, image_of
 from jaxgen.config import check_types
 from jaxgen.data.features import ClassLabel, Feature, Image
 from jaxgen.errors import ConfigError, DataError
-from jaxgen.layers.convolutions import EXACT, dropout, scale_pixels
+from jaxgen.layers.convolutions import EXACT, Conv, dropout, scale_pixels
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Classifier(nnx.Module):
             layers = [nnx.Linear(a, b, precision=EXACT, rngs=rngs) for a, b in sizes]
             size = config.hidden[-1]
         else:
-            strides = [(1, 1)] + [(2, 2)] * (len(config.hidden) - 1)
+            strides = [1] + [2] * (len(config.hidden) - 1)
             sizes = zip(pairwise((channels, *config.hidden)), strides, strict=True)
-            layers = [nnx.Conv(a, b, (3, 3), strides=stride, precision=EXACT, rngs=rngs) for (a, b), stride in sizes]
+            layers = [Conv(a, b, 3, rngs, stride) for (a, b), stride in sizes]
             halvings = 2 ** (len(config.hidden) - 1)
             size = -(-height // halvings) * -(-width // halvings) * config.hidden[-1]
         self.hidden = nnx.List(layers)

@@ -25,7 +25,7 @@ from jaxgen.checks import check_count, check_images, check_key, check_label, che
 from jaxgen.config import check_types
 from jaxgen.data.features import OfImagesOrPoints, modelled, smallest_unsigned
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import EXACT, ConvTranspose, scale_pixels
+from jaxgen.layers.convolutions import EXACT, Conv, ConvTranspose, scale_pixels
 
 SLOPE = 0.2  # of the leaky ReLU (Radford et al. 2016)
 
@@ -89,8 +89,7 @@ class ConvDiscriminator(nnx.Module):
     def __init__(self, config: GANConfig, rngs: nnx.Rngs):
         height, width, channels = config.image_shape
         half = max(1, config.hidden // 2)
-        self.down1 = nnx.Conv(channels, half, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
-        self.down2 = nnx.Conv(half, config.hidden, (4, 4), strides=(2, 2), precision=EXACT, rngs=rngs)
+        self.down1, self.down2 = Conv(channels, half, 4, rngs, stride=2), Conv(half, config.hidden, 4, rngs, stride=2)
         self.logit = nnx.Linear(height // 4 * (width // 4) * config.hidden, 1, precision=EXACT, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 1"]:
