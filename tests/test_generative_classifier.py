@@ -139,4 +139,4 @@ def test_other_models_are_refused_in_one_line():
             latent.log_likelihoods(model_of(name), data_of(CONFIGS[name]))
         text = str(error.value)
         assert text.startswith("model: wanted a class-conditional model with a likelihood or a bound (") and names in text
-        assert f"got {got}" in text and ", VAE" in text and "GAN" not in text and "VQVAE," not in text
+        assert f"got {got}" in text and ", VAE" in text and " GAN," not in text and "VQVAE," not in text
