@@ -1,6 +1,6 @@
 """Models of latent codes on scikit-learn's digits with one budget: equal training steps, three seeds.
 
-    python -m experiments.compare_latent                 3000 steps a model and seed, about an hour on one CPU core
+    python -m experiments.compare_latent                 1000 steps a model and seed, half an hour on one CPU core
     python -m experiments.compare_latent --steps 500     a shorter budget (the table says which)
     python -m experiments.compare_latent --laptop        one seed and three steps each, to see that it runs
 
@@ -24,6 +24,15 @@ import numpy as np
 import tyro
 
 import jaxgen
+from experiments import (
+    autoencoder_digits,
+    compare_autoregressive,
+    implicit_autoencoder_digits,
+    nvae_digits,
+    vae_digits,
+    vqvae2_digits,
+    vqvae_digits,
+)
 from jaxgen import evaluation, models
 from jaxgen.data import load
 
@@ -32,10 +41,13 @@ SEEDS = (0, 1, 2)
 IMPORTANCE, SHOWN = 100, 10
 """Draws of the importance-weighted bound, and columns of the pictures."""
 CONFIGS = {
-    "auto-encoder": models.AutoencoderConfig((8, 8, 1), 17, latent=16, hidden=(32, 64), architecture="conv"),
-    "VAE": models.VAEConfig((8, 8, 1), 17, latent=16, hidden=(32, 64), architecture="conv"),
-    "VQ-VAE, uniform prior": models.VQVAEConfig((8, 8, 1), 17, codes=32, code_width=16, halvings=1, width=64, blocks=2),
-    "Gated PixelCNN": models.GatedPixelCNNConfig((8, 8, 1), 17, layers=4, width=48, input_kernel=5, dropout=0.15),
+    "auto-encoder": autoencoder_digits.config.model,
+    "codes by Langevin steps": implicit_autoencoder_digits.config.model,
+    "VAE": vae_digits.config.model,
+    "NVAE": nvae_digits.config.model,
+    "VQ-VAE, uniform prior": vqvae_digits.config.model,
+    "VQ-VAE-2, given the class": vqvae2_digits.config.model,
+    "Gated PixelCNN": compare_autoregressive.CONFIGS["Gated PixelCNN"],
 }
 
 
@@ -51,7 +63,8 @@ def run(config, seed: int, steps: int) -> tuple[dict, dict]:
     if hasattr(model, "importance_bound"):
         tighter = evaluation.evaluate(model, test, bound="importance", samples=IMPORTANCE)
         row |= {"importance": tighter["bits_per_dim_bound"], "importance_standard_error": tighter["standard_error"]}
-    images = {"samples": np.asarray(model.sample(jax.random.key(seed), SHOWN))}
+    given = {"label": np.arange(SHOWN, dtype=np.int32) % 10} if getattr(config, "num_classes", 0) else {}
+    images = {"samples": np.asarray(model.sample(jax.random.key(seed), SHOWN, **given))}
     if hasattr(model, "reconstruct"):
         again = np.asarray(model.reconstruct(test.images))
         errors = ((again.astype(float) - test.images) ** 2).mean((1, 2, 3)) / (test.levels - 1) ** 2
@@ -123,7 +136,7 @@ def plot(images: dict[str, dict[str, np.ndarray]]) -> None:
 class Options:
     """The command line."""
 
-    steps: int = 3000  # of each model and seed
+    steps: int = 1000  # of each model and seed
     laptop: tyro.conf.FlagCreatePairsOff[bool] = False  # one seed and three steps each; writes nothing
 
 
