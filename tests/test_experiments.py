@@ -35,7 +35,7 @@ PARAMETERS = {
     "image_transformer_mnist": (401_665, 18_753),
     "image_transformer_upscale": (63_962_368, 37_970),
     "implicit_autoencoder_digits": (86_592, 86_592),
-    "nvae_digits": (154_169, 12_321),
+    "nvae_digits": (193_057, 15_369),
     "nvae_mnist": (583_293, 12_623),
     "pixelcnn_cifar10": (3_328_353, 43_344),
     "pixelcnn_mnist": (37_409, 3_121),
