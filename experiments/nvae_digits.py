@@ -1,7 +1,7 @@
 """NVAE on scikit-learn's digits, 8x8, 17 levels: latents at 4x4, 2x2 and 1x1; bits/dim here is an upper bound on the exact one.
 
-    python -m experiments.nvae_digits                about half an hour of training on 1 CPU core
-    python -m experiments.nvae_digits --laptop       a minute, most of it compiling
+    python -m experiments.nvae_digits                about five minutes of training on a CPU core, and a minute of compiling
+    python -m experiments.nvae_digits --laptop       a minute, nearly all of it compiling
 
 `jaxgen evaluate RUN --bound importance --samples 100` gives the tighter importance-weighted bound.
 Measured: experiments/results/small_models.md.
