@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxgen.layers.convolutions import EXACT, Conv, add_bias, columns, dot, normal, shift, zeros
+from jaxgen.layers.convolutions import EXACT, Conv, add_bias, dot, normal, shift, zeros
 
 RESIDUAL = 0.1
 """Factor of the branch of a cell, which keeps the sum of many of them near the size of its first term."""
@@ -39,20 +39,6 @@ class Pointwise(Conv):
 
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W E"]:
         return add_bias(dot(x, self.kernel[...][0, 0]), self.bias[...])
-
-
-class Conv3(Conv):
-    """A 3 x 3 convolution. On a CPU it is one product of all windows with the kernel: there XLA's convolution is about 20 times slower in a
-    `jax.lax.scan` than outside."""
-
-    def __init__(self, features_in: int, features_out: int, rngs: nnx.Rngs):
-        super().__init__(features_in, features_out, 3, rngs)
-
-    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W E"]:
-        if jax.default_backend() != "cpu":
-            return super().__call__(x)
-        kernel = self.kernel[...].transpose(1, 0, 2, 3)  # the windows have the columns first
-        return add_bias(dot(columns(columns(x, 3, axis=1), 3, axis=2), kernel.reshape(-1, kernel.shape[-1])), self.bias[...])
 
 
 class Down(Pointwise):
@@ -153,7 +139,7 @@ class EncoderCell(nnx.Module):
 
     def __init__(self, channels: int, rngs: nnx.Rngs):
         self.norm1, self.norm2 = GroupNorm(channels), GroupNorm(channels)
-        self.conv1, self.conv2 = Conv3(channels, channels, rngs), Conv3(channels, channels, rngs)
+        self.conv1, self.conv2 = Conv(channels, channels, 3, rngs), Conv(channels, channels, 3, rngs)
         self.excitation = SqueezeExcite(channels, rngs)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:

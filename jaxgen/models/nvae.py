@@ -42,11 +42,10 @@ from jaxgen.checks import check_count, check_image_config, check_images, check_k
 from jaxgen.data.features import OfImages
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import normal, scale_pixels
+from jaxgen.layers.convolutions import Conv, normal, scale_pixels
 from jaxgen.layers.image_networks import likelihood_head
 from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
 from jaxgen.layers.residual_cells import (
-    Conv3,
     Down,
     EncoderCell,
     GenerativeCell,
@@ -137,7 +136,7 @@ class Posterior(nnx.Module):
     """dm and log ds of a group, from its features and h. The head's zeros make q = p at first."""
 
     def __init__(self, width: int, latent: int, rngs: nnx.Rngs):
-        self.mix, self.head = Pointwise(width, width, rngs), Conv3(width, 2 * latent, rngs)
+        self.mix, self.head = Pointwise(width, width, rngs), Conv(width, 2 * latent, 3, rngs)
 
     def __call__(self, features: Float[Array, "B h w E"], h: Float[Array, "B h w E"]) -> list[Float[Array, "B h w Z"]]:
         return squashed_halves(self.head(nnx.silu(features + self.mix(h)).astype(jnp.float32)))
@@ -166,7 +165,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: NVAEConfig, rngs: nnx.Rngs):
         widths, first = config.widths, config.halvings
-        self.stem = Conv3(config.image_shape[2], widths[0], rngs)
+        self.stem = Conv(config.image_shape[2], widths[0], 3, rngs)
         self.cells = nnx.List([EncoderCell(width, rngs) for width in widths[:first]])
         self.down = nnx.List([Down(a, b, rngs) for a, b in zip(widths, widths[1:], strict=False)])
         pairs = list(zip(config.groups, widths[first:], strict=True))
@@ -196,7 +195,7 @@ class Decoder(nnx.Module):
         self.groups = nnx.List([stacked(n, lambda rngs, w=w: Group(w, config, rngs), rngs) for n, w in pairs])
         self.up = nnx.List([Up(b, a, rngs) for a, b in zip(widths, widths[1:], strict=False)])
         self.cells = nnx.List([GenerativeCell(width, config.expansion, rngs) for width in widths[:first]])
-        self.out = Conv3(widths[0], parameters, rngs)
+        self.out = Conv(widths[0], parameters, 3, rngs)
 
 
 class Drawn(NamedTuple):
