@@ -59,18 +59,22 @@ class VQVAEConfig(OfImages):
     def __post_init__(self):
         least = {"code_width": 1, "halvings": 1, "width": 2, "blocks": 0, "commitment": 0, "restart": 0}
         check_image_config(self, least, channels=None)
-        factor = 2**self.halvings
-        if self.image_shape[0] % factor or self.image_shape[1] % factor:
-            raise ConfigError("image_shape", f"H and W multiples of 2^halvings = {factor}", self.image_shape)
-        if not 2 <= self.codes <= 65536:
-            raise ConfigError("codes", "2..65536", self.codes)
-        if not 0 <= self.decay < 1:
-            raise ConfigError("decay", "0 or more and less than 1", self.decay)
+        check_codes(self, self.halvings, "halvings")
 
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w) of the codes."""
         return self.image_shape[0] // 2**self.halvings, self.image_shape[1] // 2**self.halvings
+
+
+def check_codes(config, halvings: int, said: str) -> None:
+    """ConfigError unless H and W are multiples of 2^halvings, and the number of codes and the decay of their averages are in range."""
+    if config.image_shape[0] % 2**halvings or config.image_shape[1] % 2**halvings:
+        raise ConfigError("image_shape", f"H and W multiples of 2^{said} = {2**halvings}", config.image_shape)
+    if not 2 <= config.codes <= 65536:
+        raise ConfigError("codes", "2..65536", config.codes)
+    if not 0 <= config.decay < 1:
+        raise ConfigError("decay", "0 or more and less than 1", config.decay)
 
 
 class ResidualBlock(nnx.Module):
@@ -127,6 +131,12 @@ class Codebook(nnx.Module):
         self.count = nnx.BatchStat(jnp.ones(codes))
         self.total = nnx.BatchStat(jax.random.normal(rngs.params(), (codes, width)))
 
+    def begin(self, z: Float[Array, "*shape D"], key: PRNGKeyArray) -> None:
+        """The codes become encodings z at random places."""
+        flat, codes = z.reshape(-1, z.shape[-1]), self.count.shape
+        self.total[...] = flat[jax.random.randint(key, codes, 0, flat.shape[0])]
+        self.count[...] = jnp.ones(codes)
+
     def codes(self) -> Float[Array, "K D"]:
         """All codes e."""
         return self.total[...] / self.count[...][:, None]
@@ -159,6 +169,13 @@ class Codebook(nnx.Module):
         self.total[...] = jnp.where(dead[:, None], mean * statistics["candidates"], total)
 
 
+def perplexity(statistics: dict[str, Statistic]) -> Float[Array, ""]:
+    """exp of the entropy of the codes that a batch's encodings chose: K if all are used alike."""
+    count = statistics["count"].value
+    share = count / count.sum()
+    return jnp.exp(-(share * jnp.log(jnp.maximum(share, 1e-30))).sum())
+
+
 class VQVAE(nnx.Module):
     """Encoder, codebook and decoder. Methods raise ConfigError for images or codes that do not fit the config."""
 
@@ -171,10 +188,7 @@ class VQVAE(nnx.Module):
 
     def initialise(self, batch: dict) -> "VQVAE":
         """The model whose first codes are encodings of the batch, at random places."""
-        z = self._encodings(jnp.asarray(image_of(batch))).reshape(-1, self.config.code_width)
-        rows = jax.random.randint(jax.random.key(0), (self.config.codes,), 0, z.shape[0])
-        self.codebook.total[...] = z[rows]
-        self.codebook.count[...] = jnp.ones(self.config.codes)
+        self.codebook.begin(self._encodings(jnp.asarray(image_of(batch))), jax.random.key(0))
         return self
 
     def encode(self, image: UInt[Array, "B H W C"]) -> UInt[Array, "B h w"]:
@@ -206,11 +220,9 @@ class VQVAE(nnx.Module):
         commitment = ((z - jax.lax.stop_gradient(chosen)) ** 2).mean()
         flat = jax.lax.stop_gradient(z).reshape(-1, config.code_width)
         statistics = self.codebook.statistics(flat, codes.reshape(-1), key)
-        share = statistics["count"].value / flat.shape[0]
-        perplexity = jnp.exp(-(share * jnp.log(jnp.maximum(share, 1e-30))).sum())
         metrics = {"bits_per_dim_bound": bits_per_dim(nats + self._uniform, prod(config.image_shape)), "nats_bound": nats + self._uniform}
         loss = bits_per_dim(nats, prod(config.image_shape)) + config.commitment * commitment
-        return loss, metrics | {"commitment": commitment, "perplexity": perplexity}, statistics
+        return loss, metrics | {"commitment": commitment, "perplexity": perplexity(statistics)}, statistics
 
     def after_update(self, statistics: dict, key: PRNGKeyArray) -> "VQVAE":
         """The model with its codebook advanced by a batch."""

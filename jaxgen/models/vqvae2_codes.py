@@ -33,7 +33,7 @@ from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import Conv, scale_pixels
 from jaxgen.layers.image_networks import likelihood_head
-from jaxgen.models.vqvae import Codebook, Decoder, Encoder
+from jaxgen.models.vqvae import Codebook, Decoder, Encoder, check_codes, perplexity
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,7 @@ class VQVAE2CodesConfig(OfImages):
         check_image_config(self, {"code_width": 1, "width": 2, "blocks": 0, "commitment": 0, "restart": 0}, channels=None)
         if not self.halvings or min(self.halvings) < 1:
             raise ConfigError("halvings", "a number of 1 or more for each level of codes", self.halvings)
-        factor = 2 ** sum(self.halvings)
-        if self.image_shape[0] % factor or self.image_shape[1] % factor:
-            raise ConfigError("image_shape", f"H and W multiples of 2^(sum of halvings) = {factor}", self.image_shape)
-        if not 2 <= self.codes <= 65536:
-            raise ConfigError("codes", "2..65536", self.codes)
-        if not 0 <= self.decay < 1:
-            raise ConfigError("decay", "0 or more and less than 1", self.decay)
+        check_codes(self, sum(self.halvings), "(sum of halvings)")
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
@@ -94,10 +88,8 @@ class VQVAE2Codes(nnx.Module):
         features = self._features(jnp.asarray(image_of(batch)))
         below = None
         for level in self._downwards:
-            z = self._encodings(level, features[level], below)
-            flat, book = z.reshape(-1, self.config.code_width), self.codebooks[level]
-            book.total[...] = flat[jax.random.randint(jax.random.key(level), (self.config.codes,), 0, flat.shape[0])]
-            book.count[...] = jnp.ones(self.config.codes)
+            z, book = self._encodings(level, features[level], below), self.codebooks[level]
+            book.begin(z, jax.random.key(level))
             below = self._decoded(level, book.at(book.nearest(z)), below)
         return self
 
@@ -145,8 +137,7 @@ class VQVAE2Codes(nnx.Module):
             commitment = commitment + ((z - jax.lax.stop_gradient(q)) ** 2).mean()
             flat = still.reshape(-1, config.code_width)
             found = book.statistics(flat, codes.reshape(-1), jax.random.fold_in(key, level))
-            share = found["count"].value / flat.shape[0]
-            metrics[f"perplexity_{level + 1}"] = jnp.exp(-(share * jnp.log(jnp.maximum(share, 1e-30))).sum())
+            metrics[f"perplexity_{level + 1}"] = perplexity(found)
             statistics[str(level)] = found
             d = self._decoded(level, z + jax.lax.stop_gradient(q - z), d)
         nats, dims = -self._log_prob(image, self._parameters(d)).mean(), prod(config.image_shape)
