@@ -234,21 +234,11 @@ class Neighbours(_OfCodes):
 
 
 @dataclass(frozen=True)
-class Classify(_ReadsData):
+class Classify(Evaluate):
     """Accuracy of a class-conditional model as a classifier: argmax over y of log p(x given y) + log p(y)."""
 
-    split: Split = "test"
-    """which part of the data set"""
-    batch_size: int | None = None
-    """None: as in training; it changes speed and memory, not the result"""
-    samples: int = 1
-    """draws per image of a bound; k of the importance-weighted bound"""
     bound: Literal["elbo", "importance"] = "elbo"
     """which lower bound stands for log p(x given y), where the model has no exact likelihood"""
-
-    def __post_init__(self):
-        super().__post_init__()
-        _check_least(self, "batch_size", "samples")
 
 
 @dataclass(frozen=True)
