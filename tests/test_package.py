@@ -78,6 +78,8 @@ ROOMS = {
     "layers": {
         "autoregressive": {"convolutions"},
         "convolutions": set(),
+        "denoiser_parts": {"attention", "convolutions"},
+        "unet": {"convolutions", "denoiser_parts", "residual_cells"},
         "logistic_mixture": {"convolutions"},
         "attention": {"convolutions"},
         "fronts": {"convolutions"},

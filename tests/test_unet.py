@@ -1,0 +1,183 @@
+"""The U-Net: parameters counted by hand, what depends on what, and what its options must not change."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxgen.errors import ConfigError
+from jaxgen.layers.denoiser_parts import TimeEmbedding, sinusoids
+from jaxgen.layers.unet import UNet, UNetConfig
+from jaxgen.optimizers import decayed
+from jaxgen.sharding import largest_divisible_axis
+
+SMALL = UNetConfig(width=8, heads=2, dropout=0.5)
+
+
+def weights(net: nnx.Module, seed: int = 0) -> nnx.Module:
+    """The network with every parameter drawn by numpy, in the order of their paths: kernels with variance 1 / inputs, gains about 1."""
+    rng = np.random.default_rng(seed)
+
+    def one(path, leaf):
+        draw, name = rng.standard_normal(leaf.shape, np.float32), path[-2].name if hasattr(path[-2], "name") else path[-2].key
+        scale = 1 / np.sqrt(np.prod(leaf.shape[:-1] if leaf.ndim > 3 else leaf.shape[-2:-1])) if name == "kernel" else 0.2
+        return jnp.asarray((name == "gain") + draw * np.float32(scale))
+
+    graph, state = nnx.split(net)
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(one, state))
+
+
+def inputs(shape: tuple[int, ...], embedding: int, seed: int = 1):
+    """x, times and embeddings of a batch."""
+    rng = np.random.default_rng(seed)
+    return tuple(
+        jnp.asarray(part, jnp.float32)
+        for part in (rng.standard_normal(shape), rng.uniform(size=shape[0]), rng.standard_normal((shape[0], embedding)))
+    )
+
+
+def count(make) -> int:
+    """Parameters of the network that `make` would make."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(jax.eval_shape(make), nnx.Param)))
+
+
+def make(**changes) -> UNet:
+    """A new network of 2 channels to 3 with an embedding of 4 numbers; changes: of SMALL's fields, or dtype."""
+    dtype = changes.pop("dtype", "float32")
+    return UNet(replace(SMALL, **changes), 2, 3, embedding=4, dtype=dtype, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def new():
+    return make()
+
+
+@pytest.fixture(scope="module")
+def net(new):
+    return weights(new)
+
+
+def like(net: UNet, **changes) -> UNet:
+    """The network with the weights of another."""
+    return nnx.merge(nnx.split(jax.eval_shape(partial(make, **changes)))[0], nnx.state(net))
+
+
+@pytest.fixture(scope="module")
+def call():
+    """One compiled program for most tests: images of 5 x 7, sides that cannot be halved."""
+    return jax.jit(lambda net, x, time, embedding: net(x, time, embedding))
+
+
+def test_the_parameters_of_the_paper_s_network_by_hand():
+    def conv(features_in, features_out, kernel=3):
+        return kernel**2 * features_in * features_out + features_out
+
+    def block(features_in, features_out, attention):
+        """Two normalisations, two convolutions, the product with silu(c), the 1 x 1 convolution around; attention has four products."""
+        own = 2 * features_in + conv(features_in, features_out) + conv(512, features_out, 1) + 2 * features_out
+        own += conv(features_out, features_out) + (conv(features_in, features_out, 1) if features_in != features_out else 0)
+        return own + attention * (2 * features_out + 4 * conv(features_out, features_out, 1))
+
+    total = conv(128, 512, 1) + conv(512, 512, 1) + conv(3, 128)  # the time, the first convolution
+    total += block(128, 128, 0) * 2 + conv(128, 128)  # 32 x 32
+    total += block(128, 256, 1) + block(256, 256, 1) + conv(256, 256)  # 16 x 16
+    total += block(256, 256, 0) * 2 + conv(256, 256) + block(256, 256, 0) * 2  # 8 x 8 and 4 x 4
+    total += block(256, 256, 1) + block(256, 256, 0)  # the middle
+    total += 3 * block(512, 256, 0) + conv(256, 256) + 3 * block(512, 256, 0) + conv(256, 256)  # 4 x 4 and 8 x 8
+    total += 2 * block(512, 256, 1) + block(384, 256, 1) + conv(256, 256)  # 16 x 16
+    total += block(384, 128, 0) + 2 * block(256, 128, 0) + 2 * 128 + conv(128, 3)  # 32 x 32, the last convolution
+    assert total == 35_746_307
+    assert count(lambda: UNet(UNetConfig.cifar10(), 3, 3, rngs=nnx.Rngs(0))) == total
+
+
+def test_a_new_network_gives_zero(new, call):
+    y = call(new, *inputs((3, 5, 7, 2), 4))
+    assert y.shape == (3, 5, 7, 3) and y.dtype == jnp.float32 and not y.any()
+
+
+def test_rows_are_independent_and_everything_given_counts(net, call):
+    x, time, embedding = inputs((3, 5, 7, 2), 4)
+    y = call(net, x, time, embedding)
+    assert y.shape == (3, 5, 7, 3)
+    pixel = x.at[0, 4, 6, 1].add(1.0)
+    for changed in ((pixel, time, embedding), (x, time.at[0].add(0.1), embedding), (x, time, embedding.at[0, 3].add(1.0))):
+        other = call(net, *changed)
+        np.testing.assert_allclose(other[1:], y[1:], atol=1e-5)
+        assert (jnp.abs(other[0] - y[0]) > 1e-5).all(), "a pixel does not see it"
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 2), (1, 1, 6, 2), (2, 3, 3, 2)])
+def test_images_of_any_size_fit(net, shape):
+    assert jax.eval_shape(net, *inputs(shape, 4)).shape == (*shape[:3], 3)
+
+
+def test_a_remat_network_has_the_same_values_and_gradients(net):
+    def loss(net, key):
+        return (net(*inputs((1, 2, 3, 2), 4), key) ** 2).mean()
+
+    gradient, again = jax.jit(jax.value_and_grad(loss)), like(net, remat=True)
+    (value, one), (repeated, other) = gradient(net, jax.random.key(0)), gradient(again, jax.random.key(0))
+    np.testing.assert_allclose(repeated, value, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4)
+    marks = [str(jax.make_jaxpr(loss)(one, jax.random.key(0))).count("remat") for one in (net, again)]
+    assert marks == [0, 8], "a block is not computed again"
+
+
+def test_dropout_needs_a_key_and_a_rate(net):
+    x = inputs((1, 2, 3, 2), 4)
+    drawn = jax.jit(lambda keys: jax.vmap(lambda key: net(*x, key))(keys))(jax.random.split(jax.random.key(0), 2)[jnp.array([0, 0, 1])])
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (jnp.abs(drawn[0] - drawn[2]) > 1e-3).any()
+    masks = [str(jax.make_jaxpr(lambda key: one(*x, key))(jax.random.key(0))).count("random_bits") for one in (net, like(net, dropout=0.0))]  # noqa: B023
+    assert masks[0] > 0 and masks[1] == 0
+    assert "random_bits" not in str(jax.make_jaxpr(net)(*x))
+
+
+def test_bfloat16_is_that_of_the_activations_only(net, call):
+    rough = like(net, dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(rough))} == {np.dtype("float32")}
+    x = inputs((3, 5, 7, 2), 4)
+    exact, y = call(net, *x), call(rough, *x)
+    assert y.dtype == jnp.float32 and (y != exact).any()
+    np.testing.assert_allclose(y, exact, atol=0.1 * float(exact.std()))
+
+
+def test_kernels_are_split_over_devices_and_decayed_and_nothing_else_is():
+    state = nnx.state(jax.eval_shape(lambda: UNet(UNetConfig.cifar10(), 3, 3, embedding=8, rngs=nnx.Rngs(0))), nnx.Param)
+    for path, is_decayed in jax.tree_util.tree_leaves_with_path(decayed(state)):
+        assert is_decayed == ("kernel" in jax.tree_util.keystr(path)), path
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if leaf.size >= 2**12:
+            assert "fsdp" in largest_divisible_axis(leaf.shape, 8), path
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("width", 7), ("multiples", ()), ("multiples", (1, 0)), ("blocks", 0), ("attention", (2,)), ("heads", 3), ("heads", 0)]
+    + [("dropout", 1.0), ("remat", 1)],
+)
+def test_sizes_out_of_range_are_refused(field, value, unchecked):
+    with pytest.raises(ConfigError, match=rf"{field}: wanted .*, got "):
+        UNetConfig(**{field: value})
+
+
+def test_an_embedding_must_fit(net):
+    x, time, embedding = inputs((2, 5, 7, 2), 4)
+    with pytest.raises(ConfigError, match=r"^embedding: wanted \[B, 4\], got None$"):
+        net(x, time)
+    with pytest.raises(ConfigError, match=r"^embedding: wanted \[B, 4\], got \[2, 3\]$"):
+        net(x, time, embedding[:, :3])
+    with pytest.raises(ConfigError, match=r"^embedding: wanted None, the network is given nothing, got \[2, 4\]$"):
+        TimeEmbedding(4, 8, 0, nnx.Rngs(0))(time, embedding)
+
+
+def test_sinusoids_are_those_of_the_equation():
+    found = np.asarray(sinusoids(jnp.asarray([0.0, 3.0]), 6))
+    rates = [1.0, 10000 ** (-1 / 3), 10000 ** (-2 / 3)]
+    expected = [[*(np.cos(p * w) for w in rates), *(np.sin(p * w) for w in rates)] for p in (0.0, 3.0)]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
