@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         commands,
         config,
         data,
+        denoising,
         distributions,
         errors,
         evaluation,
@@ -46,9 +47,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "__version__", "load", "train",
-    "benchmark", "checks", "cli", "commands", "config", "data", "distributions", "errors", "evaluation", "experiment", "latent",
-    "layers", "measures", "models", "notebook", "optimizers", "places", "processes", "reports", "run_commands", "runs", "sampling",
-    "sharding", "stages", "statistics", "synonyms", "trained", "training",
+    "benchmark", "checks", "cli", "commands", "config", "data", "denoising", "distributions", "errors", "evaluation", "experiment",
+    "latent", "layers", "measures", "models", "notebook", "optimizers", "places", "processes", "reports", "run_commands", "runs",
+    "sampling", "sharding", "stages", "statistics", "synonyms", "trained", "training",
 ]  # fmt: skip
 
 _FUNCTIONS = {"load": "jaxgen.trained", "train": "jaxgen.notebook"}

@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "sampling": {"errors", "checks", "distributions"},
     "places": {"errors", "checks", "sampling"},
     "layers": {"errors", "config", "checks", "data", "distributions", "sampling", "sharding"},
-    "models": {"errors", "config", "checks", "data", "distributions", "layers", "sampling", "statistics"},
+    "denoising": {"checks", "errors"},
+    "models": {"errors", "config", "checks", "data", "denoising", "distributions", "layers", "sampling", "statistics"},
     "optimizers": {"errors"},
     "training": {"errors", "optimizers", "sharding", "statistics"},
     "latent": {"data", "errors", "evaluation", "models", "sharding"},
@@ -89,6 +90,11 @@ ROOMS = {
         "pixelcnn_fronts": {"convolutions", "fronts", "masked"},
         "weight_norm": {"convolutions"},
         "gated_resnet": {"autoregressive", "convolutions", "weight_norm"},
+        "__init__": set(),
+    },
+    "denoising": {
+        "schedules": set(),
+        "exact": {"schedules"},
         "__init__": set(),
     },
     "evaluation": {
