@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "sampling": {"errors", "checks", "distributions"},
     "places": {"errors", "checks", "sampling"},
     "layers": {"errors", "config", "checks", "data", "distributions", "sampling", "sharding"},
-    "denoising": {"checks", "errors"},
+    "denoising": {"checks", "distributions", "errors"},
     "models": {"errors", "config", "checks", "data", "denoising", "distributions", "layers", "sampling", "statistics"},
     "optimizers": {"errors"},
     "training": {"errors", "optimizers", "sharding", "statistics"},
@@ -94,6 +94,7 @@ ROOMS = {
     },
     "denoising": {
         "schedules": set(),
+        "bound": {"schedules"},
         "exact": {"schedules"},
         "__init__": set(),
     },

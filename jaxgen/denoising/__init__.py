@@ -1,1 +1,1 @@
-"""Diffusion without a network: schedules, exact denoisers, samplers and the likelihood of the probability-flow ODE."""
+"""Diffusion without a network: schedules, exact denoisers, the variational bound, samplers, likelihoods of the probability-flow ODE."""
