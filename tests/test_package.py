@@ -80,6 +80,8 @@ ROOMS = {
         "autoregressive": {"convolutions"},
         "convolutions": set(),
         "denoiser_parts": {"attention", "convolutions"},
+        "denoising_mlp": {"denoiser_parts", "residual_cells"},
+        "dit": {"denoiser_parts", "residual_cells"},
         "unet": {"convolutions", "denoiser_parts", "residual_cells"},
         "logistic_mixture": {"convolutions"},
         "attention": {"convolutions"},

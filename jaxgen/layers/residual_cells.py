@@ -205,10 +205,10 @@ def power_iteration(matrices: list[Float[Array, "_ _ _"]], vectors: list[Float[A
     return jax.lax.fori_loop(0, steps, lambda i, vectors: list(map(advanced, matrices, vectors)), vectors)
 
 
-def drawn(make, key: PRNGKeyArray):
+def drawn(make, key: PRNGKeyArray, zero: tuple[str, ...] = ("head",)):
     """The modules of `make(rngs)` with first weights cut out of one normal draw: XLA compiles every draw by itself, which takes long.
 
-    Kernels are normal with variance 1 / inputs, gains 1 and biases 0. The kernels of layers named `head` are 0.
+    Kernels are normal with variance 1 / inputs, gains 1 and biases 0. The kernels of the layers named in `zero` are 0.
     """
     shapes = jax.eval_shape(lambda: make(nnx.Rngs(0)))
     leaves, tree = jax.tree.flatten_with_path(shapes)
@@ -217,7 +217,7 @@ def drawn(make, key: PRNGKeyArray):
     def weight(names, leaf, part):
         if "gain" in names:
             return jnp.ones(leaf.shape)
-        if "bias" in names or "head" in names:
+        if "bias" in names or not set(zero).isdisjoint(names):
             return jnp.zeros(leaf.shape)
         inputs = prod(leaf.shape[-4:-1] if leaf.ndim > 3 else leaf.shape[-2:-1]) if "kernel" in names else 1
         return part.reshape(leaf.shape) / np.float32(np.sqrt(inputs))
