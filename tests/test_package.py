@@ -99,6 +99,7 @@ ROOMS = {
         "schedules": set(),
         "bound": {"schedules"},
         "exact": {"schedules"},
+        "samplers": {"exact", "schedules"},
         "__init__": set(),
     },
     "evaluation": {

@@ -155,7 +155,7 @@ def quadratic_times(steps: int, first: float = 1.0, last: float = 0.0) -> Float[
 
 def log_snr_times(schedule: Schedule, steps: int, first: float = 1.0, last: float = 1e-3) -> Float[Array, " N"]:
     """Equal steps of log SNR (Lu et al. 2022, "DPM-Solver"). Raises ConfigError where it is infinite at an end, as at t = 0."""
-    start, stop = (_finite(float(schedule.log_snr(t)), t) for t in (first, last))
+    start, stop = (_log_snr(schedule, t) for t in (first, last))
     values = np.linspace(start, stop, check_count(steps, "steps") + 1)
     return _with_ends(times_at(schedule, jnp.asarray(values, jnp.float32)), first, last)
 
@@ -165,7 +165,7 @@ def karras_times(schedule: Schedule, steps: int, first: float = 1.0, last: float
 
     The last time is `last`; `jnp.append(times, 0.0)` adds the step to t = 0.
     """
-    ends = [np.exp(-0.5 * _finite(float(schedule.log_snr(t)), t)) ** (1 / rho) for t in (first, last)]
+    ends = [np.exp(-0.5 * _log_snr(schedule, t)) ** (1 / rho) for t in (first, last)]
     ratios = np.linspace(*ends, check_count(steps, "steps") + 1) ** rho
     return _with_ends(times_at(schedule, jnp.asarray(-2 * np.log(ratios), jnp.float32)), first, last)
 
@@ -192,10 +192,14 @@ def _with_ends(times: Float[Array, " N"], first: float, last: float) -> Float[Ar
     """`times` from exactly `first` to exactly `last`. ConfigError unless 1 >= first > last >= 0."""
     if not 1 >= first > last >= 0:
         raise ConfigError("first and last", "times with 1 >= first > last >= 0", (first, last))
-    return times.at[0].set(first).at[-1].set(last)
+    with jax.ensure_compile_time_eval():
+        return times.at[0].set(first).at[-1].set(last)
 
 
-def _finite(log_snr: float, t: float) -> float:
+def _log_snr(schedule: Schedule, t: float) -> float:
+    """log SNR(t) as a number, also while a function that calls this is compiled."""
+    with jax.ensure_compile_time_eval():
+        log_snr = float(schedule.log_snr(t))
     if not np.isfinite(log_snr):
         raise ConfigError("first and last", "times at which log SNR is finite", f"{log_snr} at t = {t}", "choose a time inside of (0, 1)")
     return log_snr
