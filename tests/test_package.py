@@ -100,6 +100,7 @@ ROOMS = {
         "bound": {"schedules"},
         "exact": {"schedules"},
         "samplers": {"exact", "schedules"},
+        "ode": {"exact", "schedules"},
         "__init__": set(),
     },
     "evaluation": {
