@@ -149,11 +149,10 @@ class DiT(nnx.Module):
         self.config, self.dtype, self.grid = config, jnp.dtype(dtype), (height // patch, width // patch)
 
         def make(rngs):
-            blocks = jax.vmap(lambda key: Block(config, nnx.Rngs(key)))(jax.random.split(rngs.params(), config.depth))
+            blocks = nnx.List([Block(config, rngs) for _ in range(config.depth)])
             first, last = Linear(patch**2 * inputs, config.width, rngs), Last(config.width, patch**2 * outputs, rngs)
             return TimeEmbedding(SINUSOIDS, config.width, embedding, rngs), first, blocks, last
 
-        # The arrays of `blocks` have a leading axis L.
         self.time, self.first, self.blocks, self.last = drawn(make, rngs.params(), zero=("modulation", "head"))
 
     def __call__(
@@ -171,10 +170,7 @@ class DiT(nnx.Module):
         patches = x.astype(self.dtype).reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
         h = self.first(patches.reshape(batch, rows * columns, -1))
         h = h + positions(rows, columns, self.config.width).astype(h.dtype)[None]
-
-        def step(h, block):
-            return block(h, c), None
-
-        h, _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False) if self.config.remat else step, h, self.blocks)
+        for block in self.blocks:
+            h = jax.checkpoint(Block.__call__)(block, h, c) if self.config.remat else block(h, c)
         y = self.last(h, c).reshape(batch, rows, columns, p, p, -1).transpose(0, 1, 3, 2, 4, 5)
         return y.reshape(batch, *sides, -1)
