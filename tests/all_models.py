@@ -20,10 +20,13 @@ from model_table import TABLE
 
 from jaxgen.data import Dataset
 from jaxgen.data.features import ClassLabel, Image, Points, Tokens, Vector
+from jaxgen.layers.denoising_mlp import MLPDenoiserConfig
+from jaxgen.layers.dit import DiTConfig
 from jaxgen.models import (
     MODELS,
     AutoencoderConfig,
     ClassifierConfig,
+    FlowMatchingConfig,
     GANConfig,
     ImplicitAutoencoderConfig,
     LanguageModelConfig,
@@ -40,6 +43,7 @@ from jaxgen.training import OptimizerConfig, make_optimizer
 
 SHAPE, LEVELS = (4, 4, 1), 3
 CODES = VQVAE2CodesConfig((8, 8, 1), LEVELS, codes=5, code_width=3, width=4, blocks=1)
+FLOW = {"density_steps": 2, "sample_steps": 2}
 PRIORS = TopPrior(1, 6, 1, 2, 3), LowerPrior(1, 6, 3, 6, 4)
 CONFIGS = {entry.name: entry.make(SHAPE, LEVELS) for entry in TABLE}
 CONFIGS |= {f"{entry.name} of a label": entry.make(SHAPE, LEVELS, num_classes=3) for entry in TABLE}
@@ -56,6 +60,8 @@ CONFIGS |= {
     "vqvae2_codes": CODES,
     "vqvae2": VQVAE2Config(CODES, 3, *PRIORS),
     "nvae": NVAEConfig(SHAPE, LEVELS, widths=(4,), groups=(2,), latent=2, expansion=1),
+    "flow_matching of points": FlowMatchingConfig((2,), 0, network="mlp", mlp=MLPDenoiserConfig(4, 1), coupling="transport", **FLOW),
+    "flow_matching of a label": FlowMatchingConfig(SHAPE, LEVELS, 3, "dit", dit=DiTConfig(width=8, depth=1, heads=2), guidance=0.5, **FLOW),
     "gan": GANConfig(SHAPE, LEVELS, latent=3, hidden=6, architecture="conv"),
     "gan of points": GANConfig((2,), 0, latent=3, hidden=6),
     "classifier": ClassifierConfig(SHAPE, LEVELS, 3, (6, 5)),
@@ -121,7 +127,9 @@ def score(model, batch: dict, key) -> jax.Array:
         return model.elbo(x, key, **given)
     if hasattr(model, "squared_error"):
         return model.squared_error(x)
-    return (model.log_density if hasattr(model, "log_density") else model.discriminate)(x.astype(jnp.float32))
+    if hasattr(model, "log_density"):
+        return model.log_density(x.astype(jnp.float32), **given)
+    return model.discriminate(x.astype(jnp.float32))
 
 
 RATE = 0.125

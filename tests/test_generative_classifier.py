@@ -133,10 +133,10 @@ def test_a_class_without_training_examples_is_never_predicted_and_costs_an_infin
 
 
 def test_other_models_are_refused_in_one_line():
-    names = "DiagonalBiLSTM, GatedPixelCNN, ImageTransformer, "
+    names = "FlowMatching, GatedPixelCNN, ImageTransformer, "
     for name, got in (("gated_pixelcnn", "GatedPixelCNN without a given label"), ("classifier", "Classifier"), ("pca", "PCA without a")):
         with pytest.raises(ConfigError) as error:
             latent.log_likelihoods(model_of(name), data_of(CONFIGS[name]))
         text = str(error.value)
         assert text.startswith("model: wanted a class-conditional model with a likelihood or a bound (") and names in text
-        assert f"got {got}" in text and ", VAE" in text and " GAN," not in text and "VQVAE," not in text
+        assert f"got {got}" in text and "(DiagonalBiLSTM, " in text and ", VAE" in text and " GAN," not in text and "VQVAE," not in text

@@ -101,6 +101,7 @@ ROOMS = {
         "exact": {"schedules"},
         "samplers": {"exact", "schedules"},
         "ode": {"exact", "schedules"},
+        "transport": set(),
         "__init__": set(),
     },
     "evaluation": {

@@ -90,7 +90,7 @@ def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples
         return model.log_prob(x, **given)
     if kind == "error":
         return model.squared_error(x, **given)
-    if kind == "real density":
+    if kind == "real density" and not getattr(model, "draws_trace", False):
         return model.log_density(x, **given)
 
     def one(x, index, given):
@@ -98,11 +98,22 @@ def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples
         keys = jax.random.split(jax.random.fold_in(key, index), samples)
         if kind == "importance":
             return model.importance_bound(x[None], keys[0], samples, **given)[0]
-        if kind == "density":
-            return jax.vmap(lambda key: model.log_density(dequantise(x[None], key), **given)[0])(keys).mean()
+        if kind in ("density", "real density"):
+            return jax.vmap(lambda key: _log_density(model, x[None], key, given)[0])(keys).mean()
+        if kind == "density errors":
+            v = dequantise(x[None], keys[0]) if jnp.issubdtype(x.dtype, jnp.integer) else x[None]
+            errors = model.density_errors(v, jax.random.fold_in(keys[0], 1), **given)
+            return jnp.concatenate([errors["solver_error"], errors["trace_error"]])
         return jax.vmap(lambda key: model.elbo(x[None], key, **given)[0])(keys).mean()
 
     return jax.vmap(one)(x, batch["index"], given)
+
+
+def _log_density(model, x: Array, key: PRNGKeyArray, given: dict) -> Float[Array, " B"]:
+    """log p(x + u) of integers, log p(x) of real numbers. A density with an estimated trace (denoising/ode.py) has a key for it."""
+    v = dequantise(x, key) if jnp.issubdtype(x.dtype, jnp.integer) else x
+    more = {"key": jax.random.fold_in(key, 1)} if getattr(model, "draws_trace", False) else {}
+    return model.log_density(v, **more, **given)
 
 
 def _score_on_host(kind: str, samples: int):

@@ -7,6 +7,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.models.autoencoder import Autoencoder, AutoencoderConfig
 from jaxgen.models.classifier import Classifier, ClassifierConfig
 from jaxgen.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalBiLSTMConfig
+from jaxgen.models.flow_matching import FlowMatching, FlowMatchingConfig
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
 from jaxgen.models.image_transformer import ImageTransformer, ImageTransformerConfig
@@ -40,6 +41,7 @@ MODELS = {
     VQVAE2CodesConfig: VQVAE2Codes,
     VQVAE2Config: VQVAE2,
     NVAEConfig: NVAE,
+    FlowMatchingConfig: FlowMatching,
     GANConfig: GAN,
     ClassifierConfig: Classifier,
     PCAConfig: PCA,

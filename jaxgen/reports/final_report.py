@@ -149,6 +149,7 @@ def print_evaluation(
     mesh = sharding.split_mesh(experiment.train.fsdp) or sharding.make_mesh()
     wanted = experiment.report.metrics
     result = evaluation.evaluate(model, dataset, batch_size=batch_size, samples=samples, bound=bound, mesh=mesh, metrics=wanted)
+    result |= evaluation.density_errors(model, dataset, batch_size, mesh=mesh)
     if set(FLOORS) & set(result):
         result = evaluation.with_floor(result, model, dataset, read("test" if dataset.split == "train" else "train"))
     ruled, fitted = {}, 0
