@@ -8,15 +8,17 @@ is measured anew around every repetition, and medians are reported.
 
 FLOPs are those of the matrix products and convolutions of the cached sampler, two for a multiply-add, counted from its traced program. A
 model whose sampler computes products that are not needed defines `flops_per_image() -> int`, the FLOPs of the needed ones. Training
-counts three times the sampler's FLOPs: one forward and two backward products.
+counts three times the sampler's FLOPs, one forward and two backward products; of a model that `denoise`s, three times those of one call.
+
+A model that is sampled by any of denoising/samplers.py has a row for each of them and each number of steps that is asked for.
 
 Comparison sizes, used when no run is given, are class methods of a configuration: `comparison()` and, for a second, `comparison_local()`.
 """
 
 import datetime
 import importlib.metadata
+import itertools
 import json
-import math
 import os
 import platform
 import statistics
@@ -32,8 +34,10 @@ import numpy as np
 
 from jaxgen import commands, config, sharding, training
 from jaxgen.data.features import given_to, random_batch
+from jaxgen.denoising.samplers import METHODS
 from jaxgen.errors import ConfigError, did_you_mean
 from jaxgen.layers.convolutions import EXACT
+from jaxgen.measures.flops import product_flops
 from jaxgen.models import MODELS, build, count_parameters
 from jaxgen.processes.printing import say
 from jaxgen.runs import report
@@ -77,38 +81,6 @@ def flops_per_image(model) -> int:
         return model.flops_per_image()
     given = random_given(model, 2)
     return product_flops(lambda model, key: model.sample(key, 2, **given), model, jax.random.key(0)) // 2
-
-
-def product_flops(function: Callable, *args) -> int:
-    """FLOPs of all matrix products and convolutions of function(*args), 2 for a multiply-add.
-
-    The body of a loop counts once for each of its steps, a `cond` as its branch with more FLOPs. A `while` loop whose number
-    of steps is not known counts once.
-    """
-    return _flops(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _flops(jaxpr) -> int:
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
-
-
-def _equation_flops(equation) -> int:
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        return 2 * equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel, out_features = equation.invars[1].aval, params["dimension_numbers"].rhs_spec[0]
-        return 2 * equation.outvars[0].aval.size * (kernel.size // kernel.shape[out_features])
-    inner = _inner(params)
-    return max(inner, default=0) if name == "cond" else sum(inner) * (params["length"] if name == "scan" else 1)
-
-
-def _inner(params: dict) -> list[int]:
-    """FLOPs of the programs among the parameters of an equation: the bodies of loops, branches and calls."""
-    values = [item for value in params.values() for item in (value if isinstance(value, tuple | list) else [value])]
-    programs = [getattr(value, "jaxpr", value) for value in values]
-    return [_flops(program) for program in programs if hasattr(program, "eqns")]
 
 
 # --- Timing -------------------------------------------------------------------------------------------------------------------------
@@ -185,11 +157,14 @@ def _repeat(run: Callable, peak: Peak, repetitions: int) -> list[tuple[float, fl
 # --- What is measured ---------------------------------------------------------------------------------------------------------------
 
 
-def sampling(model, method: str | None, batch: int, peak: Peak, repetitions: int, flops: int) -> Row:
-    """One row: `model.sample` of so many images by a method (None: the model has only one)."""
+def sampling(model, method: str | None, batch: int, peak: Peak, repetitions: int, flops: int, steps: int = 0) -> Row:
+    """One row: `model.sample` of so many images by a method (None: the model has only one), or by a sampler with so many `steps`."""
     if method == "naive":
         return _naive(model, batch, peak, repetitions)
     given, chosen = random_given(model, batch), {} if method is None else {"method": method}
+    if steps:
+        given, chosen = given | {"sampler": method, "steps": steps}, {}
+        flops = product_flops(lambda model, key: model.sample(key, batch, **given), model, jax.random.key(0)) // batch
     if method == "cached" and jax.device_count() > 1 and sharding.split_over(model) is None:
         chosen["mesh"] = sharding.make_mesh()
         model = sharding.place_state(chosen["mesh"], model)
@@ -199,7 +174,7 @@ def sampling(model, method: str | None, batch: int, peak: Peak, repetitions: int
         row = _row(model, method, batch, seconds) | {"passes": int(program(model, key)[1]), "positions": _positions(model)}
         return row | _summary(_repeat(lambda: program(model, key), peak, repetitions), batch, 0)
     program, seconds = compiled(lambda model, key: model.sample(key, batch, **given, **chosen), model, key)
-    row = _row(model, method or "sample", batch, seconds)
+    row = _row(model, method or "sample", batch, seconds) | ({"steps": steps} if steps else {})
     return row | _summary(_repeat(lambda: program(model, key), peak, repetitions), batch, flops)
 
 
@@ -257,16 +232,23 @@ def _positions(model) -> int:
     return height * width * (channels if getattr(model.head, "channelwise", False) else 1)
 
 
-def measure(model, batches: Sequence[int] = BATCHES, train_batch: int | None = 16, repetitions: int = REPETITIONS) -> Iterable[Row]:
-    """The rows of one model, each as soon as it is measured: cached at every batch, naive and fixed-point at
-    the middle one, training."""
+def measure(
+    model, batches: Sequence[int] = BATCHES, train_batch: int | None = 16, repetitions: int = REPETITIONS, steps: Sequence[int] = ()
+) -> Iterable[Row]:
+    """The rows of one model, each as soon as it is measured: cached at every batch, naive, fixed-point and other samplers at the middle
+    one, training."""
     peak, images = Peak(getattr(model.config, "dtype", "float32")), hasattr(model, "sample_and_passes")
-    flops = flops_per_image(model)
+    flops, middle = flops_per_image(model), sorted(batches)[len(batches) // 2]
     for batch in batches:
         yield sampling(model, "cached" if images else None, batch, peak, repetitions, flops)
     for method in ("naive", "fixed_point") if images else ():
-        yield sampling(model, method, sorted(batches)[len(batches) // 2], peak, min(repetitions, 2), flops)
+        yield sampling(model, method, middle, peak, min(repetitions, 2), flops)
+    for count, method in itertools.product(steps if hasattr(model, "denoise") else (), METHODS):
+        yield sampling(model, method, middle, peak, min(repetitions, 2), 0, count)
     if train_batch is not None and hasattr(model, "loss"):
+        if hasattr(model, "denoise"):
+            x, given = jnp.zeros((1, *model.config.image_shape)), random_given(model, 1)
+            flops = product_flops(lambda model: model.denoise(x, jnp.float32(0.5), **given), model)
         # On a CPU one image at a time is faster where its activations fit the caches of the processor and those of a batch do not.
         for parts in sorted({1, train_batch if _cpu() else 1}):
             yield train(model, train_batch, parts, peak, repetitions, flops)
@@ -311,7 +293,7 @@ def _device() -> str:
     return jax.devices()[0].device_kind
 
 
-HEADER = f"{'model':<23} {'method':<12} {'batch':>5} {'images/s':>9} {'(wall)':>9} {'of peak':>8} {'GFLOP/s':>8} {'compile':>8}"
+HEADER = f"{'model':<23} {'method':<14} {'batch':>5} {'images/s':>9} {'(wall)':>9} {'of peak':>8} {'GFLOP/s':>8} {'compile':>8}"
 
 
 def line(row: Row) -> str:
@@ -319,9 +301,10 @@ def line(row: Row) -> str:
     fraction = f"{row['fraction_of_peak']:.1%}" if row["fraction_of_peak"] is not None else "-"
     notes = f"  extrapolated from {row['extrapolated_from']} of {row['positions']} passes" if row.get("extrapolated_from") else ""
     notes += f"  {row['passes']} passes of {row['positions']}" if "passes" in row else ""
+    notes += f"  {row['steps']} steps" if "steps" in row else ""
     notes += f"  in {row['accumulate']} parts" if row.get("accumulate", 1) > 1 else ""
     rates = f"{row['images_per_second']:>9.4g} {row['images_per_second_wall']:>9.4g} {fraction:>8} {row['peak_gflops']:>8.1f}"
-    return f"{row['model']:<23} {row['method']:<12} {row['batch']:>5} {rates} {row['compile_seconds']:>6.1f} s{notes}"
+    return f"{row['model']:<23} {row['method']:<14} {row['batch']:>5} {rates} {row['compile_seconds']:>6.1f} s{notes}"
 
 
 # --- The command --------------------------------------------------------------------------------------------------------------------
@@ -366,7 +349,7 @@ def run(options: commands.Bench, model, cores: list[int] | None) -> int:
     models = [(type(model).__name__, model)] if model is not None else ((name, build(one)) for name, one in chosen.items())
     for name, one in models:
         facts["models"].append(_described(one) | {"model": name})
-        for row in measure(one, options.batches, options.train_batch or None, options.repetitions):
+        for row in measure(one, options.batches, options.train_batch or None, options.repetitions, options.steps):
             facts["results"].append(row | {"model": name})
             say(line(facts["results"][-1]))
     out.parent.mkdir(parents=True, exist_ok=True)

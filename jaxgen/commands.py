@@ -259,6 +259,8 @@ class Bench:
     """batch of the train step, 0 to leave it out"""
     repetitions: int = 5
     """timed runs of each"""
+    steps: tuple[int, ...] = (10, 50)
+    """diffusion models: numbers of steps with which each of their samplers is timed"""
     cores: int | None = None
     """pin the process to so many cores; None: 1 on a CPU, all beside an accelerator"""
     out: str | None = None
@@ -267,6 +269,8 @@ class Bench:
     def __post_init__(self):
         if not self.batches or min(self.batches) < 1:
             raise ConfigError("--batches", "1 or more", list(self.batches))
+        if min(self.steps, default=1) < 1:
+            raise ConfigError("--steps", "1 or more", list(self.steps))
         _check_least(self, "step", "repetitions")
         _check_least(self, "train_batch", least=0)
 

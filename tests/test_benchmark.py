@@ -14,7 +14,8 @@ from flax import nnx
 
 from jaxgen import benchmark, commands
 from jaxgen.errors import ConfigError
-from jaxgen.models import ClassifierConfig, ImageTransformerConfig, PixelCNNPPConfig, PixelSNAILConfig, build
+from jaxgen.layers.denoising_mlp import MLPDenoiserConfig
+from jaxgen.models import ClassifierConfig, FlowMatchingConfig, ImageTransformerConfig, PixelCNNPPConfig, PixelSNAILConfig, build
 from jaxgen.models.gated_pixelcnn import GatedPixelCNNConfig
 from jaxgen.models.vae import VAEConfig
 
@@ -180,6 +181,19 @@ def test_a_model_of_another_family_has_its_rows(monkeypatch):
     model = build(VAEConfig(image_shape=(4, 4, 1), levels=2))
     rows = list(benchmark.measure(model, (2,), 2, 1))
     assert [row["method"] for row in rows] == ["sample", "train", "train"] and all(row["fraction_of_peak"] > 0 for row in rows)
+
+
+def test_every_sampler_of_a_flow_has_a_row_for_every_number_of_steps(monkeypatch):
+    """Products are counted for each: two passes for a step of two evaluations, and one pass in training."""
+    monkeypatch.setattr(benchmark, "PEAK_SIZES", {"cpu": (32,)})
+    monkeypatch.setattr(benchmark, "METHODS", ("ddim", "midpoint"))
+    model = build(FlowMatchingConfig((2,), 0, network="mlp", mlp=MLPDenoiserConfig(4, 1), sample_steps=2))
+    rows = list(benchmark.measure(model, (2,), 2, 1, steps=(1, 3)))
+    samplers = [("ddim", 1), ("midpoint", 1), ("ddim", 3), ("midpoint", 3)]
+    assert [(row["method"], row.get("steps")) for row in rows] == [("sample", None), *samplers, ("train", None), ("train", None)]
+    one = rows[1]["gflops_per_image"]
+    np.testing.assert_allclose([row["gflops_per_image"] / one for row in rows[1:]], [1, 2, 3, 6, 3, 3], rtol=1e-6)
+    assert benchmark.line(rows[3]).endswith("  3 steps")
 
 
 # --- The process --------------------------------------------------------------------------------------------------------------------

@@ -46,7 +46,8 @@ MAY_IMPORT = {
     "trained": {"config", "errors", "models", "runs", "sharding"},
     "stages": {"config", "errors", "models", "runs", "trained", "training"},
     "evaluation": {"data", "errors", "measures", "sharding", "distributions"},
-    "benchmark": {"commands", "errors", "config", "data", "layers", "models", "processes", "runs", "sampling", "sharding", "training"},
+    "benchmark": {"commands", "errors", "config", "data", "denoising", "layers", "measures", "models", "processes", "runs", "sampling"}
+    | {"sharding", "training"},
     "reports": {"benchmark", "data", "errors", "evaluation", "latent", "measures", "runs", "sharding", "stages", "trained"},
     "experiment": {"config", "data", "errors", "evaluation", "measures", "models", "processes", "reports", "runs", "sharding", "stages"}
     | {"trained", "training"},
@@ -119,6 +120,7 @@ ROOMS = {
     "measures": {
         "metrics": set(),
         "rulers": set(),
+        "flops": set(),
         "frechet": set(),
         "neighbours": set(),
         "scores": {"metrics", "rulers"},

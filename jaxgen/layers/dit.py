@@ -37,7 +37,7 @@ class DiTConfig:
 
     patch: int = 2  # p, the sides of a patch in pixels, a divisor of the image's sides
     width: int = 64  # D, features of a place, a multiple of 4 and of heads
-    depth: int = 4  # L, blocks
+    depth: int = 4  # L, number of blocks
     heads: int = 4  # attention heads
     ratio: int = 4  # hidden features of a block's MLP as a multiple of width
     remat: bool = False  # compute the blocks once more in the backward pass instead of keeping their activations

@@ -28,7 +28,8 @@ def lines(
         yield _line("  real against real", result[floor], {"n": result["n_floor"]}, noun)
     for other in sorted(set(result) - {"nats", "n", "standard_error", "n_floor", name, *FLOORS.values()}):
         if math.isfinite(result[other]) or not_computed(other, result):  # the standard error of a single example is not
-            yield f"{'  ' + other:<27} {not_computed(other, result) or result[other]}"
+            value = f"{result[other]:.4f}" if other.startswith("ode_") else result[other]
+            yield f"{'  ' + other:<27} {not_computed(other, result) or value}"
 
 
 def _line(label: str, value: float, result: Mapping[str, Any], noun: str, few: str = "") -> str:

@@ -60,10 +60,10 @@ class FlowMatchingConfig(OfImagesOrPoints):
     unet: UNetConfig = UNetConfig()
     dit: DiTConfig = DiTConfig()
     mlp: MLPDenoiserConfig = MLPDenoiserConfig()
-    path: Literal["linear", "trigonometric"] = "linear"
+    path: Literal["linear", "trigonometric"] = "linear"  # from data to noise: a straight line, or an arc that keeps a variance of 1
     coupling: Literal["independent", "transport"] = "independent"  # of the examples of a batch with its noise, in training
     drop_label: float = 0.1  # probability with which the label is hidden in training, which guidance needs
-    sampler: samplers.Method = "heun"
+    sampler: samplers.Method = "heun"  # how samples are drawn: the methods of denoising/samplers.py
     sample_steps: int = 50  # steps of the sampler
     guidance: float = 0.0  # w, how far samples go beyond the flow given the label, away from that without; 0: no guidance
     density_steps: int = 40  # steps of the log-density, each of four evaluations
