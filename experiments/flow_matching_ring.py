@@ -4,7 +4,7 @@
     python -m experiments.flow_matching_ring --laptop         a few seconds
 
 The noise of every batch is paired with its points by optimal transport. The least that any model can reach is the entropy of the data,
-log 8 + log(2 pi e 0.02^2) = -2.907 nats (the modes do not overlap). Measured: experiments/results/diffusion.md.
+log 8 + log(2 pi e 0.02^2) = -2.907 nats (the modes do not overlap). Measured: experiments/results/flow_matching.md.
 """
 
 from dataclasses import replace

@@ -26,7 +26,7 @@ PARAMETERS = {
     "classifier_digits": (29_066, 29_066),
     "diagonal_bilstm_cifar10": (7_880_634, 50_832),
     "diagonal_bilstm_mnist": (64_001, 5_233),
-    "flow_matching_digits": (701_345, 44_969),
+    "flow_matching_digits": (954_176, 12_640),
     "flow_matching_ring": (182_274, 1_442),
     "gan_digits": (75_394, 75_394),
     "gan_ring": (34_179, 34_179),
@@ -60,9 +60,11 @@ NO_SINGLE_RUN = {  # scripts of another form
     "compare_inversion",
     "compare_latent",
     "estimator_variances",
+    "flow_matching_points",
     "judge_samples",
     "layer_speed",
     "memory",
+    "sampler_steps",
     "step_cost",
 }
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")

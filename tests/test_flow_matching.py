@@ -140,7 +140,7 @@ def test_guidance_and_known_pixels():
     np.testing.assert_allclose(model.velocity(x, t, label, guidance=1.5), 2.5 * given - 1.5 * without, rtol=1e-4, atol=1e-5)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 3, (4, 4, 4, 1), np.uint8))
     mask = np.random.default_rng(1).random((4, 4)) < 0.4
-    drawn = model.sample(key, 4, label, known=(image, mask), sampler="ddim", steps=3)
+    drawn = model.sample(key, 4, label, known=(image, mask), steps=3)
     np.testing.assert_array_equal(np.asarray(drawn)[:, mask], np.asarray(image)[:, mask])
     assert drawn.dtype == jnp.uint8 and (np.asarray(drawn) != np.asarray(image)).any()
 

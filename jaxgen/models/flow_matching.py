@@ -47,6 +47,8 @@ from jaxgen.layers.unet import UNetConfig
 PATHS = {"linear": linear_path, "trigonometric": trigonometric_path}
 EXACT_TRACE = 16
 """The most dimensions of an example for which the trace in the log-density is always exact."""
+REPEATS = 4
+"""How often each step is taken where pixels are known, which brings the other pixels closer to them (see samplers.py)."""
 
 
 @dataclass(frozen=True)
@@ -175,12 +177,13 @@ class FlowMatching(nnx.Module):
         """n images [n, H, W, C] of the smallest unsigned type for their levels, or n points float32 [n, d].
 
         known: images and bool [n, H, W] or [H, W], True where their pixels are kept; other pixels are drawn given them, approximately (see
-        samplers.py). sampler, steps, guidance: those of denoising/samplers.py; None: the config's. Euler-Maruyama starts at
-        t = 1 - 1 / (steps + 1), since its noise is infinite at t = 1.
+        samplers.py). sampler, steps, guidance: those of denoising/samplers.py; None: the config's, and "ancestral" where pixels are known.
+        Euler-Maruyama starts at t = 1 - 1 / (steps + 1), since its noise is infinite at t = 1.
         """
         check_key(key)
         n, config = check_count(n), self.config
-        method, w = sampler or config.sampler, config.guidance if guidance is None else guidance
+        method = sampler or (config.sampler if known is None else "ancestral")
+        w = config.guidance if guidance is None else guidance
         if method not in samplers.METHODS:
             raise ConfigError("sampler", f"one of {', '.join(samplers.METHODS)}", method, did_you_mean(method, samplers.METHODS))
         if w and not config.num_classes:
@@ -206,6 +209,7 @@ def _sample(model: FlowMatching, key: PRNGKeyArray, label, image, mask, *, n: in
     config, (key_noise, key_path), known = model.config, jax.random.split(key), {}
     if mask is not None:
         known = {"known": model._scale(image.astype(jnp.float32) + 0.5), "mask": jnp.broadcast_to(mask[..., None], image.shape)}
+        known |= {"repeats": 1 if method == "multistep" else REPEATS} | ({"variance": "large"} if method == "ancestral" else {})
     times = uniform_times(steps, steps / (steps + 1) if method == "euler_maruyama" else 1.0)
     noise = jax.random.normal(key_noise, (n, *config.image_shape))
     denoise = partial(model.denoise, label=label, guidance=guidance)
