@@ -104,6 +104,12 @@ class _Pictures(_ReadsData):
     """class by its name or number, for class-conditional models; None: each in turn, or the image's own"""
     temperature: float = 1.0
     """below 1 sharpens"""
+    sampler: str | None = None
+    """diffusion models: ancestral, ddim, euler, heun, midpoint, multistep, euler_maruyama; None: the model's own"""
+    steps: int | None = None
+    """diffusion models: steps of the sampler; None: the model's own number"""
+    guidance: float | None = None
+    """class-conditional diffusion models: how far samples go beyond the estimate given the class; None: the model's own"""
     seed: int = 0
     """the same seed draws the same images"""
     out: str | None = None
@@ -111,7 +117,7 @@ class _Pictures(_ReadsData):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_least(self, "n")
+        _check_least(self, "n", "steps")
         _check_seed(self)
 
 

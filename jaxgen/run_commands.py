@@ -98,7 +98,7 @@ def sample(options: Sample, models: Sequence[type] = ()) -> int:
     experiment, model = _open(options, models)
     if not hasattr(model, "sample"):
         raise ConfigError("RUN", "a model that draws samples", type(model).__name__)
-    extra = _sampler_options(model, options, temperature=1.0, method=None)
+    extra = _sampler_options(model, options, method=None)
     if has(model, "mesh") and extra.get("method") is None and jax.local_device_count() == jax.device_count() > 1:
         extra["mesh"] = sharding.make_mesh()
     feature = modelled(model)
@@ -151,7 +151,7 @@ def complete(options: Complete, models: Sequence[type] = ()) -> int:
     experiment, model = _open(options, models)
     if not completes(model):
         raise ConfigError("RUN", "a model that can complete images", type(model).__name__)
-    extra = _sampler_options(model, options, temperature=1.0)
+    extra = _sampler_options(model, options)
     label, of = _class(experiment, model, options)
     out = _out(options, "completions.png")
     dataset = _reader(options, experiment)(options.split)
@@ -165,7 +165,7 @@ def upscale(options: Upscale, models: Sequence[type] = ()) -> int:
     experiment, model = _open(options, models)
     if small_shape(model) is None:
         raise ConfigError("RUN", "a model that upscales images (low_resolution is set)", type(model).__name__)
-    extra = _sampler_options(model, options, temperature=1.0)
+    extra = _sampler_options(model, options)
     label, of = _class(experiment, model, options)
     out = _out(options, "upscaled.png")
     upscale_images(model, _reader(options, experiment)(options.split), options.n, out, jax.random.key(options.seed), label, **extra)
@@ -180,6 +180,7 @@ def _out(options, name: str, ending: str = ".png"):
 
 def _sampler_options(model, options, **defaults) -> dict:
     """The options of the sampler that differ from their defaults; ConfigError where the model's sampler has no such option."""
+    defaults |= {"temperature": 1.0, "sampler": None, "steps": None, "guidance": None}
     given = {name: getattr(options, name) for name, default in defaults.items() if getattr(options, name) != default}
     for name in given:
         if not has(model, name):

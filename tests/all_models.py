@@ -26,6 +26,7 @@ from jaxgen.models import (
     MODELS,
     AutoencoderConfig,
     ClassifierConfig,
+    DiffusionConfig,
     FlowMatchingConfig,
     GANConfig,
     ImplicitAutoencoderConfig,
@@ -44,6 +45,9 @@ from jaxgen.training import OptimizerConfig, make_optimizer
 SHAPE, LEVELS = (4, 4, 1), 3
 CODES = VQVAE2CodesConfig((8, 8, 1), LEVELS, codes=5, code_width=3, width=4, blocks=1)
 FLOW = {"density_steps": 2, "sample_steps": 2}
+BRIEF = {"steps": 4, "terms": 2, "sample_steps": 2}
+COSINE = {"schedule": "cosine", "predicts": "v", "variances": "learned"}
+CONTINUOUS = {"schedule": "learned", "weights": "bound", "guidance": 1.0, "drop_label": 0.5}
 PRIORS = TopPrior(1, 6, 1, 2, 3), LowerPrior(1, 6, 3, 6, 4)
 CONFIGS = {entry.name: entry.make(SHAPE, LEVELS) for entry in TABLE}
 CONFIGS |= {f"{entry.name} of a label": entry.make(SHAPE, LEVELS, num_classes=3) for entry in TABLE}
@@ -62,6 +66,9 @@ CONFIGS |= {
     "nvae": NVAEConfig(SHAPE, LEVELS, widths=(4,), groups=(2,), latent=2, expansion=1),
     "flow_matching of points": FlowMatchingConfig((2,), 0, network="mlp", mlp=MLPDenoiserConfig(4, 1), coupling="transport", **FLOW),
     "flow_matching of a label": FlowMatchingConfig(SHAPE, LEVELS, 3, "dit", dit=DiTConfig(width=8, depth=1, heads=2), guidance=0.5, **FLOW),
+    "diffusion": DiffusionConfig(SHAPE, LEVELS, network="mlp", mlp=MLPDenoiserConfig(4, 1), **COSINE, **BRIEF),
+    "diffusion of points": DiffusionConfig((2,), 0, network="mlp", mlp=MLPDenoiserConfig(4, 1), schedule="sohl_dickstein", **BRIEF),
+    "diffusion of a label": DiffusionConfig(SHAPE, LEVELS, 3, "dit", dit=DiTConfig(width=8, depth=1, heads=2), **CONTINUOUS, **BRIEF),
     "gan": GANConfig(SHAPE, LEVELS, latent=3, hidden=6, architecture="conv"),
     "gan of points": GANConfig((2,), 0, latent=3, hidden=6),
     "classifier": ClassifierConfig(SHAPE, LEVELS, 3, (6, 5)),

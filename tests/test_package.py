@@ -93,6 +93,7 @@ ROOMS = {
         "pixelcnn_fronts": {"convolutions", "fronts", "masked"},
         "weight_norm": {"convolutions"},
         "gated_resnet": {"autoregressive", "convolutions", "weight_norm"},
+        "learned_schedule": set(),
         "denoising_network": {"convolutions", "denoising_mlp", "dit", "unet"},
         "__init__": set(),
     },

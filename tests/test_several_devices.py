@@ -41,7 +41,7 @@ MORE = {
 SPLIT = "vae"  # the model that is split over the devices
 STEPS = ["--train.steps=2", "--train.batch_size=16", "--train.log_every=1", "--train.eval_every=2"]
 DRAWN = {name: ["samples.txt" if name == "language_model" else "samples.png"] for name in RUNS | MORE if name != "classifier"}
-DRAWN |= {name: ["completions.png", "samples.png"] for name in ["gated_pixelcnn", "flow_matching", *MORE]}  # of the autoregressive ones
+DRAWN |= {name: ["completions.png", "samples.png"] for name in ["gated_pixelcnn", *MORE, "diffusion", "flow_matching"]}
 MORE |= {
     "vae_gan": [*DIGITS, "--model.hidden", "16", "--model.latent=4"],
     "autoencoder": [*DIGITS, "--model.hidden", "16", "--model.latent=4"],
@@ -50,6 +50,8 @@ MORE |= {
     "nvae": [*DIGITS, "--model.widths", "8", "8", "--model.groups", "1", "1", "--model.latent=2", "--model.expansion=1"],
     "flow_matching": [*DIGITS, "--model.num_classes=10", "--model.network=mlp", "--model.mlp.width=8", "--model.mlp.depth=1"]
     + ["--model.density_steps=2", "--model.sample_steps=2"],
+    "diffusion": [*DIGITS, "--model.num_classes=10", "--model.unet.width=4", "--model.schedule=cosine", "--model.predicts=v"]
+    + ["--model.steps=8", "--model.terms=2", "--model.sample_steps=2"],
     "vqvae2_codes": [*DIGITS, "--model.codes=8", "--model.code_width=4", "--model.width=8", "--model.blocks=1"],
     "vqvae2": [*DIGITS, "--model.codes.codes=8", "--model.codes.width=8", "--model.top.width=8", "--model.lower.width=8"]
     + ["--model.top.blocks=1", "--model.lower.layers=1", "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"],

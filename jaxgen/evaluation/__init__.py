@@ -9,6 +9,7 @@ The first of these methods that a model has decides what is reported:
     log_density(v)               a density      "bits_per_dim_bound": E_u[-log p(x + u)] >= -log P(x) (Theis et al. 2016, section 3.1)
     log_density(v), real data    a density      "nats", of points and vectors, which need no noise
     elbo, importance_bound       lower bounds   "bits_per_dim_bound"
+    bound_terms                  an elbo        also each of its terms, in nats: "nats_prior", ... (`term_names` of the model)
     squared_error(x)             none, an error "squared_error", of auto-encoders: |x - x'|^2 / D of pixels scaled to [0, 1]
     none of them                 samples        "frechet_pixels", on point sets also the modes covered
 
@@ -144,8 +145,15 @@ def _scores(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, sampl
     name, feature = modelled_column(model, dataset)
     if kind == "density" and not feature.discrete:
         kind = "real density"
-    nats = -numbers(model, dataset, kind, batch_size, key, samples, mesh)
-    result = _in_unit(nats, feature, dataset.columns[name], kind) | {"nats": float(nats.mean()), "n": len(nats)}
+    terms = {}
+    if kind == "elbo" and hasattr(model, "bound_terms"):
+        each = -numbers(model, dataset, "terms", batch_size, key, samples, mesh)
+        nats = each.sum(1)
+        for term, values in zip(model.term_names, each.T, strict=True):
+            terms |= {f"nats_{term}": float(values.mean()), f"nats_{term}_standard_error": _standard_error(values)}
+    else:
+        nats = -numbers(model, dataset, kind, batch_size, key, samples, mesh)
+    result = _in_unit(nats, feature, dataset.columns[name], kind) | {"nats": float(nats.mean()), "n": len(nats)} | terms
     return {**result, DRAWS[kind]: samples} if kind in DRAWS else result
 
 

@@ -26,7 +26,10 @@ def modelled_column(model, dataset) -> tuple[str, Any]:
 
 
 def numbers(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, samples: int = 1, mesh: Mesh | None = None) -> np.ndarray:
-    """log p of every example of the set, or its bound, in nats: float64 [N]; of a classifier float64 [N, 2], as `_score` gives it."""
+    """log p of every example of the set, or its bound, in nats: float64 [N]; of a classifier float64 [N, 2], as `_score` gives it.
+
+    kind: of `kind_of`, or "terms" for minus the terms of a bound, float64 [N, terms].
+    """
     if isinstance(model, nnx.Module):
         model = model if mesh is None else sharding.place_state(mesh, model)
         score = compiled(kind, samples, sharding.whole(mesh))
@@ -104,6 +107,8 @@ def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples
             v = dequantise(x[None], keys[0]) if jnp.issubdtype(x.dtype, jnp.integer) else x[None]
             errors = model.density_errors(v, jax.random.fold_in(keys[0], 1), **given)
             return jnp.concatenate([errors["solver_error"], errors["trace_error"]])
+        if kind == "terms":
+            return jax.vmap(lambda key: -jnp.concatenate(model.bound_terms(x[None], key, **given)))(keys).mean(0)
         return jax.vmap(lambda key: model.elbo(x[None], key, **given)[0])(keys).mean()
 
     return jax.vmap(one)(x, batch["index"], given)
@@ -138,7 +143,7 @@ def dequantise(image: UInt[Array, "*shape"], key: PRNGKeyArray) -> Float[Array, 
 def _check(value: np.ndarray, start: int, kind: str) -> None:
     """NonFiniteError for a log p that is not finite; ConfigError for an exact log p above 1e-3, since probabilities are at most 1."""
     if not np.isfinite(value).all():
-        index = int(np.flatnonzero(~np.isfinite(value))[0])
+        index = int(np.argwhere(~np.isfinite(value))[0, 0])
         raise NonFiniteError(f"image {start + index}", "a finite log-probability", value[index])
     if kind == "exact" and value.max() > 1e-3:
         index = int(value.argmax())

@@ -18,6 +18,10 @@ def lines(
         yield f"  of each image given its small one, {' x '.join(map(str, small))}"
     if "nats" in result:
         yield f"{f'  nats per {noun}':<27} {result['nats']:.3f}"
+    terms = [other for other in result if f"{other}_standard_error" in result and other.startswith("nats_")]  # of a bound, in their order
+    for term in terms:
+        error = result[f"{term}_standard_error"]
+        yield f"{'  ' + term:<27} {result[term]:.3f}" + (f" +- {error:.3f}" if math.isfinite(error) else "")
     for ruler, of_ruler in ruled.items():
         few = "" if of_ruler else too_few(fitted, RULERS[ruler])
         chosen = "".join(f", {name} {of_ruler[name]:.3g}" for name in ("smoothing", "ridge") if name in of_ruler)
@@ -26,7 +30,8 @@ def lines(
         yield _line(f"  {ruler.replace('_', ' ')} ruler", bits, of_ruler, noun, few) + chosen + worse
     for floor in sorted(set(FLOORS.values()) & set(result)):
         yield _line("  real against real", result[floor], {"n": result["n_floor"]}, noun)
-    for other in sorted(set(result) - {"nats", "n", "standard_error", "n_floor", name, *FLOORS.values()}):
+    said = {*terms, *(f"{term}_standard_error" for term in terms)}
+    for other in sorted(set(result) - {"nats", "n", "standard_error", "n_floor", name, *FLOORS.values()} - said):
         if math.isfinite(result[other]) or not_computed(other, result):  # the standard error of a single example is not
             value = f"{result[other]:.4f}" if other.startswith("ode_") else result[other]
             yield f"{'  ' + other:<27} {not_computed(other, result) or value}"

@@ -7,6 +7,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.models.autoencoder import Autoencoder, AutoencoderConfig
 from jaxgen.models.classifier import Classifier, ClassifierConfig
 from jaxgen.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalBiLSTMConfig
+from jaxgen.models.diffusion import Diffusion, DiffusionConfig
 from jaxgen.models.flow_matching import FlowMatching, FlowMatchingConfig
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
@@ -41,6 +42,7 @@ MODELS = {
     VQVAE2CodesConfig: VQVAE2Codes,
     VQVAE2Config: VQVAE2,
     NVAEConfig: NVAE,
+    DiffusionConfig: Diffusion,
     FlowMatchingConfig: FlowMatching,
     GANConfig: GAN,
     ClassifierConfig: Classifier,
