@@ -24,8 +24,6 @@ DEFAULTS = {
     # Compiling is most of the time of the suite; at the default threshold of one second almost nothing would be kept.
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    # Every operation of a program would carry the whole chain of calls that led to it; one line of it is enough.
-    "JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS": "0",
 }
 gc.disable()  # until all tests are collected
 os.environ.update(STRICT)

@@ -3,7 +3,6 @@
 Every process is forked from a server that has imported the package once and computed nothing: it begins within half a second.
 """
 
-import multiprocessing
 import os
 import re
 import signal
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 from all_models import CONFIGS, data_of
+from forked_runs import SERVER
 
 from jaxgen import experiment
 from jaxgen.data import DataConfig
@@ -23,8 +23,6 @@ from jaxgen.training import OptimizerConfig, TrainConfig
 STEPS, EVERY = 24, 8
 STEPPED = ["vae of a label", "gan of points", "classifier", "language_model"]
 CLOSED_FORM = "pca of points"
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["jaxgen.cli", "orbax.checkpoint"])
 
 
 def train_all(folder: Path, names: list[str], killed_in_its_save: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Interrupt a training in every way there is: what comes out is, bit for bit, the run that nobody touched.
 
-Processes that die are real ones, started by the `jaxgen` command; JAXGEN_KILLS says how many times the kill test kills (default 5).
+Processes that die are real ones that run the `jaxgen` command (forked_runs.py); JAXGEN_KILLS says how many times the kill test
+kills (default 5).
 The oracle is metrics.jsonl of an undisturbed run: one row a step, the loss with all its bits, the validation of the averaged model.
 """
 
@@ -10,11 +11,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import family_runs
+import forked_runs
 import numpy as np
 import pytest
 from all_models import CONFIGS, data_of
@@ -27,60 +30,21 @@ KILLS = int(os.environ.get("JAXGEN_KILLS", "5"))
 STEPS = 10 * (KILLS + 2)
 START = re.compile(r"(training to step|resumed from step (\d+) of|is finished at step) (\d+)?")
 
-# The command without the report at its end, which measures speeds for seconds.
-TRAIN_ONLY = """
-import os, signal, sys, time
-from jaxgen import __main__, cli
-from jaxgen.runs import manifest, storage
-cli.finish = lambda experiment: None
-{}
-sys.exit(__main__.main())
-"""
-# Kills itself inside its second save: after the arrays, before or after the manifest that makes them a checkpoint.
-KILLED_INSIDE_A_SAVE = """
-write, saves = manifest.write, []
-def killer(*args, **options):
-    saves.append(1)
-    if len(saves) == 2 and not {after}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(*args, **options)
-    if len(saves) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-manifest.write = killer
-"""
-# Saves so slowly, with half of the files written, that a second Ctrl-C comes in time.
-SLOW_SAVE = """
-save = storage.save
-def slow(*args):
-    save(*args)
-    print("saving", flush=True)
-    time.sleep(100)
-storage.save = slow
-"""
-
 
 class Child:
     """A training in a process of its own; its output is read as it comes."""
 
-    def __init__(self, workdir: Path, steps: int, patch: str = ""):
-        command = [sys.executable, "-c", TRAIN_ONLY.format(patch), *words(workdir, steps)]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.lines: list[str] = []
-        self._errors: list[str] = []
-        self._readers = [
-            threading.Thread(target=target.extend, args=(stream,))
-            for target, stream in ((self.lines, self.process.stdout), (self._errors, self.process.stderr))
-        ]
-        for reader in self._readers:
-            reader.start()
+    def __init__(self, workdir: Path, steps: int, patch: Callable[[], None] | None = None):
+        folder = Path(tempfile.mkdtemp(dir=workdir.parent))
+        self._out, self._err = folder / "out", folder / "err"
+        self.process = forked_runs.SERVER.Process(target=forked_runs.train, args=(words(workdir, steps), self._out, self._err, patch))
+        self.process.start()
 
     def wait_for(self, text: str) -> str:
         """The first line with this text, or "" where the process ends without it."""
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
-            ended = self.process.poll() is not None
-            if ended:
-                self.end()
+            ended = not self.process.is_alive()
             for line in self.lines:
                 if re.search(text, line):
                     return line
@@ -90,21 +54,23 @@ class Child:
         raise TimeoutError(text)
 
     def send(self, number: int) -> "Child":
-        self.process.send_signal(number)
+        os.kill(self.process.pid, number)
         return self
 
     def end(self, timeout: float = 300) -> int:
         """The exit code, as of a shell but negative for a signal."""
-        code = self.process.wait(timeout)
-        for reader in self._readers:
-            reader.join()
-        self.process.stdout.close()
-        self.process.stderr.close()
-        return code
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise TimeoutError
+        return self.process.exitcode
+
+    @property
+    def lines(self) -> list[str]:
+        return self._out.read_text().splitlines(keepends=True) if self._out.exists() else []
 
     @property
     def errors(self) -> str:
-        return "".join(self._errors)
+        return self._err.read_text() if self._err.exists() else ""
 
 
 @pytest.fixture
@@ -112,14 +78,13 @@ def start(tmp_path):
     """Starts children, and leaves none behind."""
     children = []
 
-    def start(steps: int, patch: str = "") -> Child:
+    def start(steps: int, patch: Callable[[], None] | None = None) -> Child:
         children.append(Child(tmp_path / "run", steps, patch))
         return children[-1]
 
     yield start
     for child in children:
-        if child.process.poll() is None:
-            child.process.kill()
+        child.process.kill()
         child.end()
 
 
@@ -148,16 +113,17 @@ def test_kill_at_random_moments(undisturbed, start, tmp_path, capsys):
     """The last kills fall inside a save: half of the files are written, the manifest not yet, or the manifest and not the rename."""
     folder, random, killed = tmp_path / "run", np.random.default_rng(7), 0
     log = folder / "metrics.jsonl"
+    inside_a_save = {KILLS - 2: forked_runs.killed_before_the_manifest, KILLS - 1: forked_runs.killed_after_the_manifest}
     for number in range(KILLS):
-        inside = number >= KILLS - 2
-        child = start(STEPS, KILLED_INSIDE_A_SAVE.format(after=number == KILLS - 1) if inside else "")
+        inside = inside_a_save.get(number)
+        child = start(STEPS, inside)
         begin = START.search(child.wait_for(START.pattern))
         if killed:
             assert "from a run that is gone" in child.errors
             assert f"pid {killed} on host {socket.gethostname()}" in child.errors
         if not inside:
             last = int(begin[2] or 0) + int(random.integers(0, 12))
-            while child.process.poll() is None and last and not re.search(rf'"step": {last}\b', log.read_text() if log.exists() else ""):
+            while child.process.is_alive() and last and not re.search(rf'"step": {last}\b', log.read_text() if log.exists() else ""):
                 time.sleep(0.002)
             time.sleep(random.uniform(0, 0.1))
             child.send(signal.SIGKILL)
@@ -195,7 +161,7 @@ def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(undisturbed, start, tmp_pat
     assert child.send(signal.SIGINT).end() == 130, child.errors
     assert re.search(r"stopped by SIGINT after step \d+; saved", child.lines[-1])
 
-    child = start(STEPS, SLOW_SAVE)
+    child = start(STEPS, forked_runs.slow_save)
     child.wait_for(rf"step +\d+/{STEPS}")
     child.send(signal.SIGINT).wait_for("saving")
     before = time.monotonic()
@@ -213,13 +179,18 @@ def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(undisturbed, start, tmp_pat
 @pytest.mark.parametrize("when", ["import", "compile"])
 def test_sigterm_during_start_up_leaves_at_once(undisturbed, start, tmp_path, when):
     """Before the first step is done there is nothing to save: the signal ends the process, in the first compilation too."""
-    child = start(10**6)
     if when == "import":
+        command = [sys.executable, "-m", "jaxgen", *words(tmp_path / "run", 10**6)]
+        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(0.5)
+        send, end = child.send_signal, child.wait
     else:
+        child = start(10**6)
         child.wait_for("training to step")
+        send, end = child.send, child.end
     before = time.monotonic()
-    code = child.send(signal.SIGTERM).end()
+    send(signal.SIGTERM)
+    code = end()
     assert time.monotonic() - before < 10
     assert code == (-signal.SIGTERM if when == "import" else 75)
     assert not (tmp_path / "run" / "checkpoints").exists() or saved(tmp_path / "run") in ([], [0], [1])

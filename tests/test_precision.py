@@ -9,7 +9,7 @@ import optax
 import pytest
 from all_models import CONFIGS, batch_of, fresh, given_of, score, with_a
 from flax import nnx
-from test_models import CASES, THOROUGH, every_model, full_pass, images_of, labels_of, log_prob, make, step_by_step
+from test_models import ALL, CASES, THOROUGH, every_model, full_pass, images_of, labels_of, log_prob, make, step_by_step
 
 from jaxgen.layers.convolutions import EXACT
 
@@ -40,9 +40,14 @@ LATENT["autoencoder, tied"] = replace(CONFIGS["autoencoder"], tied=True)
 LATENT["autoencoder, conv"] = replace(CONFIGS["autoencoder"], architecture="conv")
 
 
+REPEATED = ["vae", "autoencoder", "autoencoder, conv"]  # the same models as others, with less
+
+
 @pytest.mark.parametrize("name", LATENT)
 def test_bfloat16_of_an_auto_encoder_rounds_activations_and_nothing_else(name):
     """Scores and gradients are those of float32 within the rounding of 8 bits; what an image or a code is drawn from is float32."""
+    if name in REPEATED and not ALL:
+        pytest.skip("make thorough has it")
     batch, key = batch_of(LATENT[name], 16), jax.random.key(0)
     exact, model = (jax.eval_shape(lambda dtype=dtype: fresh(replace(LATENT[name], dtype=dtype))) for dtype in ("float32", "bfloat16"))
     weights = nnx.state(jax.jit(lambda: fresh(LATENT[name]))())
