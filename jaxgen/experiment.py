@@ -133,7 +133,8 @@ def train(
         reporter = report.Reporter(experiment.workdir, resumed, writer=jax.process_index() == 0, gone=checkpoints.gone)
         with reporter, interruption.Interruption(checkpoints.steps) as stop:
             announce(first_line.beginning(experiment, resumed, training_set))
-            run = _Run(experiment, checkpoints, reporter, validation_set, mesh, training_set)
+            run = _Run(experiment, checkpoints, reporter, validation_set, mesh, training_set, stop)
+            run.validate_again(resumed, state)
             batches = training_set.batches(resumed, options.batch_size, options.seed)
             if experiment.data.augment:
                 batches = augmented(batches, experiment.data.augment, options.seed, resumed, (jax.process_index(), jax.process_count()))
@@ -292,6 +293,7 @@ class _Run:
     validation_set: Dataset | None
     mesh: jax.sharding.Mesh
     training_set: Dataset | None = None
+    stop: interruption.Interruption | None = None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """A row of metrics every log_every steps, and a line of progress every few seconds."""
@@ -304,8 +306,24 @@ class _Run:
             self.reporter.scalars(step, metrics | rates | self.reporter.times(step, options.batch_size, noun(model)))
         self.reporter.progress(step, options.steps, options.batch_size, metrics, noun(self.experiment.model))
 
+    def validate_again(self, step: int, state: training.TrainState) -> None:
+        """The validation of the step from which a run goes on, if Ctrl-C has ended it; its checkpoint was saved without numbers."""
+        options = self.experiment.train
+        due = step > 0 and (step % options.eval_every == 0 or step == options.steps) and self.validation_set is not None
+        if due and sharding.first_process_says(not checkpoint.list_metrics(self.experiment.workdir).get(step)):
+            self.validate_and_save(step, state)
+
     def validate_and_save(self, step: int, state: training.TrainState) -> None:
-        """Evaluates the averaged model on the validation split if there is one, draws samples (same key every time), saves a checkpoint."""
+        """Evaluates the averaged model on the validation split if there is one, draws samples (same key every time), saves a checkpoint.
+        Ctrl-C ends the process within seconds, with a checkpoint without numbers."""
+        save_by = self.stop.save_by if self.stop else lambda save: None
+        save_by(lambda: self.save(step, state, last=True))
+        numbers = self._validate_and_draw(step, state)
+        save_by(None)
+        self.save(step, state, numbers, last=step == self.experiment.train.steps)
+        self.reporter.restart_clock(step)
+
+    def _validate_and_draw(self, step: int, state: training.TrainState) -> dict[str, float]:
         options, model = self.experiment.train, training.ema_model(state)
         key = jax.random.key(options.seed)
         if self.validation_set is None:
@@ -319,8 +337,7 @@ class _Run:
             samples = draw_for(model, dataset, key, n)
             self.reporter.samples(step, "samples", samples, modelled(model), **captions_for(model, dataset, n))
         self.reporter.curve()
-        self.save(step, state, numbers, last=step == options.steps)
-        self.reporter.restart_clock(step)
+        return numbers
 
     def _validate(self, step: int, model, key) -> dict[str, float]:
         """Evaluates a model on the validation split and reports its metrics; returns those that are finite numbers."""

@@ -19,7 +19,10 @@ SYNONYMS = {
     "log_every": ("log_interval", "log_steps"),
     "eval_every": ("checkpoint_every", "eval_interval", "eval_steps", "save_every", "val_every"),
     "depth": ("blocks", "layers", "n_layers", "num_layers"),
-    "width": ("channels", "d_model", "dim", "embed_dim", "features", "filters", "hidden_dim", "hidden_size", "nr_filters", "num_filters"),
+    "width": (
+        *("channels", "d_model", "dim", "embed_dim", "features", "filters", "hidden_dim", "hidden_size"),
+        *("n_filters", "nr_filters", "num_filters"),
+    ),
     "layers": ("blocks", "depth", "n_layers", "num_layers"),
     "blocks": ("depth", "layers", "n_blocks", "n_layers", "num_blocks", "num_layers"),
     "heads": ("n_heads", "num_heads"),

@@ -67,3 +67,14 @@ def slow_save() -> None:
         time.sleep(100)
 
     storage.save = slow
+
+
+def slow_validation() -> None:
+    """Validates for longer than anybody waits."""
+    from jaxgen import evaluation
+
+    def slow(*args, **options):
+        print("validating", flush=True)
+        time.sleep(100)
+
+    evaluation.evaluate = slow

@@ -83,6 +83,31 @@ def saved_first():  # by a function of the file that saves
         os._exit(7)
     exec(compile("compiled(inside)", "x/jaxgen/runs/checkpoint.py", "exec"), globals() | {"inside": inside})
 
+def between(save, number=signal.SIGINT):  # in a validation, say
+    with Interruption(lambda: [3]) as stop:
+        assert not stop(7) and not stop(8)
+        stop.save_by(save)
+        stuck(signal.SIGINT)
+
+def validation():
+    between(lambda: os.write(2, b"saved\\n"))
+
+def validation_full_disk():
+    def full():
+        raise OSError("no space left")
+    between(full)
+
+def step_after_validation():  # the state is given away again: nothing may save it
+    with Interruption(lambda: [3]) as stop:
+        assert not stop(7) and not stop(8)
+        stop.save_by(lambda: os._exit(9))
+        stop.save_by(None)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1.5)
+        assert stop(9)
+        os.write(2, b"saved\\n")
+        os._exit(7)
+
 def done():
     import atexit
     atexit._run_exitfuncs()
@@ -91,7 +116,8 @@ def done():
     os._exit(0)
 
 ALONE = (report, locked, first_step, first_step_sigterm, second_step, callback)
-for moment in (*ALONE, first_step_of_several, later_program, saved_first, done):
+LATER = (later_program, saved_first, validation, validation_full_disk, step_after_validation, done)
+for moment in (*ALONE, first_step_of_several, *LATER):
     start, child = time.monotonic(), os.fork()
     if not child:
         interruption.begin()
@@ -115,12 +141,14 @@ import experiments.vae_digits
 def test_every_moment_ends_at_once(tmp_path):
     done = subprocess.run([sys.executable, "-c", MOMENTS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
     codes = {"report": 130, "locked": 130, "first_step": 130, "first_step_sigterm": 75, "second_step": 130, "callback": 130}
-    codes |= {"first_step_of_several": 130, "later_program": 130, "saved_first": 7, "done": 0}
+    codes |= {"first_step_of_several": 130, "later_program": 130, "saved_first": 7}
+    codes |= {"validation": 130, "validation_full_disk": 130, "step_after_validation": 7, "done": 0}
     assert done.stdout.splitlines() == [f"{name} {code} in time" for name, code in codes.items()]
     line, new = interruption.LINE, interruption.NOTHING_NEW
     assert done.stderr.splitlines() == [
         line, line, line, new, "saved", line, line,
         line, interruption.COMPILING + "step 5, the last that is saved", "saved",
+        "saved", interruption.BETWEEN, "jaxgen: interrupted, and not saved: no space left", "saved",
     ]  # fmt: skip
     assert (tmp_path / "lock").read_text() == ""  # so the next run does not speak of a run that is gone
 

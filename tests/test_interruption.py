@@ -169,6 +169,14 @@ def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(undisturbed, start, tmp_pat
     assert time.monotonic() - before < 20
     assert child.errors.strip().splitlines()[-1] == "jaxgen: interrupted; checkpoints that were saved before are intact"
 
+    child = start(STEPS, forked_runs.slow_validation)
+    child.wait_for("validating")
+    before = time.monotonic()
+    assert child.send(signal.SIGINT).end() == 130, child.errors
+    assert time.monotonic() - before < 20
+    assert child.errors.strip().splitlines()[-1] == "jaxgen: interrupted between two steps; saved; the same command goes on from there"
+    assert saved(folder)[-1] % EVERY == 0  # without its validation, which the next process makes
+
     child = start(STEPS)
     assert child.end() == 0, child.errors
     assert rows(folder) == rows(undisturbed)

@@ -21,14 +21,15 @@ INTERRUPTED, PREEMPTED = 130, 75
 """Exit codes after Ctrl-C and after SIGTERM."""
 PATIENCE = 2.0
 """Seconds after Ctrl-C until NOTICE is printed, if the training has not stopped by then."""
-NOTICE = "jaxgen: Ctrl-C: this step or validation is finished and saved first; Ctrl-C again ends at once"
+NOTICE = "jaxgen: Ctrl-C: this step is finished and saved first; Ctrl-C again ends at once"
 NOTHING_NEW = "jaxgen: stopped by SIGTERM before the first step; there is nothing new to save, the same command goes on from there"
 COMPILING = "jaxgen: interrupted while a program was compiled; the same command goes on from "
+BETWEEN = "jaxgen: interrupted between two steps; saved; the same command goes on from there"
 COMPILES = ("jax/_src/compiler.py", "jax/_src/interpreters/partial_eval.py", "jax/_src/interpreters/mlir.py")
 """Files of jax whose functions run while it makes a program: tracing, lowering, compiling."""
 SAVES = "jaxgen/runs/checkpoint.py"
 MAKES = 1.0
-"""Seconds of making programs, after Ctrl-C, until the process ends without a save."""
+"""Seconds of making programs, or between two steps, after Ctrl-C, until the process ends."""
 
 takers: list[Callable[[int], None]] = []
 """The last of them is called for every signal that has a handler, with its number, in the thread that waits for signals."""
@@ -96,8 +97,10 @@ class Interruption:
 
     Only the main thread may handle signals: in another one none is handled, and a line on stderr says so.
 
-    Nothing can be saved either while a later program is compiled, such as the first validation. Ctrl-C then ends the process after MAKES
-    seconds, with a line that says from which step the run goes on: the last of `saved()`, the steps that are saved.
+    Nothing can be saved either while a later program is compiled, since the step before it has given its arrays away. Ctrl-C then ends the
+    process after MAKES seconds, with a line that says from which step the run goes on: the last of `saved()`, the steps that are saved.
+    Between two steps, in a validation that may take minutes, the state is there: after `save_by(save)` Ctrl-C saves it and ends the
+    process after MAKES seconds.
 
     Several processes agree on the step through jax's own preemption notice, which is SIGTERM, so that all save the same one; there Ctrl-C
     is passed on as that notice once a step is done.
@@ -113,6 +116,8 @@ class Interruption:
         self._asked: int | None = None
         self._first: int | None = None  # the step at which the loop began
         self._trained = False  # whether a step is done, so that there is something to save
+        self._save: Callable[[], None] | None = None  # saves the state, between two steps
+        self._lock = threading.Lock()  # held while the state is saved by the other thread
         self._notice = threading.Timer(PATIENCE, say, (NOTICE, sys.stderr))
         self._notice.daemon = True
 
@@ -162,10 +167,16 @@ class Interruption:
         if begun and number == signal.SIGINT:
             self._notice.start()
             if self._watched and not self._several:
-                self._end_compilation()
+                self._end_soon()
 
-    def _end_compilation(self) -> None:
-        """Watch the main thread, from a thread of its own, until the run has stopped, or it has made programs for MAKES seconds."""
+    def save_by(self, save: Callable[[], None] | None) -> None:
+        """From now on, between two steps, Ctrl-C calls `save()` in another thread and ends the process; None: the next step begins."""
+        with self._lock:  # while the other thread saves, this one waits, for the end of the process
+            self._save = save
+
+    def _end_soon(self) -> None:
+        """Watch the main thread, from a thread of its own, until the run has stopped, or was between two steps or made programs for MAKES
+        seconds."""
         import threading
 
         main_thread, pause = threading.main_thread().ident, 0.05
@@ -176,7 +187,14 @@ class Interruption:
                 time.sleep(pause)
                 if self._left:
                     return
-                spent += pause if makes_program(sys._current_frames().get(main_thread)) else 0.0
+                spent += pause if self._save or makes_program(sys._current_frames().get(main_thread)) else 0.0
+            with self._lock:
+                if self._save:
+                    try:
+                        self._save()
+                    except (OSError, ValueError, RuntimeError) as error:  # CheckpointError is a ValueError
+                        leave(INTERRUPTED, f"jaxgen: interrupted, and not saved: {error}")
+                    leave(INTERRUPTED, BETWEEN)
             steps = self._saved()
             where = f"step {max(steps)}, the last that is saved" if steps else "its beginning: nothing is saved yet"
             leave(INTERRUPTED, COMPILING + where)
