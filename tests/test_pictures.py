@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,20 @@ def test_transparency_and_other_modes_are_refused_or_converted(tmp_path: Path, k
     if kind in ("L", "RGB", "P"):
         want[(np.asarray(picture) == picture.getpixel((0, 0))).reshape(6, 4, -1).all(2)] = (16, 32, 48)
     np.testing.assert_array_equal(shown, want)
+
+
+@pytest.mark.parametrize("kind", ["LA", "RGBA"])
+def test_a_channel_of_an_unknown_kind_is_refused(tmp_path: Path, kind: str) -> None:
+    """A TIFF file whose last channel is said to be neither alpha nor anything else, such as infrared."""
+    path, extra = tmp_path / "a.tif", partial(struct.pack, "<HHIHH", 338, 3, 1)
+    Image.fromarray(corner()).convert(kind).save(path)
+    content = path.read_bytes()
+    assert content.count(extra(2, 0)) == 1
+    path.write_bytes(content.replace(extra(2, 0), extra(0, 0)))
+    for how in (Reading(), Reading(mode="RGB")):
+        with pytest.raises(DataError) as caught:
+            read_picture(path, how)
+        one_line(caught.value, path.name, "a channel more, of an unknown kind")
 
 
 def test_colour_of_five_and_six_bits_is_refused_or_converted(tmp_path: Path) -> None:

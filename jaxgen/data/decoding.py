@@ -37,7 +37,7 @@ OTHER = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
 WIDE = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B", "RGB;16N": OTHER}  # Pillow's names for colour of 16 bits: other byte order
 WIDE |= {name.replace("RGB", "RGBA"): other.replace("RGB", "RGBA") for name, other in WIDE.items()}
 GREY_ALPHA = "LA;16B"
-EXIF_ORIENTATION, TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANES, TIFF_FORMAT = 0x0112, 258, 262, 284, 339
+EXIF_ORIENTATION, TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANES, TIFF_EXTRA, TIFF_FORMAT = 0x0112, 258, 262, 284, 338, 339
 LARGEST = 4096
 """The largest side of `Reading.size`, in pixels."""
 PNM_GAP = rb"(?:\s|#[^\r\n]*[\r\n])"
@@ -163,6 +163,8 @@ def _decoded(data: bytes, path: Path, how: Reading) -> Picture:
         tags = picture.tag_v2 if picture.format == "TIFF" else {}
         if 2 in tags.get(TIFF_FORMAT, ()):
             raise DataError(str(path), "a grey or RGB picture of 8 bits", "one of signed numbers", "convert it first")
+        if 0 in (tags.get(TIFF_EXTRA) or ()):  # Pillow drops them
+            raise DataError(str(path), "a grey or RGB picture", "one with a channel more, of an unknown kind", "save it without")
         if not how.mode and any(re.match("BGRA?;1[56]", _layout(tile)) for tile in picture.tile):  # Pillow widens them to 8 bits
             raise DataError(str(path), "colour of 8 bits a channel", "5 or 6 bits (16 a pixel)", TO_RGB)
         picture.load()
