@@ -30,6 +30,16 @@ def check_hidden(image_shape: tuple[int, int, int], hidden: tuple[int, ...], arc
         raise ConfigError("image_shape", "H and W multiples of 4 and two hidden sizes (conv)", (image_shape, hidden))
 
 
+def whole_blocks(image_shape: tuple[int, int, int], side: int) -> tuple[int, int]:
+    """(H, W) rounded up to multiples of `side`."""
+    return -(-image_shape[0] // side) * side, -(-image_shape[1] // side) * side
+
+
+def pad_below(image: Array, sides: tuple[int, int]) -> Array:
+    """[B, H, W, C] with zeros, level 0, below and on the right, up to these sides."""
+    return jnp.pad(image, [(0, 0), (0, sides[0] - image.shape[1]), (0, sides[1] - image.shape[2]), (0, 0)])
+
+
 class MLP(nnx.Module):
     """Linear layers with silu between them; the last one gives float32."""
 

@@ -43,7 +43,7 @@ from jaxgen.data.features import OfImages
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import Conv, normal, scale_pixels
-from jaxgen.layers.image_networks import likelihood_head
+from jaxgen.layers.image_networks import likelihood_head, pad_below, whole_blocks
 from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
 from jaxgen.layers.residual_cells import (
     Down,
@@ -95,8 +95,7 @@ class NVAEConfig(OfImages):
     @property
     def grids(self) -> list[tuple[int, int]]:
         """(h, w) of every resolution, the finest first: the padded image's sides, then halves of them."""
-        factor = 2 ** (len(self.widths) - 1)
-        height, width = (-(-side // factor) * factor for side in self.image_shape[:2])
+        height, width = whole_blocks(self.image_shape, 2 ** (len(self.widths) - 1))
         return [(height >> r, width >> r) for r in range(len(self.widths))]
 
     @property
@@ -304,8 +303,7 @@ class NVAE(nnx.Module):
     def _features(self, image: UInt[Array, "B H W C"]) -> list[Float[Array, "_ B _ _ _"]]:
         config = self.config
         image = check_images(image, config.image_shape, config.levels)
-        around = [(0, 0), *((0, padded - side) for padded, side in zip(config.grids[0], config.image_shape, strict=False)), (0, 0)]
-        return self.encoder(scale_pixels(jnp.pad(image, around), config.levels, config.dtype))
+        return self.encoder(scale_pixels(pad_below(image, config.grids[0]), config.levels, config.dtype))
 
     def _top_down(self, n: int, key=None, features=None, z=None, temperature=1.0) -> Drawn:
         """The groups from the coarsest to the finest, with z as given, or from q where there are features of x, else from p.

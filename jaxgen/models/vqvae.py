@@ -11,7 +11,8 @@ are averages of the encodings that chose them (appendix A.1), of a batch with n_
     N_k <- decay N_k + (1 - decay) n_k,    m_k <- decay m_k + (1 - decay) s_k,    e_k = m_k / N_k
 
 A code whose N_k is below `restart` times the mean of all N is dead: it restarts at a random encoding of the batch, with the mean N. The
-first codes are encodings of the first batch.
+first codes are encodings of the first batch. Images whose sides are no multiples of 2^halvings are padded with level 0 below and on the
+right for the encoder, and cropped after the decoder.
 
 With a uniform prior over the K codes of each place, log p(x) >= log p(x | z_q) - h w ln K: `elbo`. It is exact only if no other grid of
 codes could have made x. A learned prior makes it larger (vqvae2.py); `sample` here draws codes uniformly.
@@ -34,19 +35,22 @@ from jaxgen.data.features import OfImages, smallest_unsigned
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import EXACT, Conv, ConvTranspose, scale_pixels
-from jaxgen.layers.image_networks import likelihood_head
+from jaxgen.layers.image_networks import likelihood_head, pad_below, whole_blocks
 from jaxgen.statistics import Statistic
+
+LEAST_COUNT = 1e-6
+"""N_k of a code that is never chosen, where `restart` is 0; in float32 it would be 0 after some thousand steps."""
 
 
 @dataclass(frozen=True)
 class VQVAEConfig(OfImages):
-    """Sizes of a VQ-VAE. Raises ConfigError for sizes out of range, and unless H and W are multiples of 2^halvings."""
+    """Sizes of a VQ-VAE. Raises ConfigError for sizes out of range."""
 
     image_shape: tuple[int, int, int] = (8, 8, 1)  # height, width and channels of an image
     levels: int = 17  # number of values that a channel of a pixel has: 0 .. levels-1
     codes: int = 64  # K, number of codes in the codebook
     code_width: int = 16  # D, size of a code
-    halvings: int = 2  # the grid of codes has H / 2^halvings x W / 2^halvings places
+    halvings: int = 2  # the grid of codes has H / 2^halvings x W / 2^halvings places, rounded up
     width: int = 64  # channels of the convolutions
     blocks: int = 2  # residual blocks of the encoder and of the decoder
     commitment: float = 0.25  # weight of the distance of an encoding from its code
@@ -59,18 +63,21 @@ class VQVAEConfig(OfImages):
     def __post_init__(self):
         least = {"code_width": 1, "halvings": 1, "width": 2, "blocks": 0, "commitment": 0, "restart": 0}
         check_image_config(self, least, channels=None)
-        check_codes(self, self.halvings, "halvings")
+        check_codes(self)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(H, W) of the padded images."""
+        return whole_blocks(self.image_shape, 2**self.halvings)
 
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w) of the codes."""
-        return self.image_shape[0] // 2**self.halvings, self.image_shape[1] // 2**self.halvings
+        return self.sides[0] // 2**self.halvings, self.sides[1] // 2**self.halvings
 
 
-def check_codes(config, halvings: int, said: str) -> None:
-    """ConfigError unless H and W are multiples of 2^halvings, and the number of codes and the decay of their averages are in range."""
-    if config.image_shape[0] % 2**halvings or config.image_shape[1] % 2**halvings:
-        raise ConfigError("image_shape", f"H and W multiples of 2^{said} = {2**halvings}", config.image_shape)
+def check_codes(config) -> None:
+    """ConfigError unless the number of codes and the decay of their averages are in range."""
     if not 2 <= config.codes <= 65536:
         raise ConfigError("codes", "2..65536", config.codes)
     if not 0 <= config.decay < 1:
@@ -160,9 +167,14 @@ class Codebook(nnx.Module):
         return {"count": Statistic(chosen.sum(0)), "total": Statistic(sums), "candidates": Statistic(z[rows], "first")}
 
     def advance(self, statistics: dict, decay: float, restart: float) -> None:
-        """The averages moved by 1 - decay towards those of the batch; dead codes restart at candidates."""
+        """The averages moved by 1 - decay towards those of the batch; dead codes restart at candidates.
+
+        N and m of a code that is not chosen shrink alike, which leaves e as it is. At LEAST_COUNT they stay: at 0 there is no e.
+        """
         count = decay * self.count[...] + (1 - decay) * statistics["count"]
         total = decay * self.total[...] + (1 - decay) * statistics["total"]
+        stays = (statistics["count"] == 0) & (count < LEAST_COUNT)
+        count, total = jnp.where(stays, self.count[...], count), jnp.where(stays[:, None], self.total[...], total)
         mean = count.mean()
         dead = count < restart * mean
         self.count[...] = jnp.where(dead, mean, count)
@@ -249,10 +261,13 @@ class VQVAE(nnx.Module):
     def _encodings(self, image: UInt[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         """z_e, float32."""
         image = check_images(image, self.config.image_shape, self.config.levels)
+        image = pad_below(image, self.config.sides)
         return self.encoder(scale_pixels(image, self.config.levels, self.config.dtype)).astype(jnp.float32)
 
     def _decode(self, z: Float[Array, "B h w D"]) -> Float[Array, "B H W C P"]:
-        return self.decoder(z.astype(self.config.dtype)).reshape(-1, *self.config.image_shape, self.head.size)
+        height, width, channels = self.config.image_shape
+        padded = self.decoder(z.astype(self.config.dtype)).reshape(-1, *self.config.sides, channels, self.head.size)
+        return padded[:, :height, :width]
 
     def _log_likelihood(self, image: UInt[Array, "B H W C"], parameters: Float[Array, "B H W C P"]) -> Float[Array, " B"]:
         terms = self.head.log_prob(parameters, check_images(image, self.config.image_shape, self.config.levels))

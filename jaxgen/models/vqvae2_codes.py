@@ -11,8 +11,8 @@ Level l = 1 .. L has the grid h_l x w_l, level 1 the largest one. An encoder E_l
 
     loss = -log p(x | k) / (H W C ln 2)  +  commitment * sum_l mean (z_l - sg(q_l))^2,   q_l read as z_l + sg(q_l - z_l)
 
-Encoders, decoders, codebooks, their averages and restarts are those of vqvae.py. With the K codes of every place alike and independent,
-log p(x) >= log p(x | k) - sum_l h_l w_l ln K: `elbo`. vqvae2.py learns p(k).
+Encoders, decoders, codebooks, their averages and restarts, and the padding of images are those of vqvae.py. With the K codes of every place
+alike and independent, log p(x) >= log p(x | k) - sum_l h_l w_l ln K: `elbo`. vqvae2.py learns p(k).
 
 Axes: B batch, H W C image, h w a grid, K codes, D width of a code, E features. Codes of several levels are tuples that begin with the top,
 the smallest grid. Departures from the paper: those of vqvae.py; D_1 reads d_2, where the paper's decoder reads q_2 enlarged.
@@ -32,13 +32,13 @@ from jaxgen.data.features import OfImages, smallest_unsigned
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import Conv, scale_pixels
-from jaxgen.layers.image_networks import likelihood_head
+from jaxgen.layers.image_networks import likelihood_head, pad_below, whole_blocks
 from jaxgen.models.vqvae import Codebook, Decoder, Encoder, check_codes, perplexity
 
 
 @dataclass(frozen=True)
 class VQVAE2CodesConfig(OfImages):
-    """Sizes of the code model. Raises ConfigError for sizes out of range, and unless H and W are multiples of 2^(sum of halvings)."""
+    """Sizes of the code model. Raises ConfigError for sizes out of range."""
 
     image_shape: tuple[int, int, int] = (8, 8, 1)  # height, width and channels of an image
     levels: int = 17  # number of values that a channel of a pixel has: 0 .. levels-1
@@ -58,13 +58,18 @@ class VQVAE2CodesConfig(OfImages):
         check_image_config(self, {"code_width": 1, "width": 2, "blocks": 0, "commitment": 0, "restart": 0}, channels=None)
         if not self.halvings or min(self.halvings) < 1:
             raise ConfigError("halvings", "a number of 1 or more for each level of codes", self.halvings)
-        check_codes(self, sum(self.halvings), "(sum of halvings)")
+        check_codes(self)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(H, W) of the padded images."""
+        return whole_blocks(self.image_shape, 2 ** sum(self.halvings))
 
     @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """(h, w) of every level's codes, the top first."""
         factors = [2 ** sum(self.halvings[: level + 1]) for level in reversed(range(len(self.halvings)))]
-        return tuple((self.image_shape[0] // factor, self.image_shape[1] // factor) for factor in factors)
+        return tuple((self.sides[0] // factor, self.sides[1] // factor) for factor in factors)
 
 
 class VQVAE2Codes(nnx.Module):
@@ -174,7 +179,8 @@ class VQVAE2Codes(nnx.Module):
 
     def _features(self, image: UInt[Array, "B H W C"]) -> list[Float[Array, "B _h _w E"]]:
         """h_1 .. h_L."""
-        x, found = scale_pixels(check_images(image, self.config.image_shape, self.config.levels), self.config.levels, self.config.dtype), []
+        image = pad_below(check_images(image, self.config.image_shape, self.config.levels), self.config.sides)
+        x, found = scale_pixels(image, self.config.levels, self.config.dtype), []
         for encoder in self.encoders:
             x = encoder(x)
             found.append(x)
@@ -191,7 +197,8 @@ class VQVAE2Codes(nnx.Module):
         return self.decoders[level](both.astype(self.config.dtype))
 
     def _parameters(self, d: Float[Array, "B H W F"]) -> Float[Array, "B H W C P"]:
-        return d.reshape(-1, *self.config.image_shape, self.head.size)
+        height, width, channels = self.config.image_shape
+        return d.reshape(-1, *self.config.sides, channels, self.head.size)[:, :height, :width]
 
     def _log_prob(self, image: UInt[Array, "B H W C"], parameters: Float[Array, "B H W C P"]) -> Float[Array, " B"]:
         terms = self.head.log_prob(parameters, check_images(image, self.config.image_shape, self.config.levels))
