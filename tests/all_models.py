@@ -31,6 +31,7 @@ from jaxgen.models import (
     GANConfig,
     ImplicitAutoencoderConfig,
     LanguageModelConfig,
+    LatentDiffusionConfig,
     NVAEConfig,
     PCAConfig,
     VAEConfig,
@@ -46,6 +47,7 @@ SHAPE, LEVELS = (4, 4, 1), 3
 CODES = VQVAE2CodesConfig((8, 8, 1), LEVELS, codes=5, code_width=3, width=4, blocks=1)
 FLOW = {"density_steps": 2, "sample_steps": 2}
 BRIEF = {"steps": 4, "terms": 2, "sample_steps": 2}
+LATENT = {"terms": 2, "sample_steps": 2}
 COSINE = {"schedule": "cosine", "predicts": "v", "variances": "learned"}
 CONTINUOUS = {"schedule": "learned", "weights": "bound", "guidance": 1.0, "drop_label": 0.5}
 PRIORS = TopPrior(1, 6, 1, 2, 3), LowerPrior(1, 6, 3, 6, 4)
@@ -64,6 +66,7 @@ CONFIGS |= {
     "vqvae2_codes": CODES,
     "vqvae2": VQVAE2Config(CODES, 3, *PRIORS),
     "nvae": NVAEConfig(SHAPE, LEVELS, widths=(4,), groups=(2,), latent=2, expansion=1),
+    "latent_diffusion": LatentDiffusionConfig(VAEConfig(SHAPE, LEVELS, 3, latent=3, hidden=(6, 5)), MLPDenoiserConfig(4, 1), **LATENT),
     "flow_matching of points": FlowMatchingConfig((2,), 0, network="mlp", mlp=MLPDenoiserConfig(4, 1), coupling="transport", **FLOW),
     "flow_matching of a label": FlowMatchingConfig(SHAPE, LEVELS, 3, "dit", dit=DiTConfig(width=8, depth=1, heads=2), guidance=0.5, **FLOW),
     "diffusion": DiffusionConfig(SHAPE, LEVELS, network="mlp", mlp=MLPDenoiserConfig(4, 1), **COSINE, **BRIEF),

@@ -157,6 +157,7 @@ ROOMS = {
 
 # A model that is made of others: their files.
 COMPOSED = {
+    "latent_diffusion": {"diffusion", "vae"},
     "vae_gan": {"vae"},
     "vqvae2": {"gated_pixelcnn", "pixelsnail", "vqvae", "vqvae2_codes"},
     "vqvae2_codes": {"vqvae"},

@@ -52,11 +52,13 @@ MORE |= {
     + ["--model.density_steps=2", "--model.sample_steps=2"],
     "diffusion": [*DIGITS, "--model.num_classes=10", "--model.unet.width=4", "--model.schedule=cosine", "--model.predicts=v"]
     + ["--model.steps=8", "--model.terms=2", "--model.sample_steps=2"],
+    "latent_diffusion": [*DIGITS, "--model.codes.hidden", "16", "--model.codes.latent=4", "--model.mlp.width=8", "--model.mlp.depth=1"]
+    + ["--model.terms=2", "--model.sample_steps=2", "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"],
     "vqvae2_codes": [*DIGITS, "--model.codes=8", "--model.code_width=4", "--model.width=8", "--model.blocks=1"],
     "vqvae2": [*DIGITS, "--model.codes.codes=8", "--model.codes.width=8", "--model.top.width=8", "--model.lower.width=8"]
     + ["--model.top.blocks=1", "--model.lower.layers=1", "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"],
 }
-IMAGES = ["vae_gan", "autoencoder", "implicit_autoencoder", "nvae", "vqvae", "vqvae2_codes", "vqvae2"]
+IMAGES = ["latent_diffusion", "vae_gan", "autoencoder", "implicit_autoencoder", "nvae", "vqvae", "vqvae2_codes", "vqvae2"]
 DRAWN |= dict.fromkeys(IMAGES, ["samples.png"])
 FOUR = [*RUNS, *(MORE if THOROUGH else [])]
 # One that is split, one whose loss is a mean over tokens, one without steps: what processes do differs between these.

@@ -13,7 +13,7 @@ for given x_t, and 1 + w - w = 1: so it is the same which of them is guided.
 Axes: B batch, K classes, E embedding, [B, ..., C] images [B, H, W, C] or points [B, C].
 """
 
-from math import prod
+from math import pi, prod
 
 import jax.numpy as jnp
 from flax import nnx
@@ -42,18 +42,24 @@ def check_network(config) -> None:
 
 
 class DenoisingNetwork(nnx.Module):
-    """The network above. outputs: how many numbers it gives for each number of x; the result is [B, ..., outputs C]."""
+    """The network above. outputs: how many numbers it gives for each number of x; the result is [B, ..., outputs C].
 
-    def __init__(self, config, outputs: int, rngs: nnx.Rngs):
+    waves: whether the network sees sin and cos of pi u and 2 pi u beside x, u = (x + 1) (levels - 1) / 2, which have periods of two levels
+    and of one: so it can tell apart values of x that are nearer to each other than levels (Kingma et al. 2021, appendix C).
+    """
+
+    def __init__(self, config, outputs: int, rngs: nnx.Rngs, waves: bool = False):
+        self.levels = config.levels if waves else 0
+        inputs = 5 if waves else 1
         self.image_shape, self.network, width = config.image_shape, config.network, getattr(config, config.network).width
         more = {"embedding": width if config.num_classes else 0, "dtype": config.dtype, "rngs": rngs}
         channels, size = config.image_shape[-1], prod(config.image_shape)
         if config.network == "unet":
-            self.body = UNet(config.unet, channels, outputs * channels, **more)
+            self.body = UNet(config.unet, inputs * channels, outputs * channels, **more)
         elif config.network == "dit":
-            self.body = DiT(config.dit, channels, outputs * channels, config.image_shape, **more)
+            self.body = DiT(config.dit, inputs * channels, outputs * channels, config.image_shape, **more)
         else:
-            self.body = DenoisingMLP(config.mlp, size, outputs * size, **more)
+            self.body = DenoisingMLP(config.mlp, inputs * size, outputs * size, **more)
         self.table = normal(rngs, (config.num_classes + 1, width), 1) if config.num_classes else None
 
     def __call__(
@@ -66,9 +72,13 @@ class DenoisingNetwork(nnx.Module):
         for dropout; None for none.
         """
         e = None if self.table is None else self._embedding(x.shape[0], label, hidden)
+        shape = (*x.shape[:-1], -1)
+        if self.levels:
+            u = (x + 1) * ((self.levels - 1) / 2 * pi)
+            x = jnp.concatenate([x, jnp.sin(u), jnp.cos(u), jnp.sin(2 * u), jnp.cos(2 * u)], axis=-1)
         if self.network != "mlp":
             return self.body(x, time, e, key)
-        return self.body(x.reshape(x.shape[0], -1), time, e, key).reshape(*x.shape[:-1], -1)
+        return self.body(x.reshape(x.shape[0], -1), time, e, key).reshape(shape)
 
     def guided(self, x: Float[Array, "B ..."], time: Float[Array, " B"], label, w: float) -> Float[Array, "B ..."]:
         """The guided result, from one pass of twice as many rows; for w = 0, or without labels, that of `__call__`."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-FIRST_ENDS = (-13.3, 5.0)  # g_0 and g_1 before the first step, as in the paper
+FIRST_ENDS = (-13.3, 5.0)  # g_0 and g_1 before the first step, as in the paper for 256 levels
 SIGMOIDS = 16
 
 
@@ -21,10 +21,15 @@ class RisingLogRatio(nnx.Module):
 
         u(t) = e^a t + sum_j e^{c_j} sigmoid(e^{b_j} (t - d_j))
 
-    which rises with t whatever the parameters are. Before the first step m is close to a straight line."""
+    which rises with t whatever the parameters are. Before the first step m is close to a straight line, and g_1 = FIRST_ENDS[1].
 
-    def __init__(self):
+    spacing: the distance between the levels of x_0; g_0 is such that the noise at t = 0 has a sixth of it as deviation, which for 256
+    levels is FIRST_ENDS[0]. None: real numbers, which have no levels; g_0 = FIRST_ENDS[0].
+    """
+
+    def __init__(self, spacing: float | None = None):
         low, high = FIRST_ENDS
+        low = low if spacing is None else low + 2 * log(spacing * 255 / 2)
         self.low, self.log_span = nnx.Param(jnp.asarray(low)), nnx.Param(jnp.asarray(log(high - low)))
         self.slope = nnx.Param(jnp.zeros(()))
         self.heights, self.rates = nnx.Param(jnp.full(SIGMOIDS, -5.0)), nnx.Param(jnp.full(SIGMOIDS, 3.0))

@@ -14,6 +14,7 @@ from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
 from jaxgen.models.image_transformer import ImageTransformer, ImageTransformerConfig
 from jaxgen.models.implicit_autoencoder import ImplicitAutoencoder, ImplicitAutoencoderConfig
 from jaxgen.models.language_model import LanguageModel, LanguageModelConfig
+from jaxgen.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from jaxgen.models.nvae import NVAE, NVAEConfig
 from jaxgen.models.pca import PCA, PCAConfig
 from jaxgen.models.pixelcnn import PixelCNN, PixelCNNConfig
@@ -43,6 +44,7 @@ MODELS = {
     VQVAE2Config: VQVAE2,
     NVAEConfig: NVAE,
     DiffusionConfig: Diffusion,
+    LatentDiffusionConfig: LatentDiffusion,
     FlowMatchingConfig: FlowMatching,
     GANConfig: GAN,
     ClassifierConfig: Classifier,

@@ -27,7 +27,7 @@ The forms of the papers: 2015, --schedule sohl_dickstein --predicts x0 --varianc
 DDPM, --schedule cosine --variances learned; VDM, --schedule learned --weights bound.
 
 Axes: B batch, [B, ..., C] images or points, T steps. Departures from the papers: the networks of layers/denoising_network.py; the betas of
-2015 are fixed; VDM's input has no Fourier features, and its m is a sum of sigmoids; f sees log SNR in its schedule, t in the others.
+2015 are fixed; VDM's m is a sum of sigmoids and not a network; f sees log SNR in its schedule, t in the others.
 """
 
 from dataclasses import dataclass
@@ -139,8 +139,9 @@ class Diffusion(nnx.Module):
 
     def __init__(self, config: DiffusionConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.network = DenoisingNetwork(config, 1 + (config.variances == "learned" and config.schedule != "learned"), rngs)
-        self.log_ratio = RisingLogRatio() if config.schedule == "learned" else None
+        learned = config.schedule == "learned"
+        self.network = DenoisingNetwork(config, 1 + (config.variances == "learned" and not learned), rngs, learned and self._discrete)
+        self.log_ratio = RisingLogRatio(2 / (config.levels - 1) if self._discrete else None) if learned else None
 
     @property
     def schedule(self) -> Schedule:
