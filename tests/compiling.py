@@ -1,5 +1,6 @@
-"""How the tests compile: fast, on one device or on several virtual ones."""
+"""How the tests compile: fast, on one device or on several virtual ones; and how rarely they collect garbage."""
 
+import gc
 import os
 
 # Without XLA's newer code for loops on a CPU, and without parts of a program compiled side by side, compiling takes a quarter of the time.
@@ -12,3 +13,14 @@ AS_USERS_COMPILE = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codeg
 def virtual_devices(n: int) -> dict[str, str]:
     """The environment variable of a process that has n devices on the CPU."""
     return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={n}"}
+
+
+def collect_rarely() -> None:
+    """Garbage is collected rarely, and not among what was imported: with the thresholds of Python it takes a tenth of the time and more."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 20)
+
+
+COLLECT_RARELY = "import gc; gc.freeze(); gc.set_threshold(50_000, 10, 20)"
+"""The same in a program that a test starts."""

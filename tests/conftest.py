@@ -9,7 +9,7 @@ import os
 import signal
 from pathlib import Path
 
-from compiling import FAST_TO_COMPILE
+from compiling import FAST_TO_COMPILE, collect_rarely
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -68,10 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Garbage is collected rarely, and not among what was imported: with the thresholds of Python it takes a tenth of the time and more."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 10, 20)
+    collect_rarely()
     gc.enable()
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from compiling import virtual_devices
+from compiling import COLLECT_RARELY, virtual_devices
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
@@ -105,7 +105,7 @@ print(json.dumps({"state": sizes(shapes), "model": sizes(training.ema_model(shap
 def facts(tmp_path_factory) -> dict:
     """What a run of two steps and its report held."""
     env = os.environ | virtual_devices(8)
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path_factory.mktemp("run"))]
+    command = [sys.executable, "-c", COLLECT_RARELY + SCRIPT, str(tmp_path_factory.mktemp("run"))]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,6 +1,7 @@
 """The GAN's two players: one loss with exactly the two gradients, the non-saturating form, and the ring."""
 
 import dataclasses
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,14 @@ loss = jax.jit(GAN.loss)
 sample = jax.jit(GAN.sample, static_argnames="n")
 
 
+@cache
+def weights(name: str) -> GAN:
+    return jax.tree.map(np.asarray, jax.jit(lambda: GAN(SMALL[name], rngs=nnx.Rngs(0)))())
+
+
 def make(name: str) -> GAN:
-    return jax.jit(lambda: GAN(SMALL[name], rngs=nnx.Rngs(0)))()
+    """A new model, always with the same weights."""
+    return jax.tree.map(jnp.array, weights(name))
 
 
 def batch(config: GANConfig, n: int = 6) -> dict:

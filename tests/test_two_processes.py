@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compiling import virtual_devices
+from compiling import COLLECT_RARELY, virtual_devices
 from tiny_runs import of_the_clock
 
 from jaxgen import cli, data, experiment
@@ -23,9 +23,10 @@ from jaxgen.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 # The command as it is, several times in one process.
-PROGRAM = """
+PROGRAM = f"""
 import sys
 from jaxgen import __main__
+{COLLECT_RARELY}
 sys.exit(max(__main__.main(words.split("|")) for words in sys.argv[1:]))
 """
 

@@ -1,6 +1,7 @@
 """The VAE with an adversarial term: whom each term trains, the mean image, and bounds that are those of the VAE."""
 
 from dataclasses import fields, replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,14 @@ OF_THE_VAE = ("features", "posterior", "decoder")
 KEY = jax.random.key(5)
 
 
+@cache
+def weights(config: VAEGANConfig) -> VAEGAN:
+    return jax.tree.map(np.asarray, jax.jit(lambda: VAEGAN(config, rngs=nnx.Rngs(0)))())
+
+
 def make(config: VAEGANConfig) -> VAEGAN:
-    return jax.jit(lambda: VAEGAN(config, rngs=nnx.Rngs(0)))()
+    """A new model, always with the same weights."""
+    return jax.tree.map(jnp.array, weights(config))
 
 
 def batch_of(config, n: int = 6) -> dict:
