@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from model_table import TABLE
-from test_models import CASES, full_pass, images_of, labels_of, make
+from test_models import CASES, full_pass, images_of, labels_of, make, skip_unless_thorough
 
 from jaxgen import benchmark, checks, sampling
 from jaxgen.layers import autoregressive
@@ -73,6 +73,7 @@ def front_by_front(model, image, label=None):
 @every_model
 @pytest.mark.parametrize("case", [*CASES.values(), {"image_shape": (9, 3, 1)}], ids=[*CASES, "more rows than lanes"])
 def test_the_form_in_fronts_equals_the_full_pass_at_every_position(entry, case):
+    skip_unless_thorough(entry, dear=case is CASES["grey"])
     for sizes in ({}, *entry.edges):
         model = make(entry, **case, **sizes)
         image, label = images_of(6, 4, model.config), labels_of(4, model.config)
@@ -101,6 +102,7 @@ def drawn_by(form, model, key, label, known, temperature):
 @every_model
 @every_case
 def test_rows_and_fronts_draw_the_same_bits(entry, case):
+    skip_unless_thorough(entry, dear="num_classes" not in case)
     model, n, key = make(entry, **case), 5, jax.random.key(10)
     label, given = labels_of(n, model.config), images_of(8, n, model.config)
     mask = jax.random.bernoulli(jax.random.key(9), 0.4, given.shape[:3])
