@@ -1,6 +1,6 @@
 """Flow matching on sets of points of the plane, as pictures: samples over the model's exact density, and paths from noise to data.
 
-    python -m experiments.flow_matching_points               3000 steps a set, a few minutes on one CPU core
+    python -m experiments.flow_matching_points               2000 steps a set, a few minutes on one CPU core
     python -m experiments.flow_matching_points --laptop      20 steps a set, to see that it runs; writes nothing
 
 Writes experiments/results/flow_matching_points.png and prints the mean of -log p of new points in nats, with its standard error, beside
@@ -24,7 +24,7 @@ from jaxgen.models import FlowMatchingConfig
 RESULTS = Path(__file__).parent / "results"
 CONFIG = FlowMatchingConfig((2,), 0, network="mlp", coupling="transport", density_steps=30)
 CONFIG = replace(CONFIG, mlp=replace(CONFIG.mlp, width=64))
-STEPS, SIDE, PATHS = 3000, 160, 60
+STEPS, SIDE, PATHS = 2000, 160, 60
 """Training steps of a set; points of the density along one side of the picture; paths that are drawn."""
 
 
@@ -61,11 +61,11 @@ SETS = {ring: np.log(8) + np.log(2 * np.pi * np.e * 0.02**2), moons: None, spira
 
 
 def fitted(points, steps: int):
-    """A model trained on new points in every batch of 256, out of 20,000."""
+    """A model trained on new points in every batch of 64, out of 20,000."""
     features = CONFIG.features
     sets = (Dataset.from_columns({"point": points(n, seed)}, features) for n, seed in ((20000, 0), (500, 1)))
     dataset, validation = sets
-    return jaxgen.train(CONFIG, dataset, steps, validation=validation, batch_size=256, learning_rate=2e-3, eval_every=steps)
+    return jaxgen.train(CONFIG, dataset, steps, validation=validation, learning_rate=2e-3, eval_every=steps)
 
 
 def draw(figure, column: int, name: str, model, points: np.ndarray) -> None:

@@ -59,25 +59,35 @@ class Options:
     out: str = "sampler_steps.png"
 
 
-def main() -> None:
-    """The table, a row for each sampler, and the plot."""
+def plot(values: dict[str, list[float]], steps: tuple[int, ...], floor: float, out: str) -> None:
+    """The distances against the calls of the network."""
     from matplotlib.figure import Figure
 
-    options = tyro.cli(Options, description=__doc__)
-    model, (half, other) = jaxgen.load(options.run), real_halves(options.data)
-    floor = evaluation.frechet_distance(other, half)
     figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="calls of the network for a sample", ylabel="Frechet distance of pixels")
+    axes = figure.add_subplot(yscale="log", xlabel="calls of the network for a sample", ylabel="Frechet distance of pixels")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda calls, _: f"{calls:g}")
+    for sampler, distances in values.items():
+        style = "--" if sampler == "euler" else "-"  # on the linear path it lies on DDIM
+        calls = [count * EVALUATIONS[sampler] for count in steps]
+        axes.plot(calls, distances, style, marker=".", label=sampler.replace("_", "-"))
+    axes.axhline(floor, color="0.5", linestyle=":", label="real images")
+    axes.legend(fontsize=8)
+    figure.savefig(out, dpi=100)
+
+
+def main() -> None:
+    """The table, a row for each sampler, and the plot."""
+    options = tyro.cli(Options, description=__doc__)
+    model, (half, other), values = jaxgen.load(options.run), real_halves(options.data), {}
     print("| sampler | " + " | ".join(f"{steps} steps" for steps in options.steps) + " |")
     print("|---" * (len(options.steps) + 1) + "|")
     for sampler in options.samplers:
-        values = [distance(model, half, sampler, steps) for steps in options.steps]
-        print(f"| {sampler} | " + " | ".join(f"{value:.3f}" for value in values) + " |", flush=True)
-        axes.plot([steps * EVALUATIONS[sampler] for steps in options.steps], values, marker=".", label=sampler.replace("_", "-"))
+        values[sampler] = [distance(model, half, sampler, steps) for steps in options.steps]
+        print(f"| {sampler} | " + " | ".join(f"{value:.3f}" for value in values[sampler]) + " |", flush=True)
+    floor = evaluation.frechet_distance(other, half)
     print(f"real images: {floor:.3f} ({len(half)} images and samples)")
-    axes.axhline(floor, color="0.5", linestyle="--", label="real images")
-    axes.legend(fontsize=8)
-    figure.savefig(options.out, dpi=100)
+    plot(values, options.steps, floor, options.out)
 
 
 if __name__ == "__main__":
