@@ -14,19 +14,19 @@ from jaxgen.cli import Experiment, main
 from jaxgen.models import DiffusionConfig
 from jaxgen.training import OptimizerConfig, TrainConfig
 
-MLP = replace(DiffusionConfig.mlp, width=256, depth=4)  # --model.network unet is better for larger images, and slower
+UNET = replace(DiffusionConfig.unet, width=16)
 
 config = Experiment(
     model=DiffusionConfig(
-        image_shape=(8, 8, 1), levels=17, network="mlp", mlp=MLP, schedule="learned", weights="bound", predicts="v", terms=16
+        image_shape=(8, 8, 1), levels=17, unet=UNET, schedule="learned", weights="bound", predicts="v", terms=16
     ),
     optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=100),
-    train=TrainConfig(steps=8000, batch_size=64, ema_decay=0.999, log_every=100, eval_every=2000),
+    train=TrainConfig(steps=2000, batch_size=64, ema_decay=0.995, log_every=100, eval_every=500),
     workdir="runs/diffusion_digits",
 )
 laptop = replace(
     config,
-    model=replace(config.model, mlp=replace(MLP, width=32, depth=2), terms=2, sample_steps=10),
+    model=replace(config.model, unet=replace(UNET, width=8, multiples=(1,), attention=()), terms=2, sample_steps=10),
     train=replace(config.train, steps=100, eval_every=50),
     workdir="runs/diffusion_digits_laptop",
 )

@@ -28,7 +28,7 @@ PARAMETERS = {
     "diagonal_bilstm_mnist": (64_001, 5_233),
     "flow_matching_digits": (954_176, 12_640),
     "flow_matching_ring": (182_274, 1_442),
-    "diffusion_digits": (1_019_763, 20_883),
+    "diffusion_digits": (177_476, 10_932),
     "diffusion_mnist": (281_441, 41_985),
     "gan_digits": (75_394, 75_394),
     "gan_ring": (34_179, 34_179),
