@@ -111,10 +111,10 @@ def _empirical_logs(schedule: Schedule, examples: Float[Array, "N D"], row: Floa
 def _one_component(mean, covariance) -> tuple[np.ndarray, np.ndarray]:
     """Mean [1, ...] and covariance [], [1, ...] or [1, D, D] of a mixture with one component."""
     mean, covariance = np.asarray(mean, np.float64), np.asarray(covariance, np.float64)
-    if mean.ndim == 0:  # the same number for every dimension that the covariance has
-        shape = () if covariance.ndim == 0 else covariance.shape[:1] if covariance.ndim == 2 else covariance.shape
+    if mean.shape == ():  # the same number for every dimension that the covariance has
+        shape = covariance.shape[:1] if covariance.shape == covariance.shape[:1] * 2 else covariance.shape  # of a matrix, its side
         mean = np.broadcast_to(mean, shape)
-    return mean[None], covariance if covariance.ndim == 0 else covariance[None]
+    return mean[None], covariance if covariance.shape == () else covariance[None]
 
 
 def _components(weights, means, covariances) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
@@ -123,7 +123,7 @@ def _components(weights, means, covariances) -> tuple[np.ndarray, np.ndarray, np
     A last axis of 1 stands for any number of dimensions that share mean and variance.
     """
     weights, means, covariances = (np.asarray(value, np.float64) for value in (weights, means, covariances))
-    k = len(weights) if weights.ndim == 1 else 0
+    k = len(weights) if weights.shape == (weights.size,) else 0
     if not k or not (weights > 0).all() or abs(weights.sum() - 1) > 1e-5:
         raise ConfigError("weights", "[K] positive numbers with sum 1", weights.tolist())
     if means.ndim < 1 or len(means) != k:
@@ -131,7 +131,7 @@ def _components(weights, means, covariances) -> tuple[np.ndarray, np.ndarray, np
     flat = means.reshape(k, -1)
     d = flat.shape[1]
     vectors = None
-    if covariances.ndim == 0 or covariances.shape == (k,):
+    if covariances.shape in ((), (k,)):
         values = np.broadcast_to(covariances.reshape(-1, 1), (k, 1))
     elif covariances.shape == means.shape:
         values = covariances.reshape(k, d)

@@ -49,7 +49,7 @@ class DenoisingNetwork(nnx.Module):
     """
 
     def __init__(self, config, outputs: int, rngs: nnx.Rngs, waves: bool = False):
-        self.levels = config.levels if waves else 0
+        self.waves, self.levels = waves, config.levels
         inputs = 5 if waves else 1
         self.image_shape, self.network, width = config.image_shape, config.network, getattr(config, config.network).width
         more = {"embedding": width if config.num_classes else 0, "dtype": config.dtype, "rngs": rngs}
@@ -73,7 +73,7 @@ class DenoisingNetwork(nnx.Module):
         """
         e = None if self.table is None else self._embedding(x.shape[0], label, hidden)
         shape = (*x.shape[:-1], -1)
-        if self.levels:
+        if self.waves:
             u = (x + 1) * ((self.levels - 1) / 2 * pi)
             x = jnp.concatenate([x, jnp.sin(u), jnp.cos(u), jnp.sin(2 * u), jnp.cos(2 * u)], axis=-1)
         if self.network != "mlp":
