@@ -171,7 +171,7 @@ def train_command(words: list[str]) -> int:
         print(f"MODEL is one of {', '.join(names)}; jaxgen train MODEL --help lists its fields.")
         return 0
     if name not in names:
-        raise ConfigError("MODEL", "one of " + ", ".join(names), name, did_you_mean(name, names))
+        raise ConfigError("MODEL", "one of " + ", ".join(names), name, did_you_mean(name, names) if name != "nothing" else "")
     model = names[name]()
     stages = staging.declared(model)
     experiment = Experiment(model, optimizer=OptimizerConfig(frozen=tuple(stages)), workdir=f"runs/{name}", stages=stages)

@@ -265,12 +265,12 @@ class Bench:
     """batch of the train step, 0 to leave it out"""
     repetitions: int = 5
     """timed runs of each"""
-    steps: tuple[int, ...] = (10, 50)
-    """diffusion models: numbers of steps with which each of their samplers is timed"""
     cores: int | None = None
     """pin the process to so many cores; None: 1 on a CPU, all beside an accelerator"""
     out: str | None = None
     """the JSON file; None: bench.json in RUN, or here"""
+    steps: tuple[int, ...] = (10, 50)
+    """diffusion models: numbers of steps with which each of their samplers is timed"""
 
     def __post_init__(self):
         if not self.batches or min(self.batches) < 1:

@@ -18,6 +18,7 @@ from jaxgen.layers.unet import UNetConfig
 @dataclass(frozen=True)
 class Config:
     image_shape: tuple[int, ...] = (4, 4, 2)
+    levels: int = 5
     num_classes: int = 3
     network: str = "unet"
     unet: UNetConfig = UNetConfig()
@@ -33,7 +34,7 @@ CONFIGS = {
     "unet": Config(unet=UNetConfig(width=4, multiples=(1,), attention=())),
     "dit": Config(network="dit", dit=DiTConfig(width=8, depth=1, heads=2)),
     "mlp": Config(network="mlp", mlp=MLPDenoiserConfig(width=4, depth=1)),
-    "points": Config((2,), 0, network="mlp", mlp=MLPDenoiserConfig(width=4, depth=1)),
+    "points": Config((2,), 0, 0, network="mlp", mlp=MLPDenoiserConfig(width=4, depth=1)),
 }
 
 

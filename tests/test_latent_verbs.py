@@ -29,7 +29,7 @@ APPLIES = {  # command -> the models of the table that it works on
     "traverse": CODES,
     "codemap": [*CODES, "pca of points"],
     "neighbours": [name for name in ONE_EACH.values() if name not in ("classifier", "language_model")],
-    "classify": [*EXACT_OF_A_LABEL, "vae of a label", "vae_gan", "vqvae2"],
+    "classify": [*EXACT_OF_A_LABEL, "vae of a label", "vae_gan", "vqvae2", "latent_diffusion"],
 }
 # Nothing depends on which autoregressive model draws the samples or has the likelihood: few are tested, `make thorough` has the others.
 REPEATED = [f"{entry.name} of a label" for entry in TABLE[2:]]

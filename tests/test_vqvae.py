@@ -1,6 +1,5 @@
 """VQ-VAE: nearest codes, the straight-through gradient, the codebook's averages and restarts, the bound, the use of codes on digits."""
 
-from functools import partial
 from itertools import product
 from math import prod
 
@@ -91,7 +90,7 @@ def test_a_dead_code_restarts_at_an_encoding(restart, revived):
     book = Codebook(8, 2, nnx.Rngs(0))
     book.total[...] = book.total[...].at[3].set(1e4)  # far from all encodings
 
-    @partial(jax.jit, static_argnums=1)
+    @jax.jit
     def step(book, i):
         book.advance(statistics.values(book.statistics(z, book.nearest(z), jax.random.key(i))), 0.5, restart)
         return book
