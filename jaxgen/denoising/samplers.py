@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from jaxgen.checks import check_count, check_key
+from jaxgen.checks import check_count, check_key, check_known, check_label
 from jaxgen.denoising.exact import Denoiser
 from jaxgen.denoising.schedules import Schedule, times_at
 from jaxgen.errors import ConfigError, did_you_mean
@@ -63,6 +63,23 @@ class Step(NamedTuple):
     h: Float[Array, "..."]  # half the growth of log SNR; infinite for a step from alpha = 0 or to sigma = 0
     middle: Float[Array, "..."]  # the time half-way in u
     variance: Float[Array, "..."]  # of the noise added by ancestral, unless it is learned, and ddim
+
+
+def check_asked(config, discrete: bool, key, n, label, known, method: str, steps: int | None, guidance: float | None) -> dict[str, Any]:
+    """What a model's `sample` was asked for, checked and in its standard form: label, image and mask (or None), n, method, steps and
+    guidance; None for the config's steps and guidance. discrete: whether the model is one of images. Raises ConfigError."""
+    check_key(key)
+    n, w = check_count(n), config.guidance if guidance is None else guidance
+    if method not in METHODS:
+        raise ConfigError("sampler", f"one of {', '.join(METHODS)}", method, did_you_mean(method, METHODS))
+    if w and not config.num_classes:
+        raise ConfigError("guidance", "0 for a model without classes", w)
+    if known is not None and not discrete:
+        raise ConfigError("known", "None, since points have no pixels", "known values")
+    image, mask = (None, None) if known is None else check_known(known, n, config.image_shape, config.levels)
+    label = check_label(label, config.num_classes, n)
+    steps = check_count(config.sample_steps if steps is None else steps, "steps")
+    return {"label": label, "image": image, "mask": mask, "n": n, "method": method, "steps": steps, "guidance": float(w)}
 
 
 def sample(

@@ -41,7 +41,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from jaxgen.checks import check_count, check_images, check_key, check_known, check_label, check_levels, image_of
+from jaxgen.checks import check_images, check_label, check_levels, image_of
 from jaxgen.config import check_types
 from jaxgen.data.features import Feature, OfImagesOrPoints, given_to, modelled, smallest_unsigned
 from jaxgen.denoising import bound, samplers
@@ -56,7 +56,7 @@ from jaxgen.denoising.schedules import (
     variance_preserving,
 )
 from jaxgen.distributions import bits_per_dim
-from jaxgen.errors import ConfigError, did_you_mean
+from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import scale_pixels
 from jaxgen.layers.denoising_mlp import MLPDenoiserConfig
 from jaxgen.layers.denoising_network import DenoisingNetwork, check_network
@@ -192,19 +192,8 @@ class Diffusion(nnx.Module):
         known: images and bool [n, H, W] or [H, W], True where their pixels are kept; other pixels are drawn given them, approximately (see
         samplers.py). sampler, steps, guidance: those of denoising/samplers.py; None: the config's.
         """
-        check_key(key)
-        n, config = check_count(n), self.config
-        method, w = sampler or config.sampler, config.guidance if guidance is None else guidance
-        if method not in samplers.METHODS:
-            raise ConfigError("sampler", f"one of {', '.join(samplers.METHODS)}", method, did_you_mean(method, samplers.METHODS))
-        if w and not config.num_classes:
-            raise ConfigError("guidance", "0 for a model without classes", w)
-        if known is not None and not self._discrete:
-            raise ConfigError("known", "None, since points have no pixels", "known values")
-        image, mask = (None, None) if known is None else check_known(known, n, config.image_shape, config.levels)
-        label = check_label(label, config.num_classes, n)
-        steps = check_count(config.sample_steps if steps is None else steps, "steps")
-        return _sample(self, key, label, image, mask, n=n, method=method, steps=steps, guidance=float(w))
+        method = sampler or self.config.sampler
+        return _sample(self, key, **samplers.check_asked(self.config, self._discrete, key, n, label, known, method, steps, guidance))
 
     @property
     def _discrete(self) -> bool:

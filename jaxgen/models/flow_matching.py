@@ -31,14 +31,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
-from jaxgen.checks import check_count, check_images, check_key, check_known, check_label, check_levels, image_of
+from jaxgen.checks import check_count, check_images, check_label, check_levels, image_of
 from jaxgen.config import check_types
 from jaxgen.data.features import Feature, OfImagesOrPoints, given_to, modelled, smallest_unsigned
 from jaxgen.denoising import ode, samplers
 from jaxgen.denoising.bound import antithetic_times
 from jaxgen.denoising.schedules import Schedule, linear_path, quadratic_times, trigonometric_path, uniform_times
 from jaxgen.denoising.transport import nearest_noise
-from jaxgen.errors import ConfigError, did_you_mean
+from jaxgen.errors import ConfigError
 from jaxgen.layers.denoising_mlp import MLPDenoiserConfig
 from jaxgen.layers.denoising_network import DenoisingNetwork, check_network
 from jaxgen.layers.dit import DiTConfig
@@ -180,20 +180,8 @@ class FlowMatching(nnx.Module):
         samplers.py). sampler, steps, guidance: those of denoising/samplers.py; None: the config's, and "ancestral" where pixels are known.
         Euler-Maruyama starts at t = 1 - 1 / (steps + 1), since its noise is infinite at t = 1.
         """
-        check_key(key)
-        n, config = check_count(n), self.config
-        method = sampler or (config.sampler if known is None else "ancestral")
-        w = config.guidance if guidance is None else guidance
-        if method not in samplers.METHODS:
-            raise ConfigError("sampler", f"one of {', '.join(samplers.METHODS)}", method, did_you_mean(method, samplers.METHODS))
-        if w and not config.num_classes:
-            raise ConfigError("guidance", "0 for a model without classes", w)
-        if known is not None and not self._discrete:
-            raise ConfigError("known", "None, since points have no pixels", "known values")
-        image, mask = (None, None) if known is None else check_known(known, n, config.image_shape, config.levels)
-        label = check_label(label, config.num_classes, n)
-        steps = check_count(config.sample_steps if steps is None else steps, "steps")
-        return _sample(self, key, label, image, mask, n=n, method=method, steps=steps, guidance=float(w))
+        method = sampler or (self.config.sampler if known is None else "ancestral")
+        return _sample(self, key, **samplers.check_asked(self.config, self._discrete, key, n, label, known, method, steps, guidance))
 
     @property
     def _discrete(self) -> bool:
