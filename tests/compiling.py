@@ -1,5 +1,6 @@
 """How the tests compile: fast, on one device or on several virtual ones; and how rarely they collect garbage."""
 
+import functools
 import gc
 import os
 
@@ -8,6 +9,21 @@ import os
 FAST_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 AS_USERS_COMPILE = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32}
 """Options of one program, `jax.jit(f, compiler_options=AS_USERS_COMPILE)`, that has what the words above leave out."""
+
+KEEP_FROM = 0.1
+"""Seconds from which on a program that the tests compile in their own process is written to the compilation cache. Most of them are small
+and needed once: to compress and write them took longer than was saved. Processes that tests start keep all: they compile the same again."""
+
+
+def share_context() -> None:
+    """One MLIR context for all programs, where jax makes a new one with all its dialects, 8 ms, for every program.
+
+    A part of jax that is not public; a version that does not have it goes on without.
+    """
+    from jax._src.interpreters import mlir
+
+    if hasattr(mlir, "make_ir_context"):
+        mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
 def virtual_devices(n: int) -> dict[str, str]:

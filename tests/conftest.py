@@ -9,7 +9,7 @@ import os
 import signal
 from pathlib import Path
 
-from compiling import FAST_TO_COMPILE, collect_rarely
+from compiling import FAST_TO_COMPILE, KEEP_FROM, collect_rarely, share_context
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +24,8 @@ DEFAULTS = {
     # Compiling is most of the time of the suite; at the default threshold of one second almost nothing would be kept.
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    # The lines of Python that an operation comes from are not written into programs: nobody reads them, and writing them takes time.
+    "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
 }
 gc.disable()  # until all tests are collected
 os.environ.update(STRICT)
@@ -36,6 +38,9 @@ import jax  # noqa: E402  (after the environment)
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+
+jax.config.update("jax_persistent_cache_min_compile_time_secs", KEEP_FROM)
+share_context()
 
 # Checks the shapes and types of every annotated function of the package while the tests run; it must come before the first import.
 # An int serves as a float, as in PEP 484.
