@@ -26,6 +26,19 @@ def share_context() -> None:
         mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
+def say_little_of_tracers() -> None:
+    """`tracer.sharding`, which does not exist and which nnx asks for whenever a variable is set, fails at once.
+
+    jax looks through the whole program for the words of that error, which nobody reads: half of the time in which a model is traced.
+    """
+    import jax
+
+    def absent(tracer):
+        raise AttributeError("a value that is traced has no sharding")
+
+    jax.core.Tracer.sharding = property(absent)
+
+
 def virtual_devices(n: int) -> dict[str, str]:
     """The environment variable of a process that has n devices on the CPU."""
     return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={n}"}
