@@ -7,6 +7,7 @@ of the products in the traced program of the forward pass; the backward pass has
 Results: experiments/results/layer_speed.md
 """
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +19,17 @@ import tyro
 from flax import nnx
 
 from jaxgen import benchmark
-from jaxgen.layers import attention, convolutions, gated_resnet, masked, weight_norm
+from jaxgen.layers import attention, convolutions, denoising_mlp, dit, gated_resnet, masked, residual_cells, unet, weight_norm
 from jaxgen.layers.convolutions import EXACT
-from jaxgen.models import diagonal_bilstm, language_model, row_lstm
+from jaxgen.models import diagonal_bilstm, language_model, row_lstm, vqvae
 
 SIZE, WIDTH, BATCH = 16, 64, 64
 SLOW = 0.1
 """Share of the peak below which a layer is marked."""
+DEPTHWISE, GENERATIVE = "Depthwise 5 x 5", "GenerativeCell, 3 times the channels"
+ZEROS = {DEPTHWISE: WIDTH, GENERATIVE: 3 * WIDTH}
+"""The channels of a depthwise 5 x 5 convolution in a layer. It is computed as products whose matrices are zero for the most part
+(`depthwise` in jaxgen/layers/residual_cells.py): those with zeros are not counted."""
 
 
 def layers() -> dict[str, tuple[Any, Callable, tuple[int, ...]]]:
@@ -68,26 +73,48 @@ def layers() -> dict[str, tuple[Any, Callable, tuple[int, ...]]]:
             image,
         ),
         "GRU": (language_model.GRU(WIDTH, rngs), recur, (BATCH, SIZE**2, WIDTH)),
+        DEPTHWISE: (residual_cells.Depthwise(WIDTH, 5, rngs), call, image),
+        "Down 2 x 2": (residual_cells.Down(WIDTH, WIDTH, rngs), call, image),
+        "Up 2 x 2": (residual_cells.Up(WIDTH, WIDTH, rngs), call, image),
+        "EncoderCell": (residual_cells.EncoderCell(WIDTH, rngs), call, image),
+        GENERATIVE: (residual_cells.GenerativeCell(WIDTH, 3, rngs), call, image),
+        "ResidualBlock of VQ-VAE": (vqvae.ResidualBlock(WIDTH, rngs), call, image),
+        "Codebook, nearest of 512": (vqvae.Codebook(512, WIDTH, rngs), lambda layer, z: layer.nearest(z), image),
+        "U-Net block": (unet.Block(WIDTH, WIDTH, WIDTH, 0, rngs), lambda layer, x: layer(x, x[:, 0, 0], 0.0, None), image),
+        "U-Net attention": (unet.SpatialAttention(WIDTH, 1, rngs), call, image),
+        "U-Net Grow": (unet.Grow(WIDTH, rngs), call, image),
+        "DiT block": (dit.Block(dit.DiTConfig(width=WIDTH, heads=1), rngs), lambda layer, x: layer(x, x[:, 0]), (BATCH, SIZE**2, WIDTH)),
+        "Layer of DenoisingMLP": (denoising_mlp.Layer(WIDTH, rngs), lambda layer, h: layer(h, h), (BATCH * SIZE, WIDTH)),
     }
 
 
-def measure(layer, apply: Callable, shape: tuple[int, ...], repetitions: int) -> tuple[float, float, float]:
-    """(GFLOPs of the forward pass, its share of the peak, the share of the backward pass), medians over alternating repetitions."""
-    x = jax.random.normal(jax.random.key(0), shape)
+def zero_flops(channels: int) -> float:
+    """FLOPs of products with zeros in a depthwise 5 x 5 convolution of that many channels."""
+    if not channels:
+        return 0
+    depthwise = lambda x, kernel: residual_cells.depthwise(x, kernel)  # noqa: E731
+    x, kernel = jnp.zeros((BATCH, SIZE, SIZE, channels)), jnp.zeros((5, 5, channels))
+    return benchmark.product_flops(depthwise, x, kernel) - 2 * 25 * x.size
+
+
+def measure(name: str, layer, apply: Callable, shape: tuple[int, ...], repetitions: int) -> tuple[float, float, float | None]:
+    """(GFLOPs of the forward pass, its share of the peak, the share of the backward pass or None for codes), medians over repetitions."""
+    x, channels = jax.random.normal(jax.random.key(0), shape), ZEROS.get(name, 0)
     y = apply(layer, x)
-    direction = jax.random.normal(jax.random.key(1), y.shape)
-    flops = benchmark.product_flops(apply, layer, x)
+    flops = benchmark.product_flops(apply, layer, x) - zero_flops(channels)
     forward, _ = benchmark.compiled(apply, layer, x)
-    # The gradient alone needs some of the forward pass too; its time is the whole program's, less the forward's.
-    both, _ = benchmark.compiled(lambda layer, x, direction: jax.vjp(apply, layer, x)[1](direction), layer, x, direction)
+    if gradient := jnp.issubdtype(y.dtype, jnp.floating):
+        direction = jax.random.normal(jax.random.key(1), y.shape)
+        # The gradient alone needs some of the forward pass too; its time is the whole program's, less the forward's.
+        both, _ = benchmark.compiled(lambda layer, x, direction: jax.vjp(apply, layer, x)[1](direction), layer, x, direction)
     peak, shares = benchmark.Peak("float32"), []
     for _ in range(repetitions + 1):  # the first one is dropped
         _, first, _ = benchmark.timed(forward, layer, x)
-        _, second, _ = benchmark.timed(both, layer, x, direction)
+        second = benchmark.timed(both, layer, x, direction)[1] if gradient else math.inf
         best = peak(2)
         shares.append((flops / first / best, 2 * flops / second / best))
     forward_share, backward_share = (statistics.median(part) for part in zip(*shares[1:], strict=True))
-    return flops / 1e9, forward_share, backward_share
+    return flops / 1e9, forward_share, backward_share if gradient else None
 
 
 @dataclass(frozen=True)
@@ -108,9 +135,10 @@ def main() -> None:
     print("| layer | GFLOP, forward | forward, of the peak | backward, of the peak |\n|---|---|---|---|")
     for name, (layer, apply, shape) in layers().items():
         if options.only.lower() in name.lower():
-            flops, forward, backward = measure(layer, apply, shape, options.repetitions)
-            mark = f", below {SLOW:.0%}" if min(forward, backward) < SLOW else ""
-            print(f"| {name} | {flops:.2f} | {forward:.0%} | {backward:.0%}{mark} |", flush=True)
+            flops, forward, backward = measure(name, layer, apply, shape, options.repetitions)
+            mark = f", below {SLOW:.0%}" if min(forward, forward if backward is None else backward) < SLOW else ""
+            back = "none" if backward is None else f"{backward:.0%}"
+            print(f"| {name} | {flops:.2f} | {forward:.0%} | {back}{mark} |", flush=True)
 
 
 if __name__ == "__main__":
