@@ -2,7 +2,8 @@
 
 import sys
 
-from jaxgen.processes import interruption
+from jaxgen.processes import interruption, memory
 
 if sys.argv[:1] == ["-m"]:  # so it is while Python looks for the script that it was started with
     interruption.begin()
+    memory.keep_freed()

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 import jaxgen
-from jaxgen.processes import interruption  # what takes longer is imported after `begin`
+from jaxgen.processes import interruption, memory  # what takes longer is imported after `begin`
 
 COMMANDS = {
     "train": "train a model, or resume: jaxgen train MODEL [--field value ...]",
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `jaxgen COMMAND ...` and return its exit code. argv: the words after `jaxgen`; None: those that this process was started with."""
     if argv is None:
         interruption.begin()
+        memory.keep_freed()
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"] and words[1:]:  # jaxgen help train: as jaxgen train --help; jaxgen help trian: as jaxgen trian
         words = [words[1], "--help"] if words[1] in COMMANDS else words[1:]

@@ -20,7 +20,7 @@ from jaxgen.commands import guarded
 from jaxgen.errors import ConfigError, did_you_mean
 from jaxgen.experiment import Experiment, dry_run, train
 from jaxgen.models import MODELS
-from jaxgen.processes import interruption
+from jaxgen.processes import interruption, memory
 from jaxgen.reports.final_report import finish, read_data
 from jaxgen.runs import checkpoint
 from jaxgen.training import OptimizerConfig
@@ -49,6 +49,7 @@ def main(experiment: Experiment, laptop: Experiment | None = None, argv: Sequenc
     """
     if argv is None:
         interruption.begin()
+        memory.keep_freed()
     argv = list(sys.argv[1:] if argv is None else argv)
     script = sys.modules["__main__"]
     prog = f"python -m {script.__spec__.name}" if script.__spec__ else f"python {os.path.basename(sys.argv[0])}"

@@ -130,6 +130,7 @@ ROOMS = {
     "processes": {
         "printing": set(),
         "interruption": {"printing"},
+        "memory": set(),
         "roll_call": {"printing"},
         "__init__": set(),
     },
