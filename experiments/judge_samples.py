@@ -2,9 +2,11 @@
 
     python -m experiments.judge_samples runs/vqvae2_digits runs/classifier_digits --data digits
     python -m experiments.judge_samples RUN CLASSIFIER --data FOLDER --n 2000
+    python -m experiments.judge_samples RUN CLASSIFIER --data FOLDER --guidance 0 1 2 4 --sampler multistep --steps 20 --out guidance.png
 
 Beside them stand the test images of the data, judged by the same classifier: samples can hardly do better. A model whose samples are one
-image of each class does well too: the number says nothing about variety.
+image of each class does well too: so the spread stands beside it, the mean over the pixels of the standard deviation among samples (or
+test images) of one class, pixels in [0, 1]. The picture has a row of samples for each guidance, with the same noise at the start.
 """
 
 from dataclasses import dataclass
@@ -26,10 +28,25 @@ def right(classifier, images, labels) -> np.ndarray:
     return np.concatenate(parts) == np.asarray(labels)
 
 
-def said(name: str, correct: np.ndarray) -> str:
-    """One line: a share with its standard error."""
-    share = correct.mean()
-    return f"{name:<12} {share:.4f} +- {(share * (1 - share) / len(correct)) ** 0.5:.4f} of their class  (n = {len(correct)})"
+def spread(images, labels, levels: int) -> float:
+    """The mean over classes and pixels of the standard deviation, pixels in [0, 1]."""
+    x = images.astype(np.float64) / (levels - 1)
+    return float(np.mean([x[labels == label].std(0).mean() for label in np.unique(labels)]))
+
+
+def said(name: str, classifier, images, labels) -> str:
+    """One line: a share with its standard error, and the spread."""
+    share, labels = right(classifier, images, labels).mean(), np.asarray(labels)
+    error, spreads = (share * (1 - share) / len(labels)) ** 0.5, spread(images, labels, classifier.config.levels)
+    return f"{name:<22} {share:.4f} +- {error:.4f} of their class  (n = {len(labels)}), spread {spreads:.4f}"
+
+
+def write_rows(out: str, rows: list[np.ndarray], levels: int) -> None:
+    """A picture of the first images of each row, every pixel twice as large."""
+    from matplotlib.image import imsave
+
+    picture = np.concatenate([np.concatenate(list(row), axis=1) for row in rows]).repeat(2, 0).repeat(2, 1) / (levels - 1)
+    imsave(out, picture if picture.shape[-1] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
 
 
 @dataclass(frozen=True)
@@ -41,19 +58,30 @@ class Options:
     data: str = "digits"  # data set whose test images are judged too
     n: int = 1000  # samples, of each class in turn
     temperature: float = 1.0  # of the sampler
+    guidance: tuple[float, ...] = ()  # of diffusion models and flows: a line of the table and a row of the picture for each
+    sampler: str | None = None  # of diffusion models and flows; None: the model's own
+    steps: int | None = None  # of that sampler; None: the model's own number
+    out: str | None = None  # a PNG file of the first two samples of every class
 
 
 def main() -> None:
-    """Two lines: test images and samples."""
+    """A line for the test images, and one for the samples, or for those of each guidance."""
     options = tyro.cli(Options, description=__doc__)
     model, classifier, test = jaxgen.load(options.run), jaxgen.load(options.classifier), load(options.data, "test")
-    print(said("test images", right(classifier, np.asarray(test.images), test.labels)))
+    print(said("test images", classifier, np.asarray(test.images), test.labels))
     labels = np.arange(options.n, dtype=np.int32) % model.config.num_classes
     more = {} if options.temperature == 1 else {"temperature": options.temperature}
-    draw = jax.jit(lambda model, key, label: model.sample(key, len(label), label=label, **more))
-    parts = range(0, options.n, BATCH)
-    samples = [np.asarray(draw(model, jax.random.key(start), labels[start : start + BATCH])) for start in parts]
-    print(said("samples", right(classifier, np.concatenate(samples), labels)))
+    more |= {name: value for name in ("sampler", "steps") if (value := getattr(options, name)) is not None}
+    parts, rows = range(0, options.n, BATCH), []
+    for given in [{"guidance": w} for w in options.guidance] or [{}]:
+        draw = jax.jit(lambda model, key, label, given=given: model.sample(key, len(label), label=label, **more, **given))
+        drawn = [np.asarray(draw(model, jax.random.key(start), labels[start : start + BATCH])) for start in parts]
+        samples = np.concatenate(drawn)
+        rows.append(samples[: 2 * model.config.num_classes])
+        name = "samples" + "".join(f", guidance {w:g}" for w in given.values())
+        print(said(name, classifier, samples, labels), flush=True)
+    if options.out:
+        write_rows(options.out, rows, model.config.levels)
 
 
 if __name__ == "__main__":

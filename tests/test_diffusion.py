@@ -199,6 +199,30 @@ def test_guidance_of_zero_is_the_conditional_model_and_known_pixels_are_kept():
     assert (known[:, mask] == image[:, mask]).all() and len(np.unique(known[:, ~mask])) > 1
 
 
+class TwoPixels(nnx.Module):
+    """E[x_0 | x_t] of two pixels of mean 0, deviation 0.2 and correlation 0.8."""
+
+    def __init__(self, config: DiffusionConfig):
+        self.config = config
+
+    def guided(self, x, time, label, w):
+        covariance = 0.04 * np.asarray([[1, 0.8], [0.8, 1]])
+        return gaussian_denoiser(fresh(self.config).schedule, np.zeros(2), covariance)(x.reshape(-1, 2), time[0]).reshape(x.shape)
+
+
+def test_pixels_are_drawn_given_the_known_ones_and_not_beside_them():
+    """A pixel at 1.2 deviations: the other has mean 0.96 and deviation 0.6, in deviations. Measured: 0.77 and 0.54; with each step taken
+    once 0.49 and 0.59, 10 times 0.84 and 0.46; 40 steps. The config's sampler, DDIM, would draw no noise."""
+    config = DiffusionConfig((1, 2, 1), 256, **TINY, steps=50, predicts="x0", variances="small", sampler="ddim", sample_steps=160)
+    model, n = fresh(config), 4000
+    model.network = TwoPixels(config)
+    image, mask = np.full((n, 1, 2, 1), 158, np.uint8), np.asarray([[True, False]])  # 158 is 0.239 in [-1, 1]
+    drawn = np.asarray(model.sample(KEY, n, known=(image, mask)))
+    assert (drawn[:, 0, 0] == 158).all()
+    other = (drawn[:, 0, 1, 0] / 127.5 - 1) / 0.2
+    assert 0.7 < other.mean() < 0.96 and other.std() == pytest.approx(0.6, abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -48,6 +48,8 @@ Method = Literal["ancestral", "ddim", "euler", "heun", "midpoint", "multistep", 
 METHODS: tuple[str, ...] = get_args(Method)
 EVALUATIONS = {method: 2 if method in ("heun", "midpoint") else 1 for method in METHODS}
 """How often one step calls the denoiser."""
+REPEATS = 4
+"""How often models take each step where pixels are known."""
 
 
 class Step(NamedTuple):
@@ -80,6 +82,15 @@ def check_asked(config, discrete: bool, key, n, label, known, method: str, steps
     label = check_label(label, config.num_classes, n)
     steps = check_count(config.sample_steps if steps is None else steps, "steps")
     return {"label": label, "image": image, "mask": mask, "n": n, "method": method, "steps": steps, "guidance": float(w)}
+
+
+def of_known(x: Float[Array, "n H W C"] | None, mask: Bool[Array, "*n H W"] | None, method: str) -> dict[str, Any]:
+    """The arguments of `sample` with which a model of images draws pixels given those that are known: nothing where mask is None, else x
+    where the mask is True, REPEATS of each step (multistep cannot), and large variances of ancestral steps."""
+    if mask is None:
+        return {}
+    variance = {"variance": "large"} if method == "ancestral" else {}
+    return {"known": x, "mask": jnp.broadcast_to(mask[..., None], x.shape), "repeats": 1 if method == "multistep" else REPEATS} | variance
 
 
 def sample(

@@ -47,8 +47,6 @@ from jaxgen.layers.unet import UNetConfig
 PATHS = {"linear": linear_path, "trigonometric": trigonometric_path}
 EXACT_TRACE = 16
 """The most dimensions of an example for which the trace in the log-density is always exact."""
-REPEATS = 4
-"""How often each step is taken where pixels are known, which brings the other pixels closer to them (see samplers.py)."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ class FlowMatchingConfig(OfImagesOrPoints):
     path: Literal["linear", "trigonometric"] = "linear"  # from data to noise: a straight line, or an arc that keeps a variance of 1
     coupling: Literal["independent", "transport"] = "independent"  # of the examples of a batch with its noise, in training
     drop_label: float = 0.1  # probability with which the label is hidden in training, which guidance needs
-    sampler: samplers.Method = "heun"  # how samples are drawn: the methods of denoising/samplers.py
-    sample_steps: int = 50  # steps of the sampler
+    sampler: samplers.Method = "midpoint"  # how samples are drawn: the methods of denoising/samplers.py
+    sample_steps: int = 25  # steps of the sampler
     guidance: float = 0.0  # w, how far samples go beyond the flow given the label, away from that without; 0: no guidance
     density_steps: int = 40  # steps of the log-density, each of four evaluations
     probes: int = 1  # random vectors for the trace of more than EXACT_TRACE dimensions; 0: the exact trace
@@ -176,9 +174,9 @@ class FlowMatching(nnx.Module):
     ) -> Num[Array, "n ..."]:  # fmt: skip
         """n images [n, H, W, C] of the smallest unsigned type for their levels, or n points float32 [n, d].
 
-        known: images and bool [n, H, W] or [H, W], True where their pixels are kept; other pixels are drawn given them, approximately (see
-        samplers.py). sampler, steps, guidance: those of denoising/samplers.py; None: the config's, and "ancestral" where pixels are known.
-        Euler-Maruyama starts at t = 1 - 1 / (steps + 1), since its noise is infinite at t = 1.
+        known: images and bool [n, H, W] or [H, W], True where their pixels are kept; other pixels are drawn given them, approximately, with
+        each step taken four times (see samplers.py). sampler, steps, guidance: those of denoising/samplers.py; None: the config's, and
+        "ancestral" where pixels are known. Euler-Maruyama starts at t = 1 - 1 / (steps + 1), since its noise is infinite at t = 1.
         """
         method = sampler or (self.config.sampler if known is None else "ancestral")
         return _sample(self, key, **samplers.check_asked(self.config, self._discrete, key, n, label, known, method, steps, guidance))
@@ -194,10 +192,8 @@ class FlowMatching(nnx.Module):
 
 @partial(jax.jit, static_argnames=("n", "method", "steps", "guidance"))
 def _sample(model: FlowMatching, key: PRNGKeyArray, label, image, mask, *, n: int, method: str, steps: int, guidance: float) -> Array:
-    config, (key_noise, key_path), known = model.config, jax.random.split(key), {}
-    if mask is not None:
-        known = {"known": model._scale(image.astype(jnp.float32) + 0.5), "mask": jnp.broadcast_to(mask[..., None], image.shape)}
-        known |= {"repeats": 1 if method == "multistep" else REPEATS} | ({"variance": "large"} if method == "ancestral" else {})
+    config, (key_noise, key_path) = model.config, jax.random.split(key)
+    known = samplers.of_known(None if mask is None else model._scale(image.astype(jnp.float32) + 0.5), mask, method)
     times = uniform_times(steps, steps / (steps + 1) if method == "euler_maruyama" else 1.0)
     noise = jax.random.normal(key_noise, (n, *config.image_shape))
     denoise = partial(model.denoise, label=label, guidance=guidance)
