@@ -21,10 +21,10 @@ from jaxgen.reports import latent_verbs
 from jaxgen.runs import figures
 
 CODES = ["vae", "vae of a vector", "vae of a label", "vae_gan", "autoencoder", "implicit_autoencoder"]
-CODES += ["implicit_autoencoder by REINFORCE", "pca"]
+CODES += ["implicit_autoencoder by REINFORCE", "pca", "nvae"]
 EXACT_OF_A_LABEL = [name for name in CONFIGS if name.endswith(" of a label") and name != "vae of a label"]
 APPLIES = {  # command -> the models of the table that it works on
-    "reconstruct": [*CODES, "nvae", "vqvae", "vqvae2_codes", "vqvae2"],
+    "reconstruct": [*CODES, "vqvae", "vqvae2_codes", "vqvae2"],
     "interpolate": CODES,
     "traverse": CODES,
     "codemap": [*CODES, "pca of points"],

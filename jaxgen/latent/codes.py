@@ -5,7 +5,7 @@ A model with vectors as codes has two methods,
     encode(x, **given) -> z [B, Z], or (mean, log variance) of q(z | x), [B, Z] each
     picture(z, **given) -> x                       what a code decodes to; of images the most probable or the nearest level of each pixel
 
-(PCA, VAE, Autoencoder; the code of an example is then z, or the mean). The ways between two codes a and b, for t from 0 to 1:
+(PCA, VAE, Autoencoder, NVAE; the code of an example is then z, or the mean). The ways between two codes a and b, for t from 0 to 1:
 
     linear:     z_t = (1 - t) a + t b
     spherical:  z_t = r_t (cos(t w) u + sin(t w) v),   r_t = (1 - t) |a| + t |b|,   w = the angle between a and b

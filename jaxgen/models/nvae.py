@@ -222,18 +222,24 @@ class NVAE(nnx.Module):
         self.steps = nnx.Variable(jnp.zeros(()))
         self.kl = nnx.Variable(jnp.zeros(sum(config.groups)))
 
-    def encode(self, image: UInt[Array, "B H W C"]) -> list[Float[Array, "_ B _ _ Z"]]:
-        """z for each resolution, the coarsest first: every group the mean of its posterior, given the means of the groups before."""
-        return self._top_down(image.shape[0], features=self._features(image)).z
+    def encode(self, image: UInt[Array, "B H W C"]) -> Float[Array, "B Z"]:
+        """z as one vector, the coarsest group first: every group the mean of its posterior, given the means of the groups before."""
+        z = self._top_down(image.shape[0], features=self._features(image)).z
+        return jnp.concatenate([jnp.moveaxis(one, 1, 0).reshape(image.shape[0], -1) for one in z], axis=1)
 
-    def decode(self, z: list[Float[Array, "_ B _ _ Z"]]) -> Float[Array, "B H W ..."]:
-        """Parameters of p(x | z), float32."""
+    def groups(self, z: Float[Array, "B Z"]) -> list[Float[Array, "_ B _ _ _"]]:
+        """A vector of `encode` as its groups: for each resolution, the coarsest first, [G, B, h, w, latent]."""
         config = self.config
-        grids = list(zip(config.groups, config.grids[config.halvings :], strict=True))[::-1]
-        wanted = [(n, *grid, config.latent) for n, grid in grids]
-        if [(one.shape[0], *one.shape[2:]) for one in z] != wanted:
-            raise ConfigError("z", f"[G, B, h, w, Z] with G, h, w, Z = {wanted}", [one.shape for one in z])
-        return self._top_down(z[0].shape[1], z=z).parameters
+        shapes = [(n, *grid, config.latent) for n, grid in zip(config.groups, config.grids[config.halvings :], strict=True)][::-1]
+        ends = np.cumsum([prod(shape) for shape in shapes])
+        if z.shape[1] != ends[-1]:
+            raise ConfigError("z", f"[B, {ends[-1]}]", list(z.shape))
+        parts = jnp.split(z, ends[:-1], axis=1)
+        return [jnp.moveaxis(part.reshape(-1, *shape), 0, 1) for part, shape in zip(parts, shapes, strict=True)]
+
+    def decode(self, z: Float[Array, "B Z"]) -> Float[Array, "B H W ..."]:
+        """Parameters of p(x | z), float32."""
+        return self._top_down(z.shape[0], z=self.groups(z)).parameters
 
     def elbo(self, image: UInt[Array, "B H W C"], key: PRNGKeyArray) -> Float[Array, " B"]:
         """L in nats of one z for each image."""
@@ -282,8 +288,14 @@ class NVAE(nnx.Module):
         return self.head.sample(parameters, self.head.noise(key_x, (n, *self.config.image_shape))).astype(self.head.dtype)
 
     def reconstruct(self, image: UInt[Array, "B H W C"]) -> UInt[Array, "B H W C"]:
-        """For every pixel the most probable level under p(x | z), z of `encode`; for the mixture the mean of its likeliest component."""
-        parameters = self._top_down(image.shape[0], features=self._features(image)).parameters
+        """`picture` of the z of `encode`."""
+        return self._best(self._top_down(image.shape[0], features=self._features(image)).parameters)
+
+    def picture(self, z: Float[Array, "B Z"]) -> UInt[Array, "B H W C"]:
+        """For every pixel the most probable level under p(x | z); for the mixture the mean of its likeliest component."""
+        return self._best(self.decode(z))
+
+    def _best(self, parameters: Float[Array, "B H W ..."]) -> UInt[Array, "B H W C"]:
         if self.config.likelihood != "mixture":
             return self.head.best(parameters).astype(self.head.dtype)
         nothing = jnp.zeros((*parameters.shape[:-1], self.head.components + self.config.image_shape[2]))
