@@ -6,6 +6,9 @@ too, with what it may see. What is dear goes over ONE_EACH: one configuration of
 A model has about 12 s of one core for all its tests, with nothing compiled before; most of it is compiling and tracing. To stay there:
 one line in the table; weights from numpy (`model_of`, `test_models.drawn`), since XLA compiles random numbers once for every weight; one
 compiled program that gives many numbers, and the shapes and batch sizes that other tests have, so that their programs are used again.
+Every operation outside of `jax.jit` is a program too, 10 ms for each shape: fetch results by `jax.device_get` and go on in numpy, and send
+arrays by `jax.device_put` (`jnp.asarray` compiles a program). The arrays of a loaded model are tied to a device, and for them everything
+is compiled again: `jax.device_put(jax.device_get(model))` unties them. A program that a test starts begins with compiling.IN_A_PROCESS.
 The same property at further shapes and sizes goes to `make thorough` (`skip_unless_thorough` and THOROUGH in test_models.py).
 """
 
@@ -112,7 +115,7 @@ def batch_of(config, n: int, seed: int = 0) -> dict:
             Tokens: strings,
         }[type(feature)](feature)
         feature.check(columns[name], name)
-    return jax.tree.map(jnp.asarray, columns)
+    return jax.device_put(columns)
 
 
 def data_of(config, n: int = 24) -> Dataset:
@@ -165,7 +168,7 @@ def model_of(name: str):
     def weight(path, leaf):
         noise, one = generator.standard_normal(leaf.shape, np.float32), any(word in jax.tree_util.keystr(path) for word in ONES)
         if leaf.ndim > 1 and not one:
-            return jnp.asarray(noise / np.float32(np.sqrt(np.prod(leaf.shape[:-1]))))
-        return jnp.asarray(np.float32(0.1) * np.abs(noise) + np.float32(one))
+            return noise / np.float32(np.sqrt(np.prod(leaf.shape[:-1])))
+        return np.float32(0.1) * np.abs(noise) + np.float32(one)
 
-    return jax.tree_util.tree_map_with_path(weight, shapes)
+    return jax.device_put(jax.tree_util.tree_map_with_path(weight, shapes))

@@ -51,5 +51,12 @@ def collect_rarely() -> None:
     gc.set_threshold(50_000, 10, 20)
 
 
-COLLECT_RARELY = "import gc; gc.freeze(); gc.set_threshold(50_000, 10, 20)"
-"""The same in a program that a test starts."""
+IN_A_PROCESS = f"""
+import sys
+sys.path.append({os.path.dirname(os.path.abspath(__file__))!r})
+import compiling
+sys.path.pop()
+compiling.collect_rarely()
+compiling.share_context()
+"""
+"""The same two for a program that a test starts, once it has imported what it needs."""

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import optax
 from all_models import CONFIGS, batch_of, data_of, model_of, players, with_a
-from compiling import collect_rarely
+from compiling import collect_rarely, share_context
+from flax import nnx
 
 from jaxgen import config, evaluation, sharding, training
 from jaxgen.data import DataConfig
@@ -27,6 +28,14 @@ def checkpoints(name: str, folder: Path) -> Checkpointer:
     return Checkpointer(folder / name, config.to_json(Experiment(CONFIGS[name], DataConfig("arrays"))))
 
 
+def first_state(name: str, optimizer, mesh) -> training.TrainState:
+    """`training.init_state` without a program: all numbers of the optimizer are 0, and the average is that of the weights."""
+    model = jax.tree.map(np.array, model_of(name))
+    shapes = jax.eval_shape(lambda: training.new_state(model, optimizer))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state)
+    return sharding.place_state(mesh, training.TrainState(np.int32(0), model, zeros, jax.tree.map(np.copy, nnx.state(model, nnx.Param))))
+
+
 def two_steps(name: str, folder: Path) -> dict[str, float]:
     """The metrics of the first step. The second has the same bits from the state and from its checkpoint.
 
@@ -39,7 +48,7 @@ def two_steps(name: str, folder: Path) -> dict[str, float]:
     train_step = training.make_train_step(optimizer, mesh, accumulate=parts)
     chex.clear_trace_counter()
     counted = training.TrainStep(chex.assert_max_traces(train_step._step, n=1), mesh)
-    leaves, tree = jax.tree.flatten(training.born(mesh, lambda: training.new_state(model_of(name), optimizer)))
+    leaves, tree = jax.tree.flatten(first_state(name, optimizer, mesh))
     compiled = counted.on_leaves(tree)
 
     def step(state, batch):
@@ -71,5 +80,6 @@ def one_evaluation(name: str, folder: Path) -> dict[str, float]:
 if __name__ == "__main__":
     assert jax.device_count() == 8
     collect_rarely()
+    share_context()
     found = {name: (two_steps if name in with_a("loss") else one_evaluation)(name, Path(sys.argv[1])) for name in sys.argv[2:]}
     print(json.dumps(found, default=np.ndarray.tolist))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from compiling import COLLECT_RARELY, virtual_devices
+from compiling import IN_A_PROCESS, virtual_devices
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
@@ -77,7 +77,7 @@ small = Experiment(
     ImageTransformerConfig((8, 8, 1), 17, layers=1, width=64, heads=2, hidden=256, encoder_layers=1, low_resolution=(2, 2, 1)),
     DataConfig("digits"), train=TrainConfig(fsdp=8), workdir=sys.argv[1] + "/small")
 with Checkpointer(small.workdir, config.to_json(small)) as saving:
-    saving.save(1, training.new_state(build(small.model), experiment.make_optimizer(small)))
+    saving.save(1, training.new_state(jax.jit(lambda: build(small.model))(), experiment.make_optimizer(small)))
 report, commands = seen, {}
 watch(autoregressive, "_sample"); watch(benchmark, "timed")
 for command, folder in (("sample", run.workdir), ("complete", run.workdir), ("upscale", small.workdir)):
@@ -105,7 +105,7 @@ print(json.dumps({"state": sizes(shapes), "model": sizes(training.ema_model(shap
 def facts(tmp_path_factory) -> dict:
     """What a run of two steps and its report held."""
     env = os.environ | virtual_devices(8)
-    command = [sys.executable, "-c", COLLECT_RARELY + SCRIPT, str(tmp_path_factory.mktemp("run"))]
+    command = [sys.executable, "-c", IN_A_PROCESS + SCRIPT, str(tmp_path_factory.mktemp("run"))]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])

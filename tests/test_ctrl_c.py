@@ -115,15 +115,19 @@ def done():
     time.sleep(0.2)
     os._exit(0)
 
-ALONE = (report, locked, first_step, first_step_sigterm, second_step, callback)
-LATER = (later_program, saved_first, validation, validation_full_disk, step_after_validation, done)
-for moment in (*ALONE, first_step_of_several, *LATER):
-    start, child = time.monotonic(), os.fork()
+ALL = (report, locked, first_step, first_step_sigterm, second_step, callback, first_step_of_several)
+ALL += (later_program, saved_first, validation, validation_full_disk, step_after_validation, done)
+start, children = time.monotonic(), {}
+for moment in ALL:  # all at once: most of them only wait
+    child = os.fork()
     if not child:
+        os.dup2(os.open(f"{sys.argv[2]}/{moment.__name__}", os.O_WRONLY | os.O_CREAT), 2)
         interruption.begin()
         moment()
+    children[moment.__name__] = child
+for name, child in children.items():
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(moment.__name__, code, "late" if time.monotonic() - start > 5 else "in time", flush=True)
+    print(name, code, "late" if time.monotonic() - start > 5 else "in time", flush=True)
 """
 # The script's own imports; the signal comes when it asks for jax.
 IMPORTING = """
@@ -138,19 +142,19 @@ import experiments.vae_digits
 """
 
 
-def test_every_moment_ends_at_once(tmp_path):
-    done = subprocess.run([sys.executable, "-c", MOMENTS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    codes = {"report": 130, "locked": 130, "first_step": 130, "first_step_sigterm": 75, "second_step": 130, "callback": 130}
-    codes |= {"first_step_of_several": 130, "later_program": 130, "saved_first": 7}
-    codes |= {"validation": 130, "validation_full_disk": 130, "step_after_validation": 7, "done": 0}
-    assert done.stdout.splitlines() == [f"{name} {code} in time" for name, code in codes.items()]
+def test_every_moment_ends_at_once(tmp_path_factory):
+    """What each moment wrote on stderr, and the code with which it ended."""
+    run, errors = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("errors")
+    done = subprocess.run([sys.executable, "-c", MOMENTS, run, errors], cwd=ROOT, capture_output=True, text=True, timeout=120)
     line, new = interruption.LINE, interruption.NOTHING_NEW
-    assert done.stderr.splitlines() == [
-        line, line, line, new, "saved", line, line,
-        line, interruption.COMPILING + "step 5, the last that is saved", "saved",
-        "saved", interruption.BETWEEN, "jaxgen: interrupted, and not saved: no space left", "saved",
-    ]  # fmt: skip
-    assert (tmp_path / "lock").read_text() == ""  # so the next run does not speak of a run that is gone
+    ends = {"report": (130, line), "locked": (130, line), "first_step": (130, line), "first_step_sigterm": (75, new)}
+    ends |= {"second_step": (130, "saved", line), "callback": (130, line), "first_step_of_several": (130, line)}
+    ends |= {"later_program": (130, interruption.COMPILING + "step 5, the last that is saved"), "saved_first": (7, "saved")}
+    ends |= {"validation": (130, "saved", interruption.BETWEEN), "step_after_validation": (7, "saved"), "done": (0,)}
+    ends |= {"validation_full_disk": (130, "jaxgen: interrupted, and not saved: no space left")}
+    assert sorted(done.stdout.splitlines()) == sorted(f"{name} {code} in time" for name, (code, *_) in ends.items()) and not done.stderr
+    assert {name: (errors / name).read_text().splitlines() for name in ends} == {name: said for name, (_, *said) in ends.items()}
+    assert (run / "lock").read_text() == ""  # so the next run does not speak of a run that is gone
 
 
 def test_while_a_script_imports_jax():

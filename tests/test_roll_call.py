@@ -87,7 +87,7 @@ def test_without_process_0_the_others_say_so(address):
 def test_who_leaves_is_missing_again_and_strangers_do_not_count(address):
     """One process reports and is killed, a browser comes by, and one sends half a line."""
     calls = []
-    thread = threading.Thread(target=lambda: calls.append(end_of(address, 3, 0, 2)))
+    thread = threading.Thread(target=lambda: calls.append(end_of(address, 3, 0, 1)))
     thread.start()
     for line in (b"jaxgen 1 3\n", b"GET / HTTP/1.1\r\n\r\n", b"\xff\xfe\n", b"jaxgen one 3\n", b"jaxgen"):
         with connected(address) as peer:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import virtual_devices
+from compiling import share_context, virtual_devices
 from flax import nnx
 
 from jaxgen import sharding
@@ -78,6 +78,12 @@ def watched(mesh, parts: int, rows: slice) -> dict[str, np.ndarray]:
     return {f"watched {name}": np.asarray(getattr(model, name)[...]) for name in ("weight", "mean", "count", "first")}
 
 
+@jax.jit
+def first_model() -> GatedPixelCNN:
+    """The model before the first step, drawn by one program."""
+    return GatedPixelCNN(CONFIG, rngs=nnx.Rngs(0))
+
+
 def train(fsdp: int) -> dict[str, np.ndarray]:
     """Parameters, averages and (loss, gradient norm) of a few steps on all devices of all processes, and how many arrays were split.
 
@@ -85,7 +91,7 @@ def train(fsdp: int) -> dict[str, np.ndarray]:
     """
     mesh = sharding.make_mesh(fsdp)
     optimizer = make_optimizer(OPTIMIZER, STEPS)
-    state = init_state(GatedPixelCNN(CONFIG, rngs=nnx.Rngs(0)), optimizer, mesh)
+    state = init_state(first_model(), optimizer, mesh)
     step, share = make_train_step(optimizer, mesh, accumulate=2 if fsdp > 1 else 1), BATCH // jax.process_count()
     rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     placed = (sharding.place_batch(mesh, batch) for batch in batches(rows))
@@ -157,7 +163,7 @@ def test_the_statistics_of_a_loss_are_those_of_the_whole_batches(one_device):
 
 
 def test_eight_devices_give_the_parameters_of_one(tmp_path, one_device):
-    moved = np.abs(one_device["[0]['hidden'].value"] - np.asarray(GatedPixelCNN(CONFIG, rngs=nnx.Rngs(0)).hidden[...])).max()
+    moved = np.abs(one_device["[0]['hidden'].value"] - np.asarray(first_model().hidden[...])).max()
     assert moved > 5e-4, "training must move the parameters for this test to say anything"
     finish([start(tmp_path, 8, [1, 4])])
     for fsdp in (1, 4):
@@ -243,6 +249,7 @@ def test_peers_are_looked_for_where_a_scheduler_names_them(variables, several, m
 
 
 if __name__ == "__main__":
+    share_context()
     sharding.start_distributed()
     for size in map(int, sys.argv[2:]):
         arrays = train(size)

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compiling import COLLECT_RARELY, virtual_devices
+from compiling import IN_A_PROCESS, virtual_devices
 from tiny_runs import of_the_clock
 
 from jaxgen import cli, data, experiment
 from jaxgen.data import DataConfig
 from jaxgen.experiment import Experiment
 from jaxgen.models import GatedPixelCNNConfig
+from jaxgen.runs.report import ReportConfig
 from jaxgen.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = f"""
 import sys
 from jaxgen import __main__
-{COLLECT_RARELY}
+{IN_A_PROCESS}
 sys.exit(max(__main__.main(words.split("|")) for words in sys.argv[1:]))
 """
 
@@ -72,7 +73,8 @@ def one_process(tmp_path):
     np.savez(tmp_path / "digits.npz", image=np.asarray(digits.images)[:500], label=np.asarray(digits.labels)[:500])
     run = Experiment(
         GatedPixelCNNConfig(num_classes=10, layers=1, width=6, head_width=8), DataConfig(str(tmp_path / "digits.npz"), levels=17),
-        train=TrainConfig(steps=20, batch_size=16, log_every=1, eval_every=10), workdir=str(tmp_path / "one"),
+        train=TrainConfig(steps=20, batch_size=16, log_every=1, eval_every=10), report=ReportConfig(samples=0),
+        workdir=str(tmp_path / "one"),
     )  # fmt: skip
     assert experiment.train(run) == 0
     return run
@@ -82,6 +84,7 @@ def test_two_processes_are_one_run(one_process, tmp_path, capsys):
     words = ["train", "gated_pixelcnn", "--model.num_classes=10", "--model.layers=1", "--model.width=6", "--model.head_width=8"]
     words += [f"--data.name={tmp_path / 'digits.npz'}", "--data.levels=17", "--train.steps=20", "--train.batch_size=16"]
     words += ["--train.log_every=1", "--train.eval_every=10", f"--workdir={tmp_path / 'two'}"]
+    words += ["--report.samples=4", "--report.completions=4", "--report.rulers=False"]
 
     processes = start(tmp_path, words)
     while not re.search("step +1/20", (tmp_path / "out0").read_text()) and processes[0].poll() is None:
