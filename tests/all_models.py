@@ -163,7 +163,12 @@ def fresh(config, key=None):
 @cache
 def model_of(name: str):
     """The model of the table with random weights from numpy, none of them zero: nothing is compiled, and every process has the same."""
-    shapes, generator = jax.eval_shape(lambda: fresh(CONFIGS[name])), np.random.default_rng(3)
+    return with_weights(CONFIGS[name])
+
+
+def with_weights(config, seed: int = 3):
+    """The same for any configuration."""
+    shapes, generator = jax.eval_shape(lambda: fresh(config)), np.random.default_rng(seed)
 
     def weight(path, leaf):
         noise, one = generator.standard_normal(leaf.shape, np.float32), any(word in jax.tree_util.keystr(path) for word in ONES)

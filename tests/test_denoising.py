@@ -26,13 +26,20 @@ TIMES = jnp.asarray(T, jnp.float32)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_signal_falls_and_noise_grows(name):
     """log SNR falls with t, variance-preserving schedules have alpha^2 + sigma^2 = 1, and the rates are the derivatives."""
-    schedule = SCHEDULES[name]
-    assert (np.diff(np.asarray(schedule.log_snr(TIMES))) < 0).all()
+    schedule, step = SCHEDULES[name], 2e-3
+
+    @jax.jit
+    def numbers(t):
+        between = t + 0.003  # not on a grid time i/50, where a table has a kink
+        ends = [(f(between + step), f(between - step)) for f in schedule]
+        return schedule.log_snr(t), [f(t) for f in schedule], schedule.rates(between), ends
+
+    log_snr, (alpha, sigma), rates, ends = numbers(TIMES)
+    assert (np.diff(log_snr) < 0).all()
     if name in VARIANCE_PRESERVING:
-        np.testing.assert_allclose(schedule.alpha(TIMES) ** 2 + schedule.sigma(TIMES) ** 2, 1, rtol=1e-6)
-    step = 2e-3
-    for f, rate in zip(schedule, schedule.rates(TIMES + 0.003), strict=True):  # not on a grid time i/50, where a table has a kink
-        difference = (np.asarray(f(TIMES + 0.003 + step), np.float64) - np.asarray(f(TIMES + 0.003 - step), np.float64)) / (2 * step)
+        np.testing.assert_allclose(np.square(alpha) + np.square(sigma), 1, rtol=1e-6)
+    for rate, (after, before) in zip(rates, ends, strict=True):
+        difference = (np.asarray(after, np.float64) - np.asarray(before, np.float64)) / (2 * step)
         np.testing.assert_allclose(rate, difference, rtol=0.02, atol=2e-4)
 
 
@@ -45,10 +52,11 @@ def test_a_table_of_betas_is_its_product(make, steps):
     for i, beta in enumerate(betas, start=1):
         mean, variance = mean * np.sqrt(1 - beta), (1 - beta) * variance + beta
         np.testing.assert_allclose([bars[i], 1 - bars[i]], [mean**2, variance], rtol=1e-9)
-    t = jnp.arange(steps + 1, dtype=jnp.float32) / steps
-    np.testing.assert_allclose(schedule.alpha(t), np.sqrt(bars), rtol=3e-6)
-    np.testing.assert_allclose(schedule.sigma(t)[1:], np.sqrt(1 - bars[1:]), rtol=3e-6)
-    assert (float(schedule.alpha(0.0)), float(schedule.sigma(0.0))) == (1, 0)
+    t = np.arange(steps + 1, dtype=np.float32) / np.float32(steps)
+    alpha, sigma = jax.jit(lambda t: [f(t) for f in schedule])(t)
+    np.testing.assert_allclose(alpha, np.sqrt(bars), rtol=3e-6)
+    np.testing.assert_allclose(sigma[1:], np.sqrt(1 - bars[1:]), rtol=3e-6)
+    assert (float(alpha[0]), float(sigma[0])) == (1, 0)
 
 
 def test_the_tables_are_those_of_the_papers():
@@ -62,15 +70,23 @@ def test_the_tables_are_those_of_the_papers():
 
 def test_predictions_give_each_other():
     """x_0 from the noise, from v and from the velocity; the velocity is the derivative of x_t with x_0 and noise fixed."""
-    schedule, (x0, noise) = schedules.trigonometric_path(), jax.random.normal(jax.random.key(0), (2, 7, 3, 2))
-    x, back = schedule.corrupt(x0, noise, TIMES), {"rtol": 1e-4, "atol": 2e-5}
-    np.testing.assert_allclose(schedule.noise(x, x0, TIMES), noise, **back)
-    np.testing.assert_allclose(schedule.x0_of_noise(x, noise, TIMES), x0, **back)
-    alpha, sigma = (f(TIMES)[:, None, None] for f in schedule)
-    np.testing.assert_allclose(schedule.x0_of_v(x, alpha * noise - sigma * x0, TIMES), x0, **back)
-    velocity = jax.jvp(lambda t: schedule.corrupt(x0, noise, t), (TIMES,), (jnp.ones(7),))[1]
-    np.testing.assert_allclose(schedule.velocity(x, x0, TIMES), velocity, **back)
-    np.testing.assert_allclose(schedule.x0_of_velocity(x, velocity, TIMES), x0, **back)
+    schedule, (x0, noise) = schedules.trigonometric_path(), np.random.default_rng(0).standard_normal((2, 7, 3, 2), np.float32)
+
+    @jax.jit
+    def pairs(x0, noise):
+        """What is found and what is wanted."""
+        x, (alpha, sigma) = schedule.corrupt(x0, noise, TIMES), (f(TIMES)[:, None, None] for f in schedule)
+        velocity = jax.jvp(lambda t: schedule.corrupt(x0, noise, t), (TIMES,), (jnp.ones(7),))[1]
+        return {
+            "noise": (schedule.noise(x, x0, TIMES), noise),
+            "x0 of noise": (schedule.x0_of_noise(x, noise, TIMES), x0),
+            "x0 of v": (schedule.x0_of_v(x, alpha * noise - sigma * x0, TIMES), x0),
+            "velocity": (schedule.velocity(x, x0, TIMES), velocity),
+            "x0 of velocity": (schedule.x0_of_velocity(x, velocity, TIMES), x0),
+        }
+
+    for name, (found, wanted) in pairs(x0, noise).items():
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-5, err_msg=name)
 
 
 def test_grids_of_times():
@@ -89,9 +105,10 @@ def test_grids_of_times():
         np.testing.assert_allclose(np.diff(np.asarray(values)), np.mean(np.diff(np.asarray(values))), rtol=2e-3)
 
     equal_steps(grids["uniform"])
-    equal_steps(jnp.sqrt(grids["quadratic"]))
-    equal_steps(schedule.log_snr(grids["log-SNR"]))
-    equal_steps(jnp.exp(-schedule.log_snr(grids["Karras"]) / 14))  # (sigma / alpha)^(1/7)
+    log_snr = jax.jit(schedule.log_snr)
+    equal_steps(np.sqrt(grids["quadratic"]))
+    equal_steps(log_snr(grids["log-SNR"]))
+    equal_steps(np.exp(-np.asarray(log_snr(grids["Karras"])) / 14))  # (sigma / alpha)^(1/7)
 
 
 def test_errors_of_schedules(unchecked):
@@ -130,22 +147,26 @@ def test_mixture_against_scipy_and_bayes(name):
     logs = np.stack([log for log, _ in parts], 1) + np.log(weights)
     shares = np.exp(logs - logsumexp(logs, axis=1, keepdims=True))
     expected = sum(share[:, None] * posterior for share, (_, posterior) in zip(shares.T, parts, strict=True))
-    arguments, v = (schedule, weights, MEANS, given), jnp.asarray(x, jnp.float32)
-    np.testing.assert_allclose(exact.mixture_log_density(*arguments)(v, t), logsumexp(logs, axis=1), rtol=2e-5)
-    np.testing.assert_allclose(exact.mixture_denoiser(*arguments)(v, t), expected, rtol=1e-4, atol=1e-5)
+    functions = [part(schedule, weights, MEANS, given) for part in (exact.mixture_log_density, exact.mixture_denoiser)]
+    log_density, estimate = jax.jit(lambda v, t: [function(v, t) for function in functions])(jnp.asarray(x, jnp.float32), np.float32(t))
+    np.testing.assert_allclose(log_density, logsumexp(logs, axis=1), rtol=2e-5)
+    np.testing.assert_allclose(estimate, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("covariance", [2.0, [[1.0, 4.0], [0.5, 2.0]]])
 def test_gaussian_is_a_mixture_of_one_and_keeps_the_shape(covariance):
     """Examples of shape [2, 2], mean 0.5: E[x_0 | x_t] = m + alpha C / (alpha^2 C + sigma^2) (x_t - alpha m)."""
-    schedule, x = schedules.trigonometric_path(), jax.random.normal(jax.random.key(1), (4, 2, 2))
+    schedule, x = schedules.trigonometric_path(), np.random.default_rng(1).standard_normal((4, 2, 2), np.float32)
     alpha, sigma, variance = float(schedule.alpha(0.3)), float(schedule.sigma(0.3)), np.asarray(covariance)
     mean = np.full((2, 2), 0.5)
-    expected = 0.5 + alpha * variance / (alpha**2 * variance + sigma**2) * (np.asarray(x) - alpha * 0.5)
-    np.testing.assert_allclose(exact.gaussian_denoiser(schedule, mean, covariance)(x, 0.3), expected, rtol=1e-5, atol=1e-6)
-    if np.ndim(covariance) == 0:  # one number stands for the mean of every dimension
-        np.testing.assert_allclose(exact.gaussian_denoiser(schedule, 0.5, covariance)(x, 0.3), expected, rtol=1e-5, atol=1e-6)
-    at_data = exact.gaussian_log_density(schedule, mean, covariance)(x, 0.0)
+    means = [mean, 0.5] if np.ndim(covariance) == 0 else [mean]  # one number stands for the mean of every dimension
+    denoisers, log_density = [exact.gaussian_denoiser(schedule, one, covariance) for one in means], exact.gaussian_log_density
+    expected = 0.5 + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * 0.5)
+    estimates, at_data = jax.jit(
+        lambda x: ([one(x, jnp.float32(0.3)) for one in denoisers], log_density(schedule, mean, covariance)(x, jnp.float32(0)))
+    )(x)
+    for found in estimates:
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     deviations = (np.asarray(x) - 0.5) ** 2 / variance + np.log(2 * np.pi * variance)
     np.testing.assert_allclose(at_data, -0.5 * deviations.sum((1, 2)), rtol=1e-5)
 
@@ -153,27 +174,34 @@ def test_gaussian_is_a_mixture_of_one_and_keeps_the_shape(covariance):
 @pytest.mark.parametrize("t", [0.2, 0.8])
 def test_tweedie(t):
     """The score of x_t, the gradient of its log-density, is (alpha E[x_0 | x_t] - x_t) / sigma^2: mixture and set of examples."""
-    schedule, x = schedules.variance_preserving(lambda t: 4 - 8 * t), jax.random.normal(jax.random.key(2), (6, 3))
+    schedule, x = schedules.variance_preserving(lambda t: 4 - 8 * t), np.random.default_rng(1).standard_normal((6, 3), np.float32)
     examples = np.random.default_rng(2).standard_normal((9, 3), np.float32)
     pairs = [
         (exact.mixture_denoiser(schedule, [0.3, 0.7], MEANS, MATRICES), exact.mixture_log_density(schedule, [0.3, 0.7], MEANS, MATRICES)),
         (exact.empirical_denoiser(schedule, examples), exact.empirical_log_density(schedule, examples)),
     ]
-    for denoise, log_density in pairs:
-        score = jax.grad(lambda x, density=log_density: density(x, t).sum())(x)
-        by_denoiser = (schedule.alpha(t) * denoise(x, t) - x) / schedule.sigma(t) ** 2
+
+    @jax.jit
+    def scores(x, t):
+        by_gradient = [jax.grad(lambda x, density=density: density(x, t).sum())(x) for _, density in pairs]
+        return by_gradient, [(schedule.alpha(t) * denoise(x, t) - x) / schedule.sigma(t) ** 2 for denoise, _ in pairs]
+
+    for score, by_denoiser in zip(*scores(x, np.float32(t)), strict=True):
         np.testing.assert_allclose(score, by_denoiser, rtol=1e-3, atol=1e-4)
 
 
 def test_a_set_of_examples_is_a_mixture_without_variance_and_is_memorised():
     schedule, examples = schedules.linear_path(), np.random.default_rng(3).standard_normal((7, 2, 2)).astype(np.float32)
-    x = jax.random.normal(jax.random.key(3), (5, 2, 2))
-    mixture = exact.mixture_denoiser(schedule, np.full(7, 1 / 7), examples, 0.0)(x, 0.5)
-    np.testing.assert_allclose(exact.empirical_denoiser(schedule, examples)(x, 0.5), mixture, rtol=1e-4, atol=1e-6)
-    density = exact.mixture_log_density(schedule, np.full(7, 1 / 7), examples, 0.0)(x, 0.5)
-    np.testing.assert_allclose(exact.empirical_log_density(schedule, examples)(x, 0.5), density, rtol=1e-5)
-    distances = ((np.asarray(x)[:, None] - examples[None]) ** 2).sum((2, 3))
-    nearest = exact.empirical_denoiser(schedule, examples)(x, 0.0)
+    x, weights = np.random.default_rng(4).standard_normal((5, 2, 2), np.float32), np.full(7, 1 / 7)
+    of_mixture = [part(schedule, weights, examples, 0.0) for part in (exact.mixture_denoiser, exact.mixture_log_density)]
+    of_examples = [part(schedule, examples) for part in (exact.empirical_denoiser, exact.empirical_log_density)]
+    half = jnp.float32(0.5)
+    (mixture, density), (estimate, log_density), nearest = jax.jit(
+        lambda x: ([f(x, half) for f in of_mixture], [f(x, half) for f in of_examples], of_examples[0](x, jnp.float32(0)))
+    )(x)
+    np.testing.assert_allclose(estimate, mixture, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(log_density, density, rtol=1e-5)
+    distances = ((x[:, None] - examples[None]) ** 2).sum((2, 3))
     np.testing.assert_array_equal(nearest, examples[distances.argmin(1)])  # at t = 0 nothing but examples
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from test_models import drawn
 
 from jaxgen import statistics
 from jaxgen.errors import ConfigError
@@ -134,7 +135,7 @@ def test_three_resolutions_are_trained_and_the_loss_is_its_formula():
         params = jax.tree.map(lambda p, g: p - 0.3 * g, params, gradient)
         return nnx.merge(graph, params, rest).after_update(found, jax.random.key(0)), metrics | {"loss": value}
 
-    model, kls = NVAE(config, rngs=nnx.Rngs(0)), [np.zeros(3)]
+    model, kls = drawn(config), [np.zeros(3)]
     before = nnx.state(model, nnx.Param)
     for t in range(14):
         model, metrics = step(model, t)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from all_models import CONFIGS, batch_of, fresh, given_of, score, with_a
+from all_models import CONFIGS, batch_of, fresh, given_of, score, with_a, with_weights
 from flax import nnx
 from model_table import TABLE
 from test_models import ALL, CASES, THOROUGH, every_model, full_pass, images_of, labels_of, log_prob, make, step_by_step
@@ -51,7 +51,7 @@ def test_bfloat16_of_an_auto_encoder_rounds_activations_and_nothing_else(name):
         pytest.skip("make thorough has it")
     batch, key = batch_of(LATENT[name], 16), jax.random.key(0)
     exact, model = (jax.eval_shape(lambda dtype=dtype: fresh(replace(LATENT[name], dtype=dtype))) for dtype in ("float32", "bfloat16"))
-    weights = nnx.state(jax.jit(lambda: fresh(LATENT[name]))())
+    weights = nnx.state(with_weights(LATENT[name]))
 
     def numbers(one):
         one = nnx.merge(nnx.split(one)[0], weights)
@@ -77,16 +77,19 @@ def products(jaxpr):
             yield from products(inner.jaxpr if hasattr(inner, "jaxpr") else inner) if hasattr(inner, "eqns") else ()
 
 
-def reordered(function, *arguments) -> list[str]:
-    """The convolutions of a function whose axes have another order than AXES, which XLA computes number by number in a loop on a CPU."""
-    found = products(jax.make_jaxpr(function)(*arguments).jaxpr)
+def traced(function, *arguments) -> list:
+    """All products of a function."""
+    return list(products(jax.make_jaxpr(function)(*arguments).jaxpr))
+
+
+def reordered(found: list) -> list[str]:
+    """The convolutions among products whose axes have another order than AXES, which XLA computes number by number in a loop on a CPU."""
     usual = jax.lax.conv_dimension_numbers((1,) * 4, (1,) * 4, AXES)
     return [str(one) for one in found if one.primitive.name == "conv_general_dilated" and one.params["dimension_numbers"] != usual]
 
 
-def rough(function, *arguments) -> list[str]:
-    """The float32 products of a function that do not ask for the highest precision."""
-    found = list(products(jax.make_jaxpr(function)(*arguments).jaxpr))
+def rough(found: list) -> list[str]:
+    """The products that do not ask for the highest precision."""
     exact = (EXACT, EXACT)
     return [str(equation) for equation in found if equation.params["precision"] not in (EXACT, exact)] if found else ["no product at all"]
 
@@ -97,26 +100,21 @@ def gradient(model, batch, key):
     return jax.grad(lambda params: nnx.merge(graph, params, rest).loss(batch, key)[0])(params)
 
 
+# Few images are convolved as one product, more than `FEW_IMAGES` by XLA's convolution. Without a label an autoregressive model has the same
+# convolutions as with one: there it has few images. The one of two resolutions has many, since with a label it has one resolution.
+FEW = {entry.name for entry in TABLE} - {"pixelcnn_pp"}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_float32_product_asks_for_the_highest_precision(name):
+def test_every_float32_product_asks_for_the_highest_precision_and_convolutions_of_a_gradient_have_the_usual_axes(name):
     config, key = CONFIGS[name], jax.random.key(0)
     model, batch = jax.eval_shape(lambda: fresh(config)), batch_of(config, 2)
-    if name in with_a("loss"):
-        assert not rough(gradient, model, batch, key)
+    for rows in ((2, 16) if ALL else (2,) if name in FEW else (16,)) if name in with_a("loss") else ():
+        found = traced(gradient, model, batch_of(config, rows), key)
+        assert not rough(found) and not reordered(found)
     if name in with_a("sample"):
-        assert not rough(lambda model, given: model.sample(key, 2, **given), model, given_of(config, batch))
-    assert not rough(score, model, batch, key)
-
-
-# Without a label a model has the same convolutions; the one with two resolutions is listed since with a label it has one.
-SAME = {entry.name for entry in TABLE} - {"pixelcnn_pp"}
-
-
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name in with_a("loss") and (ALL or name not in SAME)])
-def test_the_convolutions_of_a_gradient_have_the_usual_order_of_axes(name):
-    """For more images than `FEW_IMAGES`, which are convolved as one product."""
-    model = jax.eval_shape(lambda: fresh(CONFIGS[name]))
-    assert not reordered(gradient, model, batch_of(CONFIGS[name], 16), jax.random.key(0))
+        assert not rough(traced(lambda model, given: model.sample(key, 2, **given), model, given_of(config, batch)))
+    assert not rough(traced(score, model, batch, key))
 
 
 def test_the_search_for_other_axes_finds_them():
@@ -125,8 +123,8 @@ def test_the_search_for_other_axes_finds_them():
     def convolved(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=AXES).sum()
 
-    assert not reordered(convolved, x, kernel)
-    assert len(reordered(jax.grad(convolved, argnums=1), x, kernel)) == len(reordered(jax.grad(convolved), x, kernel)) == 1
+    assert not reordered(traced(convolved, x, kernel))
+    assert [len(reordered(traced(jax.grad(convolved, argnums=i), x, kernel))) for i in (0, 1)] == [1, 1]
 
 
 def test_the_search_for_rough_products_finds_them():
@@ -138,6 +136,8 @@ def test_the_search_for_rough_products_finds_them():
     def looped(x):
         return jax.lax.scan(lambda carry, _: (jax.jit(lambda y: jnp.dot(y, kernel[0, 0]))(carry), None), x, length=2)[0]
 
-    assert rough(convolved(None), x) and rough(convolved("default"), x) and rough(looped, x[0, 0]) and rough(jnp.sin, x)
-    assert not rough(convolved(EXACT), x) and not rough(lambda x: jnp.dot(x, kernel[0, 0], precision="highest"), x)
-    assert rough(jnp.dot, x.astype(jnp.bfloat16), kernel[0, 0].astype(jnp.bfloat16)) == ["no product at all"]
+    for function, argument in ((convolved(None), x), (convolved("default"), x), (looped, x[0, 0]), (jnp.sin, x)):
+        assert rough(traced(function, argument))
+    for function in (convolved(EXACT), lambda x: jnp.dot(x, kernel[0, 0], precision="highest")):
+        assert not rough(traced(function, x))
+    assert rough(traced(jnp.dot, x.astype(jnp.bfloat16), kernel[0, 0].astype(jnp.bfloat16))) == ["no product at all"]

@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from all_models import with_weights
 from flax import nnx
 from scipy import stats
 
@@ -25,6 +26,8 @@ SMALL = {
 
 
 elbo = jax.jit(VAE.elbo, static_argnames="estimator")
+decode = jax.jit(VAE.decode)
+bound_of, log_density, divergence = jax.jit(importance_bound), jax.jit(gaussian_log_prob), jax.jit(gaussian_kl)
 sample = jax.jit(VAE.sample, static_argnames="n")
 encode, reconstruct, loss = jax.jit(VAE.encode), jax.jit(VAE.reconstruct), jax.jit(VAE.loss)
 
@@ -32,7 +35,7 @@ encode, reconstruct, loss = jax.jit(VAE.encode), jax.jit(VAE.reconstruct), jax.j
 @cache
 def make(name: str) -> VAE:
     """One for all tests, which leave it alone."""
-    return jax.jit(lambda: VAE(SMALL[name], rngs=nnx.Rngs(0)))()
+    return with_weights(SMALL[name])
 
 
 def images(config: VAEConfig, n: int, seed: int = 0):
@@ -65,17 +68,20 @@ class LinearGaussian:
         return gaussian_log_prob(mean, jnp.full(mean.shape, 2 * np.log(self.noise), jnp.float32), x).sum(-1)
 
     def draws(self, n: int, shift: float, seed: int = 0):
-        """z ~ q, L_A, L_B [n] for q at `shift` from the exact posterior (in its mean, and in log variance)."""
-        mean = jnp.broadcast_to(jnp.float32(self.mean + shift), (n, 2))
-        log_variance = jnp.broadcast_to(jnp.float32(self.log_variance + shift), (n, 2))
-        z = gaussian_sample(mean, log_variance, jax.random.key(seed))
-        a = estimator_a(
-            z,
-            self.log_likelihood,
-            lambda z: gaussian_log_prob(jnp.zeros_like(z), jnp.zeros_like(z), z).sum(-1),
-            lambda z: gaussian_log_prob(mean, log_variance, z).sum(-1),
-        )
-        b = estimator_b(z, self.log_likelihood, gaussian_kl(mean, log_variance).sum(-1))
+        """L_A, L_B [n] of z ~ q for q at `shift` from the exact posterior (in its mean, and in log variance)."""
+
+        @jax.jit
+        def numbers(mean, log_variance):
+            z = gaussian_sample(mean, log_variance, jax.random.key(seed))
+            a = estimator_a(
+                z,
+                self.log_likelihood,
+                lambda z: gaussian_log_prob(jnp.zeros_like(z), jnp.zeros_like(z), z).sum(-1),
+                lambda z: gaussian_log_prob(mean, log_variance, z).sum(-1),
+            )
+            return a, estimator_b(z, self.log_likelihood, gaussian_kl(mean, log_variance).sum(-1))
+
+        a, b = numbers(*(np.tile(np.float32(part + shift), (n, 1)) for part in (self.mean, self.log_variance)))
         return np.asarray(a, np.float64), np.asarray(b, np.float64)
 
     def gap(self, shift: float) -> float:
@@ -105,7 +111,7 @@ def test_importance_bound_rises_to_log_p():
     log_weights = exact.draws(200_000, shift=0.4)[0]
     bounds, errors = [], []
     for k in (1, 4, 16, 64, 1000):
-        values = np.asarray(importance_bound(jnp.float32(log_weights.reshape(k, -1))), np.float64)
+        values = np.asarray(bound_of(np.float32(log_weights.reshape(k, -1))), np.float64)
         bounds.append(values.mean())
         errors.append(values.std() / np.sqrt(len(values)))
     steps = np.diff(bounds)
@@ -119,14 +125,14 @@ def test_importance_bound_rises_to_log_p():
 
 
 def test_gaussian_log_prob_is_scipys():
-    mean, log_variance, x = jnp.float32(np.random.default_rng(0).normal(size=(3, 4, 5)))
+    mean, log_variance, x = np.float32(np.random.default_rng(0).normal(size=(3, 4, 5)))
     wanted = stats.norm(mean, np.exp(np.asarray(log_variance) / 2)).logpdf(x)
-    np.testing.assert_allclose(gaussian_log_prob(mean, log_variance, x), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(log_density(mean, log_variance, x), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_gaussian_sample_has_the_mean_and_variance():
     n = 100_000
-    x = np.asarray(gaussian_sample(jnp.full((n,), 1.5), jnp.full((n,), np.log(0.25), jnp.float32), jax.random.key(0)))
+    x = np.asarray(jax.jit(gaussian_sample)(np.full(n, 1.5, np.float32), np.full(n, np.log(0.25), np.float32), jax.random.key(0)))
     assert stats.kstest(x, stats.norm(1.5, 0.5).cdf).pvalue > 1e-3
 
 
@@ -134,7 +140,7 @@ def test_gaussian_sample_has_the_mean_and_variance():
 def test_kl_is_the_integral(mean, log_variance):
     q, p = stats.norm(mean, np.exp(log_variance / 2)), stats.norm()
     wanted = q.expect(lambda z: q.logpdf(z) - p.logpdf(z))
-    got = float(gaussian_kl(jnp.float32(mean), jnp.float32(log_variance)))
+    got = float(divergence(np.float32(mean), np.float32(log_variance)))
     assert got == pytest.approx(wanted, abs=1e-5)
     assert got >= 0
 
@@ -156,23 +162,26 @@ def test_estimators_agree(name):
 @pytest.mark.parametrize("levels", [2, 3])
 def test_bounds_are_below_an_enumerated_likelihood_that_sums_to_one(levels):
     """1 x 2 x 1 images and one latent: p(x) = int p(x | z) N(z) dz on a fine grid."""
-    model = VAE(VAEConfig((1, 2, 1), levels, latent=1, hidden=(8,)), rngs=nnx.Rngs(3))
-    # A wide posterior, so that the weights are bounded and k = 100 is enough.
-    model.posterior.kernel, model.posterior.bias = nnx.Param(0.1 * model.posterior.kernel[...]), nnx.Param(jnp.array([0.0, 0.5]))
-    image = jnp.asarray(list(itertools.product(range(levels), repeat=2)), jnp.uint8).reshape(-1, 1, 2, 1)
-    grid = jnp.linspace(-8, 8, 2001)
-    parameters = model.decode(grid[:, None])
-    terms = [model.head.log_prob(parameters, jnp.repeat(x[None], len(grid), 0)).sum((1, 2, 3)) for x in image]
-    log_likelihood = np.asarray(terms, np.float64)
+    image = np.asarray(list(itertools.product(range(levels), repeat=2)), np.uint8).reshape(-1, 1, 2, 1)
+    grid = np.linspace(-8, 8, 2001, dtype=np.float32)
+
+    @jax.jit
+    def numbers(image, grid):
+        model = VAE(VAEConfig((1, 2, 1), levels, latent=1, hidden=(8,)), rngs=nnx.Rngs(3))
+        # A wide posterior, so that the weights are bounded and k = 100 is enough.
+        model.posterior.kernel, model.posterior.bias = nnx.Param(0.1 * model.posterior.kernel[...]), nnx.Param(jnp.array([0.0, 0.5]))
+        parameters, keys = model.decode(grid[:, None]), jax.random.split(jax.random.key(1), 500)
+        terms = [model.head.log_prob(parameters, jnp.repeat(x[None], len(grid), 0)).sum((1, 2, 3)) for x in image]
+        one = jax.vmap(lambda key: model.elbo(image, key))(keys)
+        many = jax.vmap(lambda key: model.importance_bound(image, key, 100))(keys)
+        return model, jnp.stack(terms), one, many
+
+    model, *parts = numbers(image, grid)
+    log_likelihood, one, k100 = (np.asarray(part, np.float64) for part in parts)
     prior = stats.norm.pdf(np.asarray(grid, np.float64))
     p = np.exp(log_likelihood) @ (prior / prior.sum())
     assert p.sum() == pytest.approx(1, abs=1e-5)
-
-    keys = jax.random.split(jax.random.key(1), 500)
-    one = np.asarray(jax.jit(jax.vmap(VAE.elbo, (None, None, 0)))(model, image, keys), np.float64)
-    many = jax.jit(jax.vmap(lambda model, image, key: model.importance_bound(image, key, 100), (None, None, 0)))
-    k100 = np.asarray(many(model, image, keys), np.float64)
-    error = one.std(0) / np.sqrt(len(keys))
+    error = one.std(0) / np.sqrt(len(one))
     assert (one.mean(0) < np.log(p) + 4 * error).all()
     assert (k100.mean(0) > one.mean(0) - 4 * error).all()
     np.testing.assert_allclose(k100.mean(0), np.log(p), atol=0.02)
@@ -233,10 +242,9 @@ def test_it_uses_its_latent_code():
     x = load_digits().images.astype(np.uint8)[..., None] // 8  # 3 levels
     frequency = np.stack([(x == v).mean(0) for v in range(3)])
     independent = -np.sum(np.where(frequency > 0, frequency * np.log2(np.maximum(frequency, 1e-9)), 0)) / 64
-    model, x = VAE(VAEConfig((8, 8, 1), 3, latent=8, hidden=(64,)), rngs=nnx.Rngs(0)), jnp.asarray(x)
-    optimizer = optax.adam(3e-3)
+    config, optimizer = VAEConfig((8, 8, 1), 3, latent=8, hidden=(64,)), optax.adam(3e-3)
 
-    def step(carry, key):
+    def step(x, carry, key):
         model, state = carry
         index = jax.random.randint(key, (64,), 0, len(x))
         gradient = jax.grad(lambda model: model.loss({"image": x[index]}, key)[0])(model)
@@ -244,9 +252,14 @@ def test_it_uses_its_latent_code():
             updates, state = optimizer.update(gradient, state)
         return (optax.apply_updates(model, updates), state), None
 
-    keys = jax.random.split(jax.random.key(0), 300)
-    (model, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))((model, optimizer.init(model)))
-    bound = float(loss(model, {"image": x}, jax.random.key(0))[0])
+    @jax.jit
+    def trained(x):
+        model = VAE(config, rngs=nnx.Rngs(0))
+        keys = jax.random.split(jax.random.key(0), 300)
+        (model, _), _ = jax.lax.scan(partial(step, x), (model, optimizer.init(model)), keys)
+        return model.loss({"image": x}, jax.random.key(0))[0]
+
+    bound = float(trained(x))
     assert bound < 0.85 * independent, (bound, independent)
 
 
@@ -269,12 +282,12 @@ def test_a_bad_field_is_named(bad, name):
 
 def test_weights_of_classes_stand_for_the_classes_and_what_lies_between():
     model, label = make("labels"), np.array([2, 0, 1], np.int32)
-    z = jax.random.normal(jax.random.key(1), (3, 2))
-    np.testing.assert_array_equal(model.decode(z, np.eye(3, dtype=np.float32)[label]), model.decode(z, label))
+    z = np.random.default_rng(1).standard_normal((3, 2), np.float32)
+    np.testing.assert_array_equal(decode(model, z, np.eye(3, dtype=np.float32)[label]), decode(model, z, label))
     image = images(model.config, 3)
-    np.testing.assert_array_equal(model.encode(image, np.eye(3, dtype=np.float32)[label])[0], model.encode(image, label)[0])
-    line = np.asarray(model.decode(jnp.zeros((5, 2)), interpolate(0, 2, 5, num_classes=3)))
-    ends = np.asarray(model.decode(jnp.zeros((2, 2)), np.array([0, 2], np.int32)))
+    np.testing.assert_array_equal(encode(model, image, np.eye(3, dtype=np.float32)[label])[0], encode(model, image, label)[0])
+    line = np.asarray(decode(model, np.zeros((5, 2), np.float32), interpolate(0, 2, 5, num_classes=3)))
+    ends = np.asarray(decode(model, np.zeros((2, 2), np.float32), np.array([0, 2], np.int32)))
     np.testing.assert_allclose(line[[0, 4]], ends, rtol=1e-5, atol=1e-6)
     assert (line[2] != ends[0]).any() and (line[2] != ends[1]).any()
 
@@ -327,8 +340,7 @@ def test_many_samples_average_the_estimates_of_one():
 
 
 def test_the_logistic_likelihood_sums_to_one_over_all_images():
-    config = VAEConfig((1, 2, 1), 4, latent=1, hidden=(3,), likelihood="logistic")
-    model = VAE(config, rngs=nnx.Rngs(0))
+    model = with_weights(VAEConfig((1, 2, 1), 4, latent=1, hidden=(3,), likelihood="logistic"))
     every = jnp.asarray(list(itertools.product(range(4), repeat=2)), jnp.uint8).reshape(16, 1, 2, 1)
     total = jax.jit(lambda m: jnp.exp(m._log_likelihood(every, jnp.full((16, 1), 0.7))).sum())(model)
     assert float(total) == pytest.approx(1, abs=1e-5)

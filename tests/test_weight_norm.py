@@ -55,19 +55,27 @@ def test_whole_images_rows_and_pixels_equal_the_equation(form, kernel, size):
     layer, weight, bias = made(form, kernel)
     x = images(*size)
     expected = convolution(x, weight, bias, form.stride)
-    given = jnp.asarray(x, jnp.float32)
-    np.testing.assert_allclose(layer(given), expected, atol=2e-5)
-    if kernel[0] == 1:
-        return
-    rows = jnp.concatenate([jnp.zeros_like(given[:, :1]), given], axis=1).transpose(1, 2, 0, 3)  # [1 + H, W, B, D], zeros above
-    for r in range(expected.shape[1]):
-        above, this = rows[form.stride * r], rows[form.stride * r + 1]
-        np.testing.assert_allclose(layer.row(above, this), expected[:, r].swapaxes(0, 1), atol=2e-5)
-        if kernel[1] == 2:
-            for c in range(expected.shape[2]):
-                left = this[form.stride * c - 1] if c else jnp.zeros_like(this[0])
-                pixel = layer.base(above)[c] + layer.pixel(left, this[form.stride * c])
-                np.testing.assert_allclose(pixel, expected[:, r, c], atol=2e-5)
+    steps = range(expected.shape[1]) if kernel[0] > 1 else ()
+    columns = range(expected.shape[2]) if kernel[1] == 2 else ()
+
+    @jax.jit
+    def numbers(layer, given):
+        """Whole images, their rows, and the pixels [r, c] where a layer has them."""
+        above = jnp.concatenate([jnp.zeros_like(given[:, :1]), given], axis=1).transpose(1, 2, 0, 3)  # [1 + H, W, B, D], zeros above
+        pairs = [(above[form.stride * r], above[form.stride * r + 1]) for r in steps]
+        left = [[this[form.stride * c - 1] if c else jnp.zeros_like(this[0]) for c in columns] for _, this in pairs]
+        pixels = [
+            [layer.base(row)[c] + layer.pixel(beside[c], this[form.stride * c]) for c in columns]
+            for (row, this), beside in zip(pairs, left, strict=True)
+        ]
+        return layer(given), [layer.row(*pair) for pair in pairs], pixels
+
+    whole, rows, pixels = numbers(layer, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(whole, expected, atol=2e-5)
+    for r in steps:
+        np.testing.assert_allclose(rows[r], expected[:, r].swapaxes(0, 1), atol=2e-5)
+        for c in columns:
+            np.testing.assert_allclose(pixels[r][c], expected[:, r, c], atol=2e-5)
 
 
 @pytest.mark.parametrize("columns", [2, 3])
