@@ -177,3 +177,15 @@ def with_weights(config, seed: int = 3):
         return np.float32(0.1) * np.abs(noise) + np.float32(one)
 
     return jax.device_put(jax.tree_util.tree_map_with_path(weight, shapes))
+
+
+def all_images(image_shape) -> np.ndarray:
+    """The 512 images of nine binary values."""
+    bits = np.arange(512)[:, None] >> np.arange(9)[::-1] & 1
+    return bits.reshape(512, *image_shape).astype(np.uint8)
+
+
+def spread(key, shape, dtype=jnp.float32):
+    """Numbers in -1..1 by the key: those of another key are others."""
+    first = jnp.float32(jax.random.key_data(key)[-1] % 1009)
+    return jnp.sin(first * (1 + jax.lax.iota(jnp.float32, int(np.prod(shape))))).reshape(shape).astype(dtype)

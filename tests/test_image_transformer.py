@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from all_models import all_images
 from scipy.stats import chisquare
-from test_models import all_images, drawn, full_pass, images_of, log_prob, seen_inputs, step_by_step, with_noise
+from test_models import drawn, full_pass, images_of, log_prob, seen_inputs, step_by_step, with_noise
 
 from jaxgen import cli, data, run_commands, sampling
 from jaxgen.data.features import box_filter

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from all_models import all_images, spread
 from causal_sets import raster_past
 from flax import nnx
 from model_table import TABLE, Entry
@@ -164,12 +165,6 @@ def test_the_label_reaches_every_output_and_leaves_the_order_alone(entry):
     model, image = make(entry, **CASES["colour, labels"]), images_of(5, 4, entry.make(**CASES["colour, labels"]))
     one, two = (full_pass(model, image, jnp.full((4,), label, jnp.int32)) for label in (0, 2))
     assert (one != two).reshape(4, -1, one.shape[-1]).any(-1).all(), "a position that ignores the label"
-
-
-def all_images(image_shape) -> np.ndarray:
-    """The 512 images of nine binary values."""
-    bits = np.arange(512)[:, None] >> np.arange(9)[::-1] & 1
-    return bits.reshape(512, *image_shape).astype(np.uint8)
 
 
 @every_model
@@ -342,20 +337,13 @@ def test_low_temperature_is_greedy(entry, case):
     np.testing.assert_array_equal(one, model.head.sample(parameters, no_noise))
 
 
-def spread(key, shape, dtype=jnp.float32):
-    """Numbers in -1..1 by the key: those of another key are others."""
-    first = jnp.float32(jax.random.key_data(key)[-1] % 1009)
-    return jnp.sin(first * (1 + jax.lax.iota(jnp.float32, int(np.prod(shape))))).reshape(shape).astype(dtype)
-
-
 @every_model
-def test_the_same_seed_gives_the_same_bits_with_and_without_jit(entry):
+def test_the_same_seed_gives_the_same_bits_with_and_without_jit(entry, monkeypatch):
     config = entry.make(**CASES["colour, labels"])
-    with pytest.MonkeyPatch.context() as patch:
-        if entry not in THOROUGH:  # a cheaper function of the key
-            patch.setattr(jax.random, "normal", spread)
-        init = jax.jit(lambda key: MODELS[type(config)](config, rngs=nnx.Rngs(key)))
-        one, two, three = (jax.tree.leaves(nnx.state(init(jax.random.key(seed)))) for seed in (0, 0, 1))
+    if entry not in THOROUGH:
+        monkeypatch.setattr(jax.random, "normal", spread)  # a cheaper function of the key
+    init = jax.jit(lambda key: MODELS[type(config)](config, rngs=nnx.Rngs(key)))
+    one, two, three = (jax.tree.leaves(nnx.state(init(jax.random.key(seed)))) for seed in (0, 0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(one, three, strict=True))
     model, image, label = make(entry, **CASES["colour, labels"]), images_of(17, 4, config), labels_of(4, config)
