@@ -129,6 +129,8 @@ class Sample(_Pictures):
     """with --label: every row of the grid goes from that class to this one, mixing the two"""
     method: Literal["cached", "naive", "fixed_point"] | None = None
     """autoregressive models: in float32 all give the same images; None: cached"""
+    truncation: float | None = None
+    """GANs: no number of the noise is farther from 0 than this; samples are more typical, and more alike; None: no limit"""
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def sample(options: Sample, models: Sequence[type] = ()) -> int:
     experiment, model = _open(options, models)
     if not hasattr(model, "sample"):
         raise ConfigError("RUN", "a model that draws samples", type(model).__name__)
-    extra = _sampler_options(model, options, method=None)
+    extra = _sampler_options(model, options, method=None, truncation=None)
     if has(model, "mesh") and extra.get("method") is None and jax.local_device_count() == jax.device_count() > 1:
         extra["mesh"] = sharding.make_mesh()
     feature = modelled(model)

@@ -29,6 +29,7 @@ from jaxgen.models import (
     MODELS,
     AutoencoderConfig,
     ClassifierConfig,
+    ConditionalGANConfig,
     DiffusionConfig,
     FlowMatchingConfig,
     GANConfig,
@@ -75,8 +76,9 @@ CONFIGS |= {
     "diffusion": DiffusionConfig(SHAPE, LEVELS, network="mlp", mlp=MLPDenoiserConfig(4, 1), **COSINE, **BRIEF),
     "diffusion of points": DiffusionConfig((2,), 0, network="mlp", mlp=MLPDenoiserConfig(4, 1), schedule="sohl_dickstein", **BRIEF),
     "diffusion of a label": DiffusionConfig(SHAPE, LEVELS, 3, "dit", dit=DiTConfig(width=8, depth=1, heads=2), **CONTINUOUS, **BRIEF),
-    "gan": GANConfig(SHAPE, LEVELS, latent=3, hidden=6, architecture="conv"),
-    "gan of points": GANConfig((2,), 0, latent=3, hidden=6),
+    "gan": GANConfig(SHAPE, LEVELS, 3, 6, 1, "resnet", halvings=1),
+    "gan of points": GANConfig((2,), 0, latent=3, hidden=6, penalty="gradient", spectral=True),
+    "conditional_gan": ConditionalGANConfig(SHAPE, LEVELS, latent=3, hidden=6, num_classes=3),
     "classifier": ClassifierConfig(SHAPE, LEVELS, 3, (6, 5)),
     "pca": PCAConfig(SHAPE, LEVELS, 3),
     "pca of points": PCAConfig((4,), 0, 2),
@@ -85,7 +87,7 @@ CONFIGS |= {
 CONFIGS["pixelcnn_pp of a label"] = replace(CONFIGS["pixelcnn_pp of a label"], resolutions=1)  # the other one has two
 ONE_EACH = {type(config): name for name, config in CONFIGS.items()}  # of each model the last configuration, which is given most
 
-FLOAT32 = ["gan", "gan of points", "classifier", "pca", "pca of points", "language_model"]
+FLOAT32 = ["gan", "gan of points", "conditional_gan", "classifier", "pca", "pca of points", "language_model"]
 NOT_FOR = {  # what a model does not have, why, and which models; a test finds that these are all
     "loss": ("fitted in closed form, so it has no gradient and no step to resume from", ["pca", "pca of points"]),
     "sample": ("gives the label of an image", ["classifier"]),
@@ -142,7 +144,7 @@ def score(model, batch: dict, key) -> jax.Array:
         return model.squared_error(x)
     if hasattr(model, "log_density"):
         return model.log_density(x.astype(jnp.float32), **given)
-    return model.discriminate(x.astype(jnp.float32))
+    return model.discriminate(x.astype(jnp.float32), **given)
 
 
 RATE = 0.125

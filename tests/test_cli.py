@@ -152,6 +152,8 @@ ERRORS = [
     ("sample gated --temperature -1", 2, "--temperature: wanted a positive number, got -1.0"),
     ("sample gated --temperature 1e-46", 2, "--temperature: wanted at least 1.18e-38, since a smaller float32 counts as 0, got 1e-46"),
     ("sample vae --temperature 0.5", 2, "--temperature: wanted a model whose sampler takes it, got VAE"),
+    ("sample vae --truncation 1", 2, "--truncation: wanted a model whose sampler takes it, got VAE"),
+    ("sample gan --truncation 0", 2, "--truncation: wanted a positive number or None, got 0.0"),
     ("sample gan --method naive", 2, "--method: wanted a model whose sampler takes it, got GAN"),
     ("sample vae --n 2 --out file/a.png", 2, "--out: wanted a file that can be written, got file/a.png (.../file is not a folder)"),
     ("sample vae --n 2 --out vae", 2, "--out: wanted a file that ends with .png, got vae"),

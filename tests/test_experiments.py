@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARAMETERS = {
     "autoencoder_digits": (91_345, 91_345),
     "classifier_digits": (29_066, 29_066),
+    "conditional_gan_digits": (80_514, 80_514),
     "diagonal_bilstm_cifar10": (7_880_634, 50_832),
     "diagonal_bilstm_mnist": (64_001, 5_233),
     "flow_matching_digits": (954_176, 12_640),

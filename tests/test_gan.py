@@ -179,6 +179,34 @@ def test_samples(name):
         assert int(first.max()) < config.levels
 
 
+def test_truncated_noise():
+    model, draws = make("points"), {}
+    model.generate = lambda z: z
+    for limit in (None, 0.5, 100.0):
+        draws[limit] = np.asarray(model.sample(jax.random.key(0), 300, truncation=limit))
+    np.testing.assert_array_equal(draws[None], jax.random.normal(jax.random.key(0), (300, 2)))
+    assert 0.49 < np.abs(draws[0.5]).max() <= 0.5 and draws[0.5].std() == pytest.approx(0.28, abs=0.02)
+    assert draws[100.0].std() == pytest.approx(1, abs=0.1)
+    with pytest.raises(ConfigError, match="^truncation: wanted a positive number or None, got 0"):
+        model.sample(jax.random.key(0), 2, truncation=0)
+
+
+def test_the_loss_of_the_discriminator_goes_to_0_on_data_that_it_can_separate():
+    model, z = make("points"), jax.random.normal(jax.random.key(0), (32, 2))
+    real = 2 + model.generate(z)
+
+    @jax.jit
+    def trained(model):
+        def step(model, _):
+            loss, gradient = jax.value_and_grad(GAN.discriminator_loss)(model, real, z)
+            return jax.tree.map(lambda p, g: p - g, model, gradient), loss
+
+        return jax.lax.scan(step, model, length=300)[1]
+
+    losses = np.asarray(trained(model))
+    assert losses[0] > 0.5 and losses[-1] < 0.005
+
+
 @pytest.mark.parametrize(("levels", "dtype"), [(17, jnp.uint8), (256, jnp.uint8), (2**16, jnp.uint16)])
 def test_every_level_can_be_drawn_and_scaling_is_its_inverse(levels, dtype):
     model = GAN(GANConfig((1, 1, 1), levels, latent=1, hidden=1, depth=1), rngs=nnx.Rngs(0))
@@ -207,6 +235,9 @@ def test_real_images_of_a_batch_are_judged_independently():
         ({"levels": 0}, "levels"),
         ({"levels": 2**16 + 1}, "levels: wanted 2..65536 for images, 0 for points"),
         ({"latent": 0}, "latent"),
+        ({"halvings": 0}, "halvings"),
+        ({"architecture": "resnet", "image_shape": (12, 8, 1), "halvings": 3}, "multiples of 8 .resnet, halvings=3."),
+        ({"penalty_weight": -1.0}, "penalty_weight"),
         ({"architecture": "conv", "image_shape": (6, 8, 1)}, "image_shape"),
         ({"architecture": "conv", "image_shape": (2,), "levels": 0}, "image_shape"),
     ],

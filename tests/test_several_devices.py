@@ -43,6 +43,7 @@ STEPS = ["--train.steps=2", "--train.batch_size=16", "--train.log_every=1", "--t
 DRAWN = {name: ["samples.txt" if name == "language_model" else "samples.png"] for name in RUNS | MORE if name != "classifier"}
 DRAWN |= {name: ["completions.png", "samples.png"] for name in ["gated_pixelcnn", *MORE, "diffusion", "flow_matching"]}
 MORE |= {
+    "conditional_gan": [*DIGITS, "--model.hidden=8", "--model.latent=4"],
     "vae_gan": [*DIGITS, "--model.hidden", "16", "--model.latent=4"],
     "autoencoder": [*DIGITS, "--model.hidden", "16", "--model.latent=4"],
     "implicit_autoencoder": [*DIGITS, "--model.hidden", "16", "--model.latent=4", "--model.implicit=decoder", "--model.steps=3"],
@@ -59,7 +60,7 @@ MORE |= {
     + ["--model.top.blocks=1", "--model.lower.layers=1", "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"],
 }
 IMAGES = ["latent_diffusion", "vae_gan", "autoencoder", "implicit_autoencoder", "nvae", "vqvae", "vqvae2_codes", "vqvae2"]
-DRAWN |= dict.fromkeys(IMAGES, ["samples.png"])
+DRAWN |= dict.fromkeys([*IMAGES, "conditional_gan"], ["samples.png"])
 FOUR = [*RUNS, *(MORE if THOROUGH else [])]
 # One that is split, one whose loss is a mean over tokens, one without steps: what processes do differs between these.
 TWO_OF_TWO = FOUR if THOROUGH else ["vae", "language_model", "pca"]

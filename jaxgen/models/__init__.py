@@ -6,6 +6,7 @@ from flax import nnx
 from jaxgen.errors import ConfigError
 from jaxgen.models.autoencoder import Autoencoder, AutoencoderConfig
 from jaxgen.models.classifier import Classifier, ClassifierConfig
+from jaxgen.models.conditional_gan import ConditionalGAN, ConditionalGANConfig
 from jaxgen.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalBiLSTMConfig
 from jaxgen.models.diffusion import Diffusion, DiffusionConfig
 from jaxgen.models.flow_matching import FlowMatching, FlowMatchingConfig
@@ -47,6 +48,7 @@ MODELS = {
     LatentDiffusionConfig: LatentDiffusion,
     FlowMatchingConfig: FlowMatching,
     GANConfig: GAN,
+    ConditionalGANConfig: ConditionalGAN,
     ClassifierConfig: Classifier,
     PCAConfig: PCA,
     LanguageModelConfig: LanguageModel,
