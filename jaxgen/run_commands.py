@@ -46,12 +46,17 @@ from jaxgen.runs import checkpoint, figures, report
 
 def _open(options, models: Sequence[type]):
     """The experiment and the model of a run."""
-    saved = checkpoint.read_config(options.run)
+    experiment = _experiment(options.run, models)
+    return experiment, trained.load(options.run, step=options.step, models=models, mesh=sharding.split_mesh(experiment.train.fsdp))
+
+
+def _experiment(run: str, models: Sequence[type]) -> Experiment:
+    """What a run was told to do."""
+    saved = checkpoint.read_config(run)
     known = [Experiment, DataConfig, *trained.classes(saved.get("model", {}), models)]
     if isinstance(name := saved.get("data", {}).get("class"), str) and name not in [cls.__name__ for cls in known]:
         raise ConfigError("data", "the class of the library", name, "the script that trained it: python my_model.py COMMAND RUN")
-    experiment = trained.from_saved(known, saved, f"checkpoint {checkpoint.newest(options.run)}")
-    return experiment, trained.load(options.run, step=options.step, models=models, mesh=sharding.split_mesh(experiment.train.fsdp))
+    return trained.from_saved(known, saved, f"checkpoint {checkpoint.newest(run)}")
 
 
 def _reader(options, experiment: Experiment) -> Callable[[str], Dataset]:
@@ -89,8 +94,13 @@ def quality(options: Quality, models: Sequence[type] = ()) -> int:
         network = trained.load(options.features, models=models)
     except CheckpointError as error:
         raise CheckpointError("--features", error.wanted, error.got, error.hint) from None
-    print_quality(experiment, model, network, options, _reader(options, experiment))
+    print_quality(experiment, model, network, options, _reader(options, experiment), partial(_learned, options.features, models))
     return 0
+
+
+def _learned(run: str, models: Sequence[type]) -> Dataset:
+    """The training split of a run; DataError where it cannot be read or has changed since."""
+    return load_data(dataclasses.replace(_experiment(run, models), workdir=run), "train", None, Seen(checkpoint.read_fingerprint(run)))
 
 
 def sample(options: Sample, models: Sequence[type] = ()) -> int:

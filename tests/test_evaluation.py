@@ -243,12 +243,18 @@ def test_mode_coverage_counts():
     centres = ring.centres()
     points = np.concatenate([centres[:3], centres[:1] + [[0.05, 0]], centres[3:4] + [[0.07, 0]], [[0, 0]]])
     got = mode_coverage(points, centres, 0.02)
+    kl = got.pop("mode_kl")
     assert got == {"modes_covered": 3, "high_quality_fraction": pytest.approx(4 / 6), "smallest_mode_share": 0.0}
+    share = np.bincount(np.linalg.norm(points[:, None] - centres, axis=-1).argmin(axis=1), minlength=8) / 6
+    assert kl == pytest.approx(stats.entropy(share, np.full(8, 1 / 8)))
     real = mode_coverage(ring.ring("test").images, centres, 0.02)
     assert real["modes_covered"] == 8
     # P(|noise| < 3 sigma) in the plane.
     assert real["high_quality_fraction"] == pytest.approx(1 - np.exp(-4.5), abs=0.005)
     assert real["smallest_mode_share"] == pytest.approx(1 / 8, abs=0.015)
+    assert 0 <= real["mode_kl"] < 4 * 7 / (2 * len(ring.ring("test").images))
+    assert mode_coverage(np.repeat(centres, 3, axis=0), centres, 0.02)["mode_kl"] == pytest.approx(0, abs=1e-12)
+    assert mode_coverage(centres[[2, 2]], centres, 0.02)["mode_kl"] == pytest.approx(np.log(8))
 
 
 class Copy(nnx.Module):

@@ -23,9 +23,19 @@ from jaxgen.__main__ import main
 from jaxgen.data import Dataset
 from jaxgen.data.features import ClassLabel, Image
 from jaxgen.errors import ConfigError, DataError
-from jaxgen.evaluation import classifier_features, compare_samples, draw_like, share_recognised, weights_hash
+from jaxgen.evaluation import (
+    accuracy_trained_on,
+    classifier_features,
+    classifier_score,
+    compare_samples,
+    draw_like,
+    memorisation,
+    share_recognised,
+    weights_hash,
+)
 from jaxgen.measures import neighbours
 from jaxgen.measures.frechet import frechet_distance, frechet_floor
+from jaxgen.measures.metrics import OF_FEATURES
 from jaxgen.measures.neighbours import precision_recall
 from jaxgen.models import ClassifierConfig, VAEConfig, build
 
@@ -103,8 +113,10 @@ def test_new_real_examples_get_the_floor():
     real, samples, more = np.random.default_rng(1).normal(size=(3, 500, 20))
     found = compare_samples(samples, real, lambda x: x, more)
     assert found["frechet_features"] == pytest.approx((2 * 20 + 20 * 21 / 2) / 500, rel=0.1)
-    for name in ("frechet_features", "precision", "recall"):
+    for name in ("frechet_features", "precision", "recall", "density", "coverage"):
         assert found[name] == pytest.approx(found[f"{name}_floor"], rel=0.1)
+    assert abs(found["kernel_features"]) < 3 * found["kernel_features_standard_error"]
+    assert abs(found["density"] - 1) < 4 * found["density_standard_error"]
     assert 0.3 < found["precision"] < 0.9
     assert found["precision_standard_error"] == pytest.approx(np.sqrt(found["precision"] * (1 - found["precision"]) / 500))
 
@@ -118,6 +130,8 @@ def test_copies_of_the_real_examples_are_perfect_and_the_floor_says_what_new_one
 def test_as_many_of_each_are_compared():
     twice = compare_samples(NOISE[:50], NOISE[100:140], lambda x: x, more=NOISE[200:230])
     assert (twice["n"], twice["n_floor"]) == (40, 35)
+    few = compare_samples(NOISE[:4], NOISE[10:14], lambda x: x, more=NOISE[20:30])
+    assert np.isnan([few["density"], few["coverage"], few["density_floor"]]).all() and few["precision"] >= 0
     assert twice == compare_samples(NOISE[:40], NOISE[100:140], lambda x: x, more=NOISE[200:230])
     with pytest.raises(DataError, match="wanted more than k = 3 samples, and twice as many real examples, got 50 and 7"):
         compare_samples(NOISE[:50], NOISE[:7], lambda x: x)
@@ -185,14 +199,18 @@ class InceptionV3:
 
 
 def test_the_code_of_the_page_runs(monkeypatch, capsys, tmp_path):
-    ours, fid = tmp_path / "ours.py", tmp_path / "fid.py"
-    for file, code in zip((ours, fid), re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL), strict=True):
+    split, ours, fid = tmp_path / "split.py", tmp_path / "ours.py", tmp_path / "fid.py"
+    for file, code in zip((split, ours, fid), re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL), strict=True):
         file.write_text(code)
     models = {"runs/x": VAEConfig(latent=2, hidden=(4,)), "runs/classifier": ClassifierConfig(hidden=(4, 6))}
     monkeypatch.setattr(jaxgen, "load", lambda path: build(models[path]), raising=False)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(from_numpy=Tensor, no_grad=nullcontext))
     monkeypatch.setitem(sys.modules, "pytorch_fid", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "pytorch_fid.inception", SimpleNamespace(InceptionV3=InceptionV3))
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(split))
+    parts = [data.load(f"for_{who}.npz", part, levels=17) for who in ("classifier", "model") for part in ("train", "validation", "test")]
+    assert sum(map(len, parts)) == len(data.load("digits", "train")) and parts[0].levels == 17
     names = runpy.run_path(str(ours))
     distance, floor = map(float, capsys.readouterr().out.split())
     assert names["result"]["n"] == names["result"]["n_floor"] == 360 and distance > floor > 0
@@ -303,21 +321,48 @@ def test_jaxgen_quality_prints_what_the_functions_say(runs, capsys, monkeypatch)
     columns, samples = draw_like(model, test, jax.random.key(4), n=9)
     more = train.images[np.random.default_rng(0).permutation(len(train))[:9]]
     result = evaluation.compare_samples(samples, columns["image"], classifier_features(classifier, "hidden1"), more, k=2)
-    lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert lines[:2] == [
+    found = [" ".join(line.split()) for line in out.splitlines()]
+    assert found[:2] == [
         f"features Classifier my, layer hidden1, weights {weights_hash(classifier)}",
         "compared 9 samples with 9 test images; real against real 9 of each",
     ]
-    assert lines[2:4] == [
+    equal = (train.images[:, None] == columns["image"][None]).all(axis=(2, 3, 4)).any(axis=0).sum()
+    assert found[2:4] == [
+        f"splits {equal} of the 9 test images are among the {len(train)} training images of the model, "
+        f"{equal} among the {len(train)} of the classifier",
+        f"{len(train)} of the classifier are among those of the model, none would be better",
+    ]
+    lines = [(line.split()[0], line, under) for line, under in zip(found[4::2], found[5::2], strict=True)]
+    assert [name for name, _, _ in lines] == list(OF_FEATURES)
+    lines = {name: (line, under) for name, line, under in lines}
+    assert lines["frechet_features"] == (
         f"frechet_features {result['frechet_features']:.4f} (lower is better)",
         f"real against real {result['frechet_features_floor']:.4f}",
-    ]
-    assert lines[4] == f"precision {result['precision']:.4f} +- {result['precision_standard_error']:.4f} (higher is better)"
+    )
+    assert lines["kernel_features"] == (
+        f"kernel_features {result['kernel_features']:.3g} +- {result['kernel_features_standard_error']:.3g} (lower is better)",
+        f"real against real {result['kernel_features_floor']:.3g}",
+    )
+    for name in ("precision", "recall", "density", "coverage"):
+        error = result[f"{name}_standard_error"]
+        assert lines[name][0] == f"{name} {result[name]:.4f} +- {error:.4f} (higher is better)"
+        assert lines[name][1] == f"real against real {result[f'{name}_floor']:.4f}"
+    score, error = classifier_score(classifier.predict(jnp.asarray(samples)).__array__())
+    assert lines["classifier_score"][0] == f"classifier_score {score:.4f} +- {error:.4f} (higher is better)"
     shares = [share_recognised(classifier, images, columns["label"]) for images in (samples, columns["image"])]
-    assert lines[8:] == [
+    assert lines["recognised"] == (
         f"recognised {shares[0][0]:.4f} +- {shares[0][1]:.4f} (higher is better)",
         f"of the real images {shares[1][0]:.4f} +- {shares[1][1]:.4f}",
-    ]
+    )
+    share = accuracy_trained_on(samples, columns["label"], columns["image"], columns["label"])
+    assert lines["trained_on_samples"][0].startswith(f"trained_on_samples {share:.4f} +- ")
+    assert lines["trained_on_samples"][1].startswith("trained on real images 0.")
+    of_copies = memorisation(samples, columns["image"], train.images)
+    assert lines["copies"] == (
+        f"copies {of_copies['copies']:.4f} (lower is better)",
+        f"of the real images {of_copies['copies_real']:.4f}",
+    )
+    assert lines["memorisation_ratio"][0].startswith("memorisation_ratio ")
     assert (err, "FID" in out) == ("", False)
 
 

@@ -115,15 +115,9 @@ ROOMS = {
         "generative_classifier": set(),
         "__init__": {"codes", "generative_classifier", "neighbours"},
     },
-    "measures": {
-        "metrics": set(),
-        "rulers": set(),
-        "flops": set(),
-        "frechet": set(),
-        "neighbours": set(),
-        "scores": {"metrics", "rulers"},
-        "__init__": set(),
-    },
+    "measures": dict.fromkeys(("metrics", "rulers", "flops", "frechet", "jackknife", "neighbours", "train_on_samples", "__init__"), set())
+    | {"kernel_distance": {"jackknife"}, "classifier_score": {"jackknife"}, "memorisation": {"neighbours"}}
+    | {"scores": {"metrics", "rulers"}},
     "processes": {
         "printing": set(),
         "interruption": {"printing"},

@@ -30,16 +30,22 @@ from jaxtyping import PRNGKeyArray
 from jaxgen import sharding
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError, DataError, did_you_mean
-from jaxgen.evaluation.features import classifier_features, compare_samples, share_recognised, weights_hash
+from jaxgen.evaluation.features import classifier_features, compare_samples, logits_of, share_recognised, weights_hash
 from jaxgen.evaluation.likelihoods import batches, compiled, dequantise, kind_of, modelled_column, numbers
 from jaxgen.evaluation.sample_quality import draw_like, mode_coverage, sample_metrics, with_floor
+from jaxgen.measures.classifier_score import classifier_score
 from jaxgen.measures.frechet import frechet_distance
-from jaxgen.measures.metrics import METRICS, OF_SAMPLES, headline
+from jaxgen.measures.kernel_distance import kernel_distance
+from jaxgen.measures.memorisation import memorisation
+from jaxgen.measures.metrics import METRICS, OF_MODES, OF_SAMPLES, headline
+from jaxgen.measures.neighbours import density_coverage, precision_recall
 from jaxgen.measures.rulers import RULERS, GaussianModel, HistogramModel, UniformModel, best_ridge, split
+from jaxgen.measures.train_on_samples import accuracy_trained_on
 
 __all__ = [
-    "GaussianModel", "UniformModel", "bits_per_dim", "classifier_features", "classifier_metrics", "compare_samples", "density_errors",
-    "dequantise", "draw_like", "evaluate", "frechet_distance", "headline", "mode_coverage", "rulers", "share_recognised", "weights_hash",
+    "GaussianModel", "UniformModel", "accuracy_trained_on", "bits_per_dim", "classifier_features", "classifier_metrics", "classifier_score",
+    "compare_samples", "density_coverage", "density_errors", "dequantise", "draw_like", "evaluate", "frechet_distance", "headline",
+    "kernel_distance", "logits_of", "memorisation", "mode_coverage", "precision_recall", "rulers", "share_recognised", "weights_hash",
     "with_floor",
 ]  # fmt: skip
 
@@ -114,7 +120,7 @@ def metrics_of(model, dataset, bound: str = "elbo") -> tuple[str, ...]:
     pixels = feature.discrete and hasattr(feature, "levels")
     if not hasattr(model, "sample") or feature.discrete and not pixels:
         return likelihood
-    modes = OF_SAMPLES[2:5] if {"centres", "scale"} == set(dataset.facts) else ()
+    modes = OF_MODES if {"centres", "scale"} == set(dataset.facts) else ()
     return *likelihood, "frechet_pixels" if pixels else "frechet_points", *modes
 
 

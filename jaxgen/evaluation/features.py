@@ -1,7 +1,9 @@
 """How close samples are to real examples in the features of a network, with the same numbers of real examples against real ones.
 
     frechet_features   the Frechet distance of the Gaussians with the means and covariances of the features (frechet.py)
+    kernel_features    the kernel distance of the features, without bias at small n (kernel_distance.py)
     precision, recall  the shares of samples near real examples, and of real examples near samples (neighbours.py)
+    density, coverage  the same two questions, less moved by single outliers (neighbours.py)
 
 `compare_samples` takes any function from examples to vectors. With the last pooling layer of the Inception network that Heusel et al. 2017
 trained on ImageNet the first number is the FID; with other features it is not, and numbers of different features cannot be compared.
@@ -17,7 +19,11 @@ from jaxtyping import Array, Float, Integer, Num
 
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.measures.frechet import SPLITS, frechet_distance
-from jaxgen.measures.neighbours import precision_recall
+from jaxgen.measures.kernel_distance import kernel_distance
+from jaxgen.measures.neighbours import density_coverage, precision_recall
+
+OF_DENSITY = 5
+"""Neighbours of density and coverage, as in the paper."""
 
 Features = Callable[[np.ndarray], Num[Array, "B D"] | Num[np.ndarray, "B D"]]
 
@@ -30,15 +36,17 @@ def compare_samples(
     k: int = 3,
     batch_size: int = 256,
 ) -> dict[str, float | int]:
-    """Compares samples with real examples, n of each: {"frechet_features", "precision", "recall", the same with "_floor", "n", "n_floor"}.
+    """Compares samples with real examples, n of each: {"frechet_features", "kernel_features", "precision", "recall", "density", "coverage",
+    the same with "_floor", "n", "n_floor"}.
 
     features: a function that takes examples [batch_size, ...] as they are and returns vectors [batch_size, D].
     more: more real examples, for the floor, which compares two disjoint sets of real examples; it is the mean of 3 fixed ways to draw
     them. None: the floor compares one half of `real` with the other, and n is at most the size of a half, so that the floor has the same n.
     n is the size of the smaller set; of the larger one the first n examples are taken. n_floor is n, or less where real and `more` together
-    have fewer than 2 n examples. k: neighbours of precision and recall.
+    have fewer than 2 n examples. k: neighbours of precision and recall; density and coverage have 5, and are nan for n of 5 or less.
 
-    "precision_standard_error" and "recall_standard_error" are those of n independent examples, the balls around the others held fixed.
+    All but the Frechet distance have a "_standard_error": of the kernel distance by leaving out groups of examples, of the others that of n
+    independent examples, the balls around the others held fixed.
 
     Raises DataError for sets that are too small (n or n_floor not above k), ConfigError where `features` returns anything else.
     """
@@ -53,14 +61,20 @@ def compare_samples(
     orders = [np.random.default_rng(split).permutation(len(everything)) for split in range(SPLITS)]
     result = _numbers(fake, true, k)
     floors = [_numbers(everything[order[:half]], everything[order[half : 2 * half]], k) for order in orders]
-    floor = {f"{name}_floor": float(np.mean([one[name] for one in floors])) for name in result}
-    errors = {f"{name}_standard_error": _error_of_share(result[name], n) for name in ("precision", "recall")}
-    return result | errors | floor | {"n": n, "n_floor": half}
+    names = [name for name in result if not name.endswith("_standard_error")]
+    floor = {f"{name}_floor": float(np.mean([one[name] for one in floors])) for name in names}
+    return result | floor | {"n": n, "n_floor": half}
 
 
 def _numbers(a: Num[np.ndarray, "N D"], b: Num[np.ndarray, "N D"], k: int) -> dict[str, float]:
     precision, recall = precision_recall(a, b, k)
-    return {"frechet_features": frechet_distance(a, b), "precision": precision, "recall": recall}
+    kernel, kernel_error = kernel_distance(a, b)
+    density, density_error, coverage = density_coverage(a, b, OF_DENSITY) if len(a) > OF_DENSITY else (float("nan"),) * 3
+    values = {"frechet_features": frechet_distance(a, b), "kernel_features": kernel}
+    values |= {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
+    errors = {name: _error_of_share(values[name], len(a)) for name in ("precision", "recall", "coverage")}
+    errors |= {"kernel_features": kernel_error, "density": density_error}
+    return values | {f"{name}_standard_error": error for name, error in errors.items()}
 
 
 def _features_of(examples: Num[np.ndarray, "N ..."], features: Features, batch_size: int) -> Float[np.ndarray, "N D"]:
@@ -100,13 +114,17 @@ def classifier_features(model, layer: str | None = None) -> Features:
     return lambda image: pooled(model, image)
 
 
+def logits_of(model, images: Integer[np.ndarray, "N ..."], batch_size: int = 256) -> Float[np.ndarray, "N K"]:
+    """The logits of a classifier, its `predict`, for any number of images, in float64."""
+    predict = jax.jit(lambda model, image: model.predict(image))
+    return _features_of(images, lambda image: predict(model, image), batch_size)
+
+
 def share_recognised(
     model, samples: Integer[np.ndarray, "N ..."], label: Integer[np.ndarray, " N"], batch_size: int = 256
 ) -> tuple[float, float]:
     """(share of class-conditional samples that a classifier takes for the class they were drawn of, its standard error)."""
-    predict = jax.jit(lambda model, image: model.predict(image))
-    logits = _features_of(samples, lambda image: predict(model, image), batch_size)
-    share = float((logits.argmax(axis=1) == label).mean())
+    share = float((logits_of(model, samples, batch_size).argmax(axis=1) == label).mean())
     return share, _error_of_share(share, len(label))
 
 

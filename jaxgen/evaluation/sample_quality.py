@@ -95,13 +95,22 @@ def mode_coverage(points: Num[np.ndarray, "N d"], centres: Num[np.ndarray, "K d"
     """How well points cover a mixture of round Gaussians (Srivastava et al. 2017, section 4.1).
 
     A point within 3 sigma of its nearest centre (sigma = `scale`) is of high quality; a mode is covered if it has at least one such
-    point. "smallest_mode_share" is the number of high-quality points of the mode with fewest of them, divided by N.
+    point. "smallest_mode_share" is the number of high-quality points of the mode with fewest of them, divided by N. "mode_kl" is the
+    Kullback-Leibler divergence in nats of the shares of all points by their nearest centre from equal shares,
+
+        log K + sum_k p_k log p_k,
+
+    0 for equal shares and log K for one mode; of N points drawn in equal shares it is about (K - 1) / (2 N). Points far from all centres
+    count in it too, so it says nothing without the fraction of high quality: read the numbers together.
     """
     distance = np.linalg.norm(points[:, None] - centres[None], axis=-1)
     good = distance.min(axis=1) < 3 * scale
     counts = np.bincount(distance.argmin(axis=1)[good], minlength=len(centres))
+    share = np.bincount(distance.argmin(axis=1), minlength=len(centres)) / len(points)
+    kl = np.log(len(centres)) + (share[share > 0] * np.log(share[share > 0])).sum()
     return {
         "modes_covered": int((counts > 0).sum()),
         "high_quality_fraction": float(good.mean()),
         "smallest_mode_share": float(counts.min() / len(points)),
+        "mode_kl": max(float(kl), 0.0),  # rounding can make 0 negative
     }

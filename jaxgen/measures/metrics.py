@@ -11,7 +11,7 @@ class Metric:
 
     examples: how many examples it needs; with fewer it is nan.
     far: a warning is given where a value is worse than the best of the run by more than far * |best| (for nats: far * max(|best|, 1));
-    None: no warning.
+    None: no warning. printed: the format of its value in a report.
     """
 
     unit: str
@@ -20,6 +20,7 @@ class Metric:
     chooses: bool = True
     examples: int = 1
     far: float | None = None
+    printed: str = ".4f"
 
 
 METRICS = {
@@ -36,25 +37,32 @@ METRICS = {
     "modes_covered": Metric("modes", "higher", "modes covered", chooses=False),
     "high_quality_fraction": Metric("fraction of points", "higher", "points close to a mode", chooses=False),
     "smallest_mode_share": Metric("fraction of points", "higher", "share of the smallest mode", chooses=False),
+    "mode_kl": Metric("KL of the modes (nats)", "lower", "KL of the histogram of modes in nats", chooses=False),
     "frechet_pixels_floor": Metric("Frechet distance of pixels, real against real", "lower", "Frechet distance of pixels", chooses=False),
     "frechet_points_floor": Metric("Frechet distance of points, real against real", "lower", "Frechet distance of points", chooses=False),
 }
 """Ordered: the headline of an evaluation is the first of these that its result has."""
-OF_SAMPLES = (
-    "frechet_pixels", "frechet_points", "modes_covered", "high_quality_fraction", "smallest_mode_share",
-    "frechet_pixels_floor", "frechet_points_floor",
-)  # fmt: skip
+OF_MODES = ("modes_covered", "high_quality_fraction", "smallest_mode_share", "mode_kl")
+"""Metrics of points beside the modes of a mixture."""
+OF_SAMPLES = ("frechet_pixels", "frechet_points", *OF_MODES, "frechet_pixels_floor", "frechet_points_floor")
 """Metrics that compare samples with a data set; as many samples are drawn as the set has examples."""
 FLOORS = {name: f"{name}_floor" for name in ("frechet_pixels", "frechet_points")}
 """What stands beside a distance of samples: the same distance of real examples."""
 
 OF_FEATURES = {
     "frechet_features": Metric("Frechet distance of features", "lower", "Frechet distance of features", chooses=False, examples=2),
+    "kernel_features": Metric("kernel distance", "lower", "kernel distance of features", chooses=False, examples=2, printed=".3g"),
     "precision": Metric("share of the samples", "higher", "precision", chooses=False),
     "recall": Metric("share of the real examples", "higher", "recall", chooses=False),
+    "density": Metric("balls over k", "higher", "density", chooses=False, examples=6),
+    "coverage": Metric("share of the real examples", "higher", "coverage", chooses=False, examples=6),
+    "classifier_score": Metric("classes", "higher", "classifier score", chooses=False),
     "recognised": Metric("share of the samples", "higher", "samples of the class asked for", chooses=False),
+    "trained_on_samples": Metric("accuracy", "higher", "accuracy on real examples after training on samples", chooses=False),
+    "memorisation_ratio": Metric("ratio of distances", "higher", "distance from training examples, over held-out ones", chooses=False),
+    "copies": Metric("share of the samples", "lower", "samples that equal a training example", chooses=False),
 }
-"""Metrics that compare samples with real examples in the features of a network, by `jaxgen quality` and `evaluation.compare_samples`."""
+"""Metrics that compare samples with real examples in the features of a network, and others of `jaxgen quality`, in the order printed."""
 
 
 def headline(result: Mapping[str, object]) -> tuple[str, float]:
