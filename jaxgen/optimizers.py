@@ -5,7 +5,7 @@ A player is a submodule of a model that is trained with an optimizer of its own,
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -179,13 +179,14 @@ def _compiled_rates(config: OptimizerConfig, steps: int, players: tuple[str, ...
     return jax.jit(at)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, players: Sequence[str] = ()) -> optax.GradientTransformation:
+@lru_cache(maxsize=16)  # for the same numbers the same object, for which `training.make_train_step` gives the same compiled step
+def make_optimizer(config: OptimizerConfig, steps: int, players: tuple[str, ...] = ()) -> optax.GradientTransformation:
     """The optimizer of a configuration for a run of `steps` steps; with players or frozen parts `optax.partition` by submodule.
 
     players: names of the model's own players, used with `learning_rate` where config.players is empty. Raises ConfigError, when called or
     at `init(params)`, for names that are not submodules and for a submodule with parameters that is neither a player nor frozen.
     """
-    rates, found = dict(config.players) or dict.fromkeys(players, config.learning_rate), set()
+    rates = dict(config.players) or dict.fromkeys(players, config.learning_rate)
     for field in ("betas", "every"):
         if unknown := sorted({name for name, *_ in getattr(config, field)} - set(rates)):
             raise ConfigError(f"optimizer.{field}", f"players, {sorted(rates)}", unknown)
@@ -193,6 +194,8 @@ def make_optimizer(config: OptimizerConfig, steps: int, players: Sequence[str] =
         return _one(config, config.learning_rate, steps)
 
     def labels(params):
+        found = set()
+
         def label(path, _):
             words = [str(getattr(part, "key", getattr(part, "name", part))) for part in path]
             name, inside = words[0], [".".join(words[:n]) for n in range(1, len(words) + 1)]

@@ -9,6 +9,7 @@ an optimizer of its own. The step is the same for all models.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -204,7 +205,7 @@ class TrainStep:
     """
 
     def __init__(self, step: Callable, mesh: Mesh):
-        self._step, self._mesh = step, mesh
+        self._step, self._mesh, self._of_tree = step, mesh, {}
         self._compiled = jax.jit(step, donate_argnums=0)
 
     def __call__(self, state: TrainState, batch: dict, key: PRNGKeyArray) -> tuple[TrainState, dict]:
@@ -224,9 +225,10 @@ class TrainStep:
             whole = jax.lax.with_sharding_constraint(stacked, sharding.whole(self._mesh))
             return jax.tree.leaves(state), Numbers(names, whole)
 
-        return jax.jit(step, donate_argnums=0)
+        return self._of_tree.setdefault(tree, jax.jit(step, donate_argnums=0))
 
 
+@lru_cache(maxsize=4)  # a run with the numbers of one before it in the same process compiles nothing
 def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_decay: float = 0.999, accumulate: int = 1) -> TrainStep:
     """The compiled step of any model with `loss(batch, key) -> (scalar, metrics)` or `(scalar, metrics, statistics)`.
 

@@ -184,3 +184,13 @@ def test_the_rates_of_the_metric_rows_are_those_of_the_updates(schedule):
                     np.testing.assert_allclose(-updates[player], rates[name], rtol=1e-6)
     frozen = OptimizerConfig(frozen=("generator",))
     assert learning_rates(frozen, 7, 3, ("generator", "discriminator")) == {"learning_rate_discriminator": 0.001}
+
+
+def test_the_same_numbers_give_the_same_step_and_others_another():
+    """So that a run like one before it in the same process compiles nothing."""
+    mesh = sharding.make_mesh()
+    config = OptimizerConfig(learning_rate=0.01)
+    one, same, other = (training.make_train_step(make_optimizer(dataclasses.replace(config, b1=b1), 5), mesh) for b1 in (0.9, 0.9, 0.5))
+    assert one is same and one is not other and one is not training.make_train_step(make_optimizer(config, 5), mesh, accumulate=2)
+    tree = jax.tree.structure(jax.eval_shape(lambda: training.new_state(build(GAN), make_optimizer(config, 5))))
+    assert one.on_leaves(tree) is same.on_leaves(tree)
