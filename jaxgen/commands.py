@@ -69,10 +69,11 @@ class Evaluate(_ReadsData):
 
 @dataclass(frozen=True)
 class Quality(_ReadsData):
-    """Samples beside real images in the features of a classifier: Frechet distance, precision and recall, with the same of real images."""
+    """Samples beside real images in the features of a classifier, or beside real points: distances, precision and recall, copies, and more,
+    with the same of real images."""
 
     features: str = ""
-    """run directory of the classifier whose features are compared"""
+    """run directory of the classifier whose features are compared; none for a model of points, whose coordinates are"""
     layer: str | None = None
     """layer of the classifier: hidden1, ..., logits; None: the last hidden one"""
     split: Split = "test"
@@ -90,8 +91,6 @@ class Quality(_ReadsData):
         super().__post_init__()
         _check_least(self, "n", "k", "batch_size")
         _check_seed(self)
-        if not self.features:
-            raise ConfigError("--features", "the run of a classifier of such images", "nothing", "jaxgen train classifier makes one")
 
 
 @dataclass(frozen=True)

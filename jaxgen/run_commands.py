@@ -19,6 +19,7 @@ from jaxgen.checks import interpolate
 from jaxgen.commands import OF_CODES, Bench, Complete, Evaluate, Quality, Sample, Show, Upscale
 from jaxgen.data import DataConfig, Dataset, class_names
 from jaxgen.data.arrays import NoSplit
+from jaxgen.data.features import Points
 from jaxgen.data.loading import NotThere
 from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.experiment import Experiment
@@ -88,13 +89,20 @@ def evaluate(options: Evaluate, models: Sequence[type] = ()) -> int:
 
 
 def quality(options: Quality, models: Sequence[type] = ()) -> int:
-    """Samples beside real images in the features of a classifier."""
+    """Samples beside real images in the features of a classifier, or beside real points."""
     experiment, model = _open(options, models)
-    try:
-        network = trained.load(options.features, models=models)
-    except CheckpointError as error:
-        raise CheckpointError("--features", error.wanted, error.got, error.hint) from None
-    print_quality(experiment, model, network, options, _reader(options, experiment), partial(_learned, options.features, models))
+    network = learned = None
+    of_points = hasattr(model, "sample") and isinstance(modelled(model), Points)
+    if of_points and options.features:
+        raise ConfigError("--features", "none for a model of points, whose coordinates are compared", options.features)
+    if not of_points:
+        if not options.features:
+            raise ConfigError("--features", "the run of a classifier of such images", "nothing", "jaxgen train classifier makes one")
+        try:
+            network, learned = trained.load(options.features, models=models), partial(_learned, options.features, models)
+        except CheckpointError as error:
+            raise CheckpointError("--features", error.wanted, error.got, error.hint) from None
+    print_quality(experiment, model, network, options, _reader(options, experiment), learned)
     return 0
 
 

@@ -328,7 +328,7 @@ def test_jaxgen_quality_prints_what_the_functions_say(runs, capsys, monkeypatch)
     ]
     equal = (train.images[:, None] == columns["image"][None]).all(axis=(2, 3, 4)).any(axis=0).sum()
     assert found[2:4] == [
-        f"splits {equal} of the 9 test images are among the {len(train)} training images of the model, "
+        f"splits {equal} of the 9 test images are among the {len(train)} that the model was trained on, "
         f"{equal} among the {len(train)} of the classifier",
         f"{len(train)} of the classifier are among those of the model, none would be better",
     ]

@@ -1,8 +1,10 @@
-"""The lines of `jaxgen quality`: samples of a model beside real images in the features of a classifier, and what needs no features."""
+"""The lines of `jaxgen quality`: samples of a model beside real images in the features of a classifier, or beside real points by their
+coordinates, and what needs no features."""
 
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,80 +15,105 @@ from jaxgen.data import Dataset
 from jaxgen.data.arrays import NO_SPLIT
 from jaxgen.data.features import Image
 from jaxgen.errors import ConfigError, JaxgenError
-from jaxgen.measures.metrics import OF_FEATURES
+from jaxgen.measures.metrics import METRICS, OF_FEATURES, OF_MODES
 from jaxgen.measures.scores import too_few
 from jaxgen.reports.drawing import given, modelled
 from jaxgen.sharding import announce
 
-REAL = {"trained_on_samples": "  trained on real images", "copies": "  of the real images"}
-"""How the line under a number is called, where it is neither that of two real sets nor the same number of the real images."""
+OF_POINTS = {name: replace(METRICS[name], printed=".4g") for name in OF_MODES}
+PRINTED = OF_FEATURES | OF_POINTS
+REAL = {"trained_on_samples": "  trained on real {}s", "copies": "  of the real {}s"}
+"""How the line under a number is called, where it is neither that of two real sets nor the same number of the real examples."""
 
 
 def print_quality(
     experiment: Any, model, network, options: Any, read: Callable[[str], Dataset], learned: Callable[[], Dataset] | None = None
 ) -> None:
-    """Draws as many samples as are compared, given the labels (vectors, ...) of the real images, and prints the numbers of `OF_FEATURES`
-    with what real images get.
+    """Draws as many samples as are compared, given the labels (vectors, ...) of the real examples, and prints the numbers of `OF_FEATURES`
+    with what real examples get; for points beside a mixture with known centres also those of `mode_coverage`.
 
-    network: the classifier. options: a `commands.Quality`. read(split): the data of the run. learned(): the training split of the
-    classifier, to look whether the three sets of images are disjoint; None: that is not looked at. Raises ConfigError where the model draws
-    no images or the network is no classifier of such images.
+    network: the classifier; None for a model of points, whose coordinates are compared. options: a `commands.Quality`. read(split): the
+    data of the run. learned(): the training split of the classifier, to look whether the three sets of images are disjoint; None: that is
+    not looked at. Raises ConfigError where the model draws neither, or the network is no classifier of such images.
     """
-    _check(model, network)
+    _check(model, network, options)
     dataset = read(options.split)
-    features = evaluation.classifier_features(network, options.layer)
+    features = _coordinates if network is None else evaluation.classifier_features(network, options.layer)
     batch_size = options.batch_size or experiment.train.batch_size
     mesh = sharding.split_mesh(experiment.train.fsdp) or sharding.make_mesh()
-    name = model.config.modelled
+    name, noun = model.config.modelled, modelled(model).noun
     columns, samples = evaluation.draw_like(model, dataset, jax.random.key(options.seed), batch_size, mesh, options.n)
-    real, more = columns[name], _more(dataset, read, len(samples))
+    real, more, training = columns[name], _more(dataset, read, len(samples)), _all(read("train"), name)
     result = evaluation.compare_samples(samples, real, features, more[name], options.k)
+    if network is not None:
+        result |= _of_classifier(network, samples, real, columns["label"] if "label" in given(model) else None)
+    if "label" in given(model):
+        result |= _of_training(samples, columns["label"], more[name], more["label"], real, columns["label"])
+    if options.split != "train":
+        result |= evaluation.memorisation(samples, real, training)
+    if {"centres", "scale"} == set(dataset.facts):
+        for end, points in ("", samples), ("_real", real):
+            result |= {f"{one}{end}": value for one, value in evaluation.mode_coverage(points, **dataset.facts).items()}
+    announce("features    " + (f"the coordinates of the {noun}s" if network is None else _said(network, options)))
+    announce(f"compared    {result['n']} samples with {result['n']} {options.split} {noun}s; real against real {result['n_floor']} of each")
+    for line in _overlaps(real, f"{options.split} {noun}s", training, learned):
+        announce(line)
+    for one, metric in PRINTED.items():
+        if one in result:
+            announce(_line(one, one, result) + f"  ({metric.better} is better)")
+            other = f"{one}_floor" if f"{one}_floor" in result else f"{one}_real"
+            said = REAL.get(one, "  real against real" if other.endswith("floor") else "  of the real {}s").format(noun)
+            announce(_line(said, other, result))
+
+
+def _coordinates(points: np.ndarray) -> np.ndarray:
+    return points.reshape(len(points), -1)
+
+
+def _said(network, options: Any) -> str:
+    layer = options.layer or network.layers[-2]
+    return f"{type(network).__name__} {options.features}, layer {layer}, weights {evaluation.weights_hash(network)}"
+
+
+def _of_classifier(network, samples: np.ndarray, real: np.ndarray, label: np.ndarray | None) -> dict[str, float]:
+    """The classifier's score of samples and of real images, and the shares of them that it recognises, if they have labels."""
+    result = {}
     for end, images in ("", samples), ("_real", real):
         score, error = evaluation.classifier_score(evaluation.logits_of(network, images))
         result |= {f"classifier_score{end}": score, f"classifier_score{end}_standard_error": error}
-        if "label" in given(model):
-            share, error = evaluation.share_recognised(network, images, columns["label"])
+        if label is not None:
+            share, error = evaluation.share_recognised(network, images, label)
             result |= {f"recognised{end}": share, f"recognised{end}_standard_error": error}
-    if "label" in given(model):
-        n = min(len(samples), len(more[name]))
-        sets = ("", samples, columns["label"]), ("_real", more[name], more["label"])
-        for end, images, label in sets:
-            share = evaluation.accuracy_trained_on(images[:n], np.asarray(label[:n]), real, np.asarray(columns["label"]))
-            error = math.sqrt(share * (1 - share) / len(real))
-            result |= {f"trained_on_samples{end}": share, f"trained_on_samples{end}_standard_error": error}
-    training = _all(read("train"), name)
-    if options.split != "train":
-        result |= evaluation.memorisation(samples, real, training)
-    layer = options.layer or network.layers[-2]
-    announce(f"features    {type(network).__name__} {options.features}, layer {layer}, weights {evaluation.weights_hash(network)}")
-    announce(f"compared    {result['n']} samples with {result['n']} {options.split} images; real against real {result['n_floor']} of each")
-    if learned is not None:
-        for line in _overlaps(real, options.split, training, learned):
-            announce(line)
-    for name, metric in OF_FEATURES.items():
-        if name in result:
-            announce(_line(name, name, result) + f"  ({metric.better} is better)")
-            other = f"{name}_floor" if f"{name}_floor" in result else f"{name}_real"
-            said = REAL.get(name, "  real against real" if other.endswith("floor") else "  of the real images")
-            announce(_line(said, other, result))
+    return result
+
+
+def _of_training(samples, label, more, more_label, real, real_label) -> dict[str, float]:
+    """The accuracy on real examples after training on samples, and after training on as many real ones of another split."""
+    result, n = {}, min(len(samples), len(more))
+    for end, x, y in ("", samples, label), ("_real", more, more_label):
+        share = evaluation.accuracy_trained_on(x[:n], np.asarray(y[:n]), real, np.asarray(real_label))
+        error = math.sqrt(share * (1 - share) / len(real))
+        result |= {f"trained_on_samples{end}": share, f"trained_on_samples{end}_standard_error": error}
+    return result
 
 
 def _line(said: str, name: str, result: dict) -> str:
     """One number with its standard error, or why there is none."""
-    metric = OF_FEATURES[name.removesuffix("_floor").removesuffix("_real")]
+    metric = PRINTED[name.removesuffix("_floor").removesuffix("_real")]
     n = result["n_floor" if name.endswith("_floor") else "n"]
     if math.isnan(result[name]):
-        why = too_few(n, metric.examples) if n < metric.examples else "cannot be computed: half of the real images are training images"
+        why = too_few(n, metric.examples) if n < metric.examples else "cannot be computed: half of the real examples are training examples"
         return f"{said:<27} {why}"
     error = result.get(f"{name}_standard_error", math.nan)
     return f"{said:<27} {result[name]:{metric.printed}}" + (f" +- {error:{metric.printed}}" if math.isfinite(error) else "")
 
 
-def _overlaps(real: np.ndarray, split: str, training: np.ndarray, learned: Callable[[], Dataset]) -> list[str]:
-    """The lines that say how many images the real ones that are compared, the model's training set and the classifier's have in common."""
+def _overlaps(real: np.ndarray, said: str, training: np.ndarray, learned: Callable[[], Dataset] | None) -> list[str]:
+    """The lines that say how many examples those that are compared, the model's training set and the classifier's have in common."""
     ours = _prints(training)
-    n, ours = len(real), _prints(training)
-    here = f"splits      {_count(real, ours)} of the {n} {split} images are among the {len(training)} training images of the model"
+    here = f"splits      {_count(real, ours)} of the {len(real)} {said} are among the {len(training)} that the model was trained on"
+    if learned is None:
+        return [here]
     try:
         theirs = _all(learned(), "image")
     except (JaxgenError, *NO_SPLIT) as error:
@@ -97,7 +124,7 @@ def _overlaps(real: np.ndarray, split: str, training: np.ndarray, learned: Calla
 
 
 def _prints(images: np.ndarray) -> set[bytes]:
-    """A short hash of every image."""
+    """A short hash of every example."""
     return {hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest() for image in images}
 
 
@@ -109,7 +136,11 @@ def _all(dataset: Dataset, column: str) -> np.ndarray:
     return np.asarray(dataset.source.read(np.arange(len(dataset)))[column])
 
 
-def _check(model, network) -> None:
+def _check(model, network, options: Any) -> None:
+    if network is None:
+        if options.layer is not None:
+            raise ConfigError("--layer", "none for a model of points, whose coordinates are compared", options.layer)
+        return
     if not hasattr(model, "sample") or not isinstance(modelled(model), Image):
         raise ConfigError("RUN", "a model that draws images", type(model).__name__)
     have, wanted = modelled(model), getattr(network, "config", None) and network.config.features.get("image")
