@@ -69,6 +69,11 @@ def test_a_way_has_two_ends():
 # --- Codes of a model ---------------------------------------------------------------------------------------------------------------
 
 
+encode = jax.jit(lambda model, image, given: model.encode(image, **given))
+rebuild = jax.jit(lambda model, image, given: model.reconstruct(image, **given))
+picture = jax.jit(lambda model, codes, given: model.picture(codes, **given))
+
+
 @cache
 def pairs(name: str) -> tuple[dict, dict]:
     return tuple(jax.tree.map(np.asarray, batch_of(CONFIGS[name], 3, seed)) for seed in (0, 1))
@@ -76,14 +81,12 @@ def pairs(name: str) -> tuple[dict, dict]:
 
 def codes_of(name: str, batch: dict) -> np.ndarray:
     """The codes of a batch, from the model itself."""
-    batch = jax.tree.map(jnp.asarray, dict(batch))
-    codes = model_of(name).encode(batch["image"], **given_of(CONFIGS[name], batch))
+    codes = encode(model_of(name), batch["image"], given_of(CONFIGS[name], batch))
     return np.asarray(codes[0] if isinstance(codes, tuple) else codes)
 
 
 def reconstructed(name: str, batch: dict) -> np.ndarray:
-    batch = jax.tree.map(jnp.asarray, dict(batch))
-    return np.asarray(model_of(name).reconstruct(batch["image"], **given_of(CONFIGS[name], batch)))
+    return np.asarray(rebuild(model_of(name), batch["image"], given_of(CONFIGS[name], batch)))
 
 
 @pytest.mark.parametrize("name", CODES)
@@ -100,7 +103,7 @@ def test_the_ends_of_a_way_are_the_reconstructions_and_its_middle_is_half_way(na
         for column in given_of(CONFIGS[name], first):
             one, other = (np.eye(3, dtype=np.float32)[b[column]] if column == "label" else b[column] for b in (first, last))
             given[column] = (one + other) / 2
-        assert (drawn[:, 1] == np.asarray(model.picture(jnp.asarray(middle), **given))).mean() > 0.97
+        assert (drawn[:, 1] == np.asarray(picture(model, np.asarray(middle), given))).mean() > 0.97
 
 
 @pytest.mark.parametrize("name", CODES)
@@ -115,11 +118,10 @@ def test_codes_of_a_set_and_reconstructions_are_those_of_the_model(name):
         np.testing.assert_allclose(values, codes.mean.var(0))
         np.testing.assert_allclose(codes.deviation() ** 2, codes.mean.var(0), rtol=1e-5)
     else:
-        columns = jax.tree.map(jnp.asarray, dataset.columns)
-        mean, log_variance = model.encode(columns["image"], **given_of(CONFIGS[name], columns))
+        mean, log_variance = map(np.asarray, encode(model, dataset.columns["image"], given_of(CONFIGS[name], dataset.columns)))
         assert said == "KL in nats"
-        np.testing.assert_allclose(values, np.asarray(gaussian_kl(mean, log_variance)).mean(0), atol=1e-5)
-        np.testing.assert_allclose(codes.deviation() ** 2, np.asarray(mean.var(0) + jnp.exp(log_variance).mean(0)), rtol=1e-4)
+        np.testing.assert_allclose(values, np.asarray(jax.jit(gaussian_kl)(mean, log_variance)).mean(0), atol=1e-5)
+        np.testing.assert_allclose(codes.deviation() ** 2, mean.var(0) + np.exp(log_variance).mean(0), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", CODES)
@@ -134,7 +136,7 @@ def test_a_traversal_changes_one_number_of_the_code(name, monkeypatch):
         z = codes_of(name, batch).repeat(3, 0)
         z[:, dimension] = codes.mean[:, dimension].mean() + steps * codes.deviation()[dimension]
         given = {column: np.repeat(values, 3, 0) for column, values in given_of(CONFIGS[name], batch).items()}
-        assert (drawn[row] == np.asarray(model.picture(jnp.asarray(z), **given))).mean() > 0.97
+        assert (drawn[row] == np.asarray(picture(model, z, given))).mean() > 0.97
 
 
 def test_a_map_is_the_code_or_its_principal_components():

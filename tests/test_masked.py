@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from test_models import drawn
 
 from jaxgen.errors import ConfigError
 from jaxgen.layers.masked import GATES, Masked1x1, MaskedConv, forget_bias, lstm_cell
-from jaxgen.models import DiagonalBiLSTMConfig, PixelCNNConfig, RowLSTMConfig, build, diagonal_bilstm
+from jaxgen.models import DiagonalBiLSTMConfig, PixelCNNConfig, RowLSTMConfig, diagonal_bilstm
 from jaxgen.models.diagonal_bilstm import DiagonalLayer, skew, unskew
 from jaxgen.models.row_lstm import RowLSTMLayer
 
@@ -22,9 +23,14 @@ CONFIGS = [PixelCNNConfig, RowLSTMConfig, DiagonalBiLSTMConfig]
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
 
 
+def normal(*shape: int):
+    """Standard normal numbers."""
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+
 def jacobian_set(function, x) -> np.ndarray:
     """Which elements of x (not the batch, B = 1) change which position of function(x), bool [H, W, inputs]."""
-    jacobian = jax.jit(jax.jacobian(function))(x)
+    jacobian = np.asarray(jax.jit(jax.jacobian(function))(x))
     height, width = jacobian.shape[1:3]
     return np.asarray((jacobian != 0).reshape(height, width, jacobian.shape[3], *x.shape).any(2).reshape(height, width, -1))
 
@@ -48,7 +54,6 @@ def test_the_context_of_a_row_lstm_layer_is_a_triangle():
     height, width, features = 4, 9, 2
     layer = RowLSTMLayer(RowLSTMConfig(image_shape=(height, width, 1), width=features), nnx.Rngs(0))
     dr, dc = positions(height, width)
-    key = jax.random.key(0)
 
     def states(gates):
         return layer.states(gates.transpose(1, 2, 0, 3)).transpose(2, 0, 1, 3)
@@ -56,9 +61,9 @@ def test_the_context_of_a_row_lstm_layer_is_a_triangle():
     def of_pixels(seen, depth):  # any feature of a pixel
         return seen.reshape(height * width, height * width, depth).any(-1)
 
-    seen = of_pixels(jacobian_set(states, jax.random.normal(key, (1, height, width, 4 * features))), 4 * features)
+    seen = of_pixels(jacobian_set(states, normal(1, height, width, 4 * features)), 4 * features)
     np.testing.assert_array_equal(seen, (dr >= 0) & (abs(dc) <= dr))  # gates of the state, columns j-n .. j+n n rows above
-    y = jax.random.normal(key, (1, height, width, 2 * features))
+    y = normal(1, height, width, 2 * features)
     seen = of_pixels(jacobian_set(lambda y: states(layer.input(y)), y), 2 * features)
     np.testing.assert_array_equal(seen, (dr >= 0) & (-dr - 1 <= dc) & (dc <= dr))  # inputs, one column further to the left
 
@@ -75,7 +80,7 @@ def test_the_context_of_a_whole_row_lstm_ends_where_that_of_pixelcnn_does():
 def test_a_diagonal_layer_sees_the_whole_past_from_both_sides_and_nothing_else(height, width):
     layer = DiagonalLayer(DiagonalBiLSTMConfig(image_shape=(height, width, 1), width=2), nnx.Rngs(0))
     dr, dc = positions(height, width)
-    gates = jax.random.normal(jax.random.key(0), (1, height, width, 16))
+    gates = normal(1, height, width, 16)
 
     def states(gates):
         return (
@@ -86,7 +91,7 @@ def test_a_diagonal_layer_sees_the_whole_past_from_both_sides_and_nothing_else(h
 
     seen = jacobian_set(states, gates).reshape(height * width, height * width, 16).any(-1)
     np.testing.assert_array_equal(seen, (dr >= 0) & (dc <= 0))  # one branch: the rectangle above and to the left
-    y = jax.random.normal(jax.random.key(1), (1, height, width, 4))
+    y = normal(1, height, width, 4)
     seen = jacobian_set(lambda y: layer(y, jnp.zeros(())), y).reshape(height * width, height * width, 4).any(-1)
     np.testing.assert_array_equal(seen, np.tril(np.ones_like(seen)))  # raster order, this pixel included: mask B
 
@@ -105,8 +110,8 @@ def test_skew_puts_diagonals_into_columns_and_back(height, width):
 
 @pytest.mark.parametrize(("image_shape", "fill"), [((3, 5, 3), 100.0), ((5, 2, 1), float("nan"))], ids=str)
 def test_padding_of_the_skewed_map_never_reaches_a_pixel(monkeypatch, image_shape, fill):
-    model = build(DiagonalBiLSTMConfig(image_shape=image_shape, levels=4, layers=2, width=3, head_width=6))
-    image = jax.random.randint(jax.random.key(0), (2, *image_shape), 0, 4).astype(jnp.uint8)
+    model = drawn(DiagonalBiLSTMConfig(image_shape=image_shape, levels=4, layers=2, width=3, head_width=6))
+    image = jnp.asarray(np.random.default_rng(0).integers(0, 4, (2, *image_shape), np.uint8))
     expected = jax.jit(model.logits)(image)
     calls = []
     monkeypatch.setattr(diagonal_bilstm, "skew", lambda x: calls.append(1) or partial(skew, fill=fill)(x))
@@ -117,7 +122,7 @@ def test_padding_of_the_skewed_map_never_reaches_a_pixel(monkeypatch, image_shap
 def test_a_diagonal_layer_equals_its_equations_pixel_by_pixel():
     height, width, d = 3, 4, 2
     layer = DiagonalLayer(DiagonalBiLSTMConfig(image_shape=(height, width, 1), width=d), nnx.Rngs(0))
-    y = np.asarray(jax.random.normal(jax.random.key(0), (height, width, 2 * d)), np.float64)
+    y = np.asarray(normal(height, width, 2 * d), np.float64)
     weight, bias, state, out = (
         np.asarray(p[...], np.float64) for p in (layer.input.weight, layer.input.bias, layer.state, layer.out.weight)
     )
@@ -138,7 +143,8 @@ def test_a_diagonal_layer_equals_its_equations_pixel_by_pixel():
 
     left, right = branch(0, range(width), -1), branch(1, range(width)[::-1], 1)
     expected = y + (left[1:] + right[:-1]) @ out
-    np.testing.assert_allclose(layer(jnp.asarray(y[None], jnp.float32), jnp.zeros(()))[0], expected, atol=1e-5)
+    found = jax.jit(lambda layer, y: layer(y, jnp.zeros(())))(layer, jnp.asarray(y[None], jnp.float32))
+    np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +153,7 @@ def test_a_diagonal_layer_equals_its_equations_pixel_by_pixel():
 def test_a_masked_convolution_equals_a_loop_over_taps_and_masked_taps_get_no_gradient(kind, groups, parts, square):
     height, width, kernel, d, e = 4, 5, 5, 3, 12
     conv = MaskedConv(d, e, kernel, kind, groups, nnx.Rngs(0), square=square, parts=parts)
-    x = jax.random.normal(jax.random.key(0), (1, height, width, d))
+    x = normal(1, height, width, d)
     m, expected = kernel // 2, np.zeros((height, width, e))
     centre, left, above = (None if p is None else np.asarray(p[...], np.float64) for p in (conv.centre, conv.left, conv.above))
     pixels = np.asarray(x[0], np.float64)
@@ -164,7 +170,7 @@ def test_a_masked_convolution_equals_a_loop_over_taps_and_masked_taps_get_no_gra
                     else:
                         weight = left[j - c + m] if i == r else above[i - r + m, j - c + m]
                     expected[r, c] += pixels[i, j] @ weight
-    np.testing.assert_allclose(conv(x)[0], expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(lambda conv: conv(x))(conv)[0], expected, atol=1e-5)
     if conv.centre is not None:
         gradient = jax.jit(jax.grad(lambda conv: (conv(x) ** 2).sum()))(conv).centre[...]
         np.testing.assert_array_equal(np.asarray(gradient) != 0, mask)
@@ -172,8 +178,8 @@ def test_a_masked_convolution_equals_a_loop_over_taps_and_masked_taps_get_no_gra
 
 def test_masked_weights_of_the_1x1_layers_get_no_gradient():
     layer = Masked1x1(6, 24, 3, nnx.Rngs(0), parts=4)
-    x = jax.random.normal(jax.random.key(0), (5, 6))
-    gradient = np.asarray(jax.grad(lambda layer: (layer(x) ** 2).sum())(layer).weight[...])
+    x = normal(5, 6)
+    gradient = np.asarray(jax.jit(jax.grad(lambda layer: (layer(x) ** 2).sum()))(layer).weight[...])
     for i in range(6):
         for j in range(24):
             assert (gradient[i, j] != 0) == (i // 2 <= j % 6 // 2)

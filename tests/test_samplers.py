@@ -12,12 +12,18 @@ from scipy.optimize import brentq
 from scipy.stats import chisquare, kstest, norm
 
 from jaxgen.denoising import exact, schedules
-from jaxgen.denoising.samplers import EVALUATIONS, METHODS, denoiser_given, sample
+from jaxgen.denoising.samplers import EVALUATIONS, METHODS, denoiser_given
+from jaxgen.denoising.samplers import sample as sample_by_parts
 from jaxgen.errors import ConfigError
 
 PATH = schedules.trigonometric_path()
 DETERMINISTIC = {"ddim": 1, "euler": 1, "heun": 2, "midpoint": 2, "multistep": 2}  # the order of each
 WEIGHTS, MEANS, VARIANCES = [0.3, 0.7], [[0.5, -1.0, -2.0], [0.5, -1.0, 1.0]], [[1.0, 4.0, 0.09], [1.0, 4.0, 0.25]]
+
+
+def sample(denoise, schedule, noise, times, key=None, **options):
+    """The sampler in one program."""
+    return jax.jit(lambda key: sample_by_parts(denoise, schedule, noise, times, key, **options))(key)
 
 
 def distribution(x, t=0.0):
@@ -219,4 +225,4 @@ ERRORS = [
 def test_errors(unchecked, arguments, message):
     times = jnp.asarray(arguments.pop("times", [1.0, 0.5, 0.0]))
     with pytest.raises(ConfigError, match=message):
-        sample(lambda x, t: x, PATH, jnp.zeros((4, 2)), times, **arguments)
+        sample_by_parts(lambda x, t: x, PATH, jnp.zeros((4, 2)), times, **arguments)
