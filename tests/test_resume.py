@@ -23,11 +23,17 @@ from jaxgen.data import DataConfig, tfds
 from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment
 from jaxgen.models import GatedPixelCNNConfig, PixelCNNPP, PixelCNNPPConfig, build
-from jaxgen.runs import checkpoint, manifest, storage
+from jaxgen.runs import checkpoint, figures, manifest, storage
 from jaxgen.runs.report import ReportConfig
 from jaxgen.training import TrainConfig
 
 QUIET = ReportConfig(samples=0, completions=0, rulers=False, time_samplers=False)
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """The curve is drawn for the run that all tests share, which is made before this, and for no other: each takes tenths of a second."""
+    monkeypatch.setattr(figures, "curve", lambda *_: b"")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,7 @@ def thirty(tmp_path_factory):
     folder = tmp_path_factory.mktemp("thirty")
     write_images(tmp_path_factory.mktemp("data"))
     assert train(folder) == 0
-    assert saved(folder) == [20, 30]
+    assert saved(folder) == [20, 30] and (folder / "curve.png").read_bytes()
     assert complete(rows(folder), 30)
     return folder
 
