@@ -67,6 +67,7 @@ NO_SINGLE_RUN = {  # scripts of another form
     "estimator_variances",
     "flow_matching_points",
     "judge_samples",
+    "known_samples",
     "layer_speed",
     "memory",
     "sampler_steps",
