@@ -181,15 +181,20 @@ def conditional() -> dict:
     generator = np.random.default_rng(0)
     image, label = jnp.asarray(generator.integers(0, 5, (6, 4, 4, 1)), jnp.uint8), np.arange(6, dtype=np.int32) % 3
 
-    def numbers(config):
-        model = MODELS[type(config)](config, rngs=nnx.Rngs(0))
+    def of_numpy(config):
+        shapes = jax.eval_shape(lambda: MODELS[type(config)](config, rngs=nnx.Rngs(0)))
+        return jax.tree.map(lambda leaf: np.float32(0.5) * generator.standard_normal(leaf.shape, np.float32), shapes)
+
+    def numbers(model):
         batches = [{"image": image, "label": labels} for labels in (label, np.roll(label, 1))]
         real = image.astype(jnp.float32) / 2 - 1
         judged = [model.discriminate(real, labels) for labels in (label, np.eye(3, dtype=np.float32)[label])]
         drawn = [model.sample(KEY, 4, label=one) for one in (0, 1)]
         return [model.loss(batch, KEY)[1] for batch in batches], judged, drawn
 
-    return jax.jit(lambda: {name: numbers(config) for name, config in SMALL.items()})()
+    return jax.jit(lambda models: jax.tree.map(numbers, models, is_leaf=lambda x: isinstance(x, nnx.Module)))(
+        {name: of_numpy(config) for name, config in SMALL.items()}
+    )
 
 
 @pytest.mark.parametrize("condition", SMALL)

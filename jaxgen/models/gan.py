@@ -10,7 +10,8 @@ is divided by its largest singular value (layers/spectral.py), and a step advanc
 One step updates both networks from ONE loss, L_G + L_D. L_G holds the parameters of D constant (`stop_gradient`) and L_D holds G(z)
 constant, so the gradient of the sum is the gradient of L_G for the parameters of G and that of L_D for those of D. `optax.partition` gives
 `generator` and `discriminator` an optimizer each. Both terms use the same z. The paper's k steps of D for one of G are
-`--optimizer.every generator k`. Samples are those of the average of the generator's parameters (`train.ema_decay`).
+`--optimizer.every generator k`; WGAN-GP is `--model.objective wasserstein --model.penalty gradient --optimizer.every generator 5`. Samples
+are those of the average of the parameters (`train.ema_decay`).
 
 Axes: B batch, H W C image, Z latent. Departures from the paper: simultaneous instead of alternating updates, leaky ReLU instead of maxout,
 no dropout; the "conv" networks follow Radford et al. 2016 without batch normalisation (no state, and images of a batch stay independent).
