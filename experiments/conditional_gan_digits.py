@@ -4,7 +4,8 @@
     python -m experiments.conditional_gan_digits --laptop       a few seconds
 
 No likelihood: the report gives the Frechet distance of pixel vectors; `jaxgen quality` also says how many samples a classifier takes for
-the class that was asked for.
+the class that was asked for. Measured (seed 0, 360 test images, classifier of experiments.classifier_digits): pixels 0.198, real images
+against each other 0.188; recognised 99.4 +- 0.4 %, of the real images 99.2 %; precision 0.87 and recall 0.71, of real images 0.91 and 0.90.
 """
 
 from dataclasses import replace

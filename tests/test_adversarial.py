@@ -16,7 +16,7 @@ from jaxgen.layers import adversarial
 from jaxgen.layers.adversarial import OBJECTIVES
 from jaxgen.layers.convolutions import EXACT, Conv
 from jaxgen.layers.spectral import Spectral, spectral_layers
-from jaxgen.models import MODELS, ConditionalGANConfig
+from jaxgen.models import GAN, MODELS, ConditionalGANConfig, GANConfig
 
 LOGITS = np.float32([-1e4, -10, 0, 10, 1e4])
 KEY = jax.random.key(0)
@@ -87,6 +87,27 @@ def test_where_each_penalty_measures_the_slope():
     assert measured(real, "gradient") == pytest.approx(((6 - 1) ** 3 - (2 - 1) ** 3) / 3 / 4, rel=0.1)  # E (x - 1)^2, x uniform on [2, 6]
     assert measured(real, "dragan") == 1  # equal data have no spread
     assert 0 < measured(jnp.float32([[-2], [2]] * 250), "dragan") != 1
+
+
+def test_the_penalty_of_convolutions_has_the_gradient_of_its_differences():
+    """A gradient of a gradient, through the library's own convolutions, which have derivatives of their own."""
+    config = GANConfig((4, 4, 1), 5, hidden=4, architecture="conv")
+    generator, shapes = np.random.default_rng(0), jax.eval_shape(lambda: GAN(config, rngs=nnx.Rngs(0)).discriminator)
+    network, along = (jax.tree.map(lambda x: jnp.float32(generator.normal(size=x.shape)), shapes) for _ in range(2))
+    real, fake = (jnp.float32(generator.normal(size=(10, 4, 4, 1))) for _ in range(2))
+
+    def of(network):
+        return adversarial.penalty("gradient", lambda x: network(x)[:, 0], real, fake, KEY)
+
+    @jax.jit
+    def both(network):
+        steps = jax.lax.map(lambda t: of(jax.tree.map(lambda p, d: p + t * d, network, along)), jnp.float32([-1e-3, 1e-3]))
+        products = jax.tree.map(lambda g, d: (g * d).sum(), jax.grad(of)(network), along)
+        return sum(jax.tree.leaves(products)), (steps[1] - steps[0]) / 2e-3
+
+    by_gradient, by_difference = both(network)
+    assert abs(float(by_gradient)) > 0.1
+    assert float(by_gradient) == pytest.approx(float(by_difference), rel=1e-3)
 
 
 # --- Spectral normalisation ---------------------------------------------------------------------------------------------------------------
