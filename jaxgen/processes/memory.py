@@ -20,8 +20,8 @@ KEEP = {ARENA_MAX: 1, MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 2**26}
 def keep_freed() -> None:
     """From now on the process keeps what it frees. To be called before jax starts threads.
 
-    Does nothing where jax has an accelerator, whose programs do not use this memory, where the environment has settings of malloc of its own
-    (MALLOC_..., GLIBC_TUNABLES), and on systems without glibc.
+    Does nothing where jax has an accelerator, whose programs do not use this memory, where the environment has settings of malloc of its
+    own (MALLOC_..., GLIBC_TUNABLES), and on systems without glibc.
     """
     on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
     chosen = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
