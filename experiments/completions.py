@@ -28,11 +28,12 @@ WAYS = [  # method, variance, steps, repeats
     ("ancestral", "small", 100, 1),
     ("ancestral", "large", 100, 1),
     ("heun", "small", 50, 1),
+    ("ancestral", "large", 50, 2),
     ("ancestral", "large", 25, 4),
+    ("ancestral", "large", 10, 10),
     ("ancestral", "large", 100, 4),
-    ("ancestral", "small", 100, 4),
-    ("ancestral", "large", 400, 1),
     ("ancestral", "large", 40, 10),
+    ("ancestral", "large", 400, 1),
 ]
 
 
