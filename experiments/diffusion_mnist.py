@@ -5,8 +5,8 @@
     python -m experiments.diffusion_mnist --data.name FOLDER             train.npz and test.npz of your own
     python -m experiments.diffusion_mnist --laptop --data.name FOLDER
 
-The loss is that of min-SNR, for samples and not for the bound. `jaxgen sample RUN --guidance 1` and `jaxgen complete RUN --keep outside` draw.
-To train the bound: --model.schedule learned --model.weights bound --model.clip False.
+The loss is that of min-SNR, for samples and not for the bound. `jaxgen sample RUN --guidance 1` and `jaxgen complete RUN --keep outside`
+draw. To train the bound: --model.schedule learned --model.weights bound --model.clip False.
 Measured: experiments/results/diffusion.md.
 """
 
