@@ -55,8 +55,15 @@ LATENT = {"terms": 2, "sample_steps": 2}
 COSINE = {"schedule": "cosine", "predicts": "v", "variances": "learned"}
 CONTINUOUS = {"schedule": "learned", "weights": "bound", "guidance": 1.0, "drop_label": 0.5}
 PRIORS = TopPrior(1, 6, 1, 2, 3), LowerPrior(1, 6, 3, 6, 4)
-CONFIGS = {entry.name: entry.make(SHAPE, LEVELS) for entry in TABLE}
-CONFIGS |= {f"{entry.name} of a label": entry.make(SHAPE, LEVELS, num_classes=3) for entry in TABLE}
+SAME_WIDTHS = {  # so that what is computed without jit has the shapes of gated_pixelcnn, and of pixelsnail
+    "pixelcnn": {"width": 12, "head_width": 24},
+    "row_lstm": {"head_width": 24},
+    "diagonal_bilstm": {"head_width": 24},
+    "pixelcnn_pp": {"width": 8},
+}
+SMALL = [(entry, SAME_WIDTHS.get(entry.name, {})) for entry in TABLE]
+CONFIGS = {entry.name: entry.make(SHAPE, LEVELS, **sizes) for entry, sizes in SMALL}
+CONFIGS |= {f"{entry.name} of a label": entry.make(SHAPE, LEVELS, num_classes=3, **sizes) for entry, sizes in SMALL}
 CONFIGS |= {
     "gated_pixelcnn of a vector": TABLE[0].make(SHAPE, LEVELS, vector_size=2),
     "vae": VAEConfig(SHAPE, LEVELS, latent=3, hidden=(6, 5)),

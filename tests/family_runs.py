@@ -9,7 +9,10 @@ import signal
 import time
 from pathlib import Path
 
-from all_models import CONFIGS, data_of
+import jax
+import numpy as np
+from all_models import CONFIGS, data_of, model_of
+from compiling import collect_rarely, share_context
 from forked_runs import SERVER
 
 from jaxgen import experiment
@@ -27,6 +30,8 @@ CLOSED_FORM = "pca of points"
 
 def train_all(folder: Path, names: list[str], killed_in_its_save: bool = False) -> None:
     """Trains these models, or goes on, with steps of 20 ms, so that a kill falls between them; that in closed form has a single save."""
+    collect_rarely()
+    share_context()
     go_on = interruption.Interruption.__call__
     interruption.Interruption.__call__ = lambda self, step: time.sleep(0.02) or go_on(self, step)
     report.Reporter.curve = lambda self: None  # half of the time of such a run
@@ -34,7 +39,8 @@ def train_all(folder: Path, names: list[str], killed_in_its_save: bool = False) 
     for name in names:
         if name == CLOSED_FORM and killed_in_its_save:
             manifest.write = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-        data = data_of(CONFIGS[name])
+        data, weights = data_of(CONFIGS[name]), jax.tree.map(np.array, model_of(name))
+        experiment.build = lambda config, seed, weights=weights: weights  # to draw them is most of what is compiled
         optimizer = OptimizerConfig() if name == CLOSED_FORM else OptimizerConfig(learning_rate=1e-2)  # it has none
         parts = {"optimizer": optimizer, "train": options, "report": ReportConfig(samples=0)}
         run = Experiment(CONFIGS[name], DataConfig("arrays"), workdir=str(folder / name), **parts)

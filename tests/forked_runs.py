@@ -16,13 +16,15 @@ SERVER.set_forkserver_preload(["jaxgen.cli", "orbax.checkpoint"])
 
 
 def train(words: Sequence[str], out: Path, err: Path, patch: Callable[[], None] | None) -> None:
-    """The command without the report at its end, which measures speeds for seconds; what it prints goes into these files."""
+    """The command without the report at its end and without curves; what it prints goes into these files."""
     for path, descriptor in ((out, 1), (err, 2)):
         with open(path, "wb") as file:
             os.dup2(file.fileno(), descriptor)
     from jaxgen import __main__, cli
+    from jaxgen.runs import report
 
     cli.finish = lambda experiment: None
+    report.Reporter.curve = lambda self: None
     if patch is not None:
         patch()
     sys.argv = ["jaxgen", *words]

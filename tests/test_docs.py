@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "your_own_model.md").read_text()
 MODEL, LOAD = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 TINY = ["--train.steps=20", "--train.eval_every=20", "--train.batch_size=32", "--model.templates=5", "--workdir=runs/templates"]
+TINY += ["--report.samples=0", "--report.rulers=False"]
 
 
 @pytest.fixture(scope="module")
