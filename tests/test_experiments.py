@@ -27,7 +27,7 @@ PARAMETERS = {
     "conditional_gan_digits": (80_514, 80_514),
     "diagonal_bilstm_cifar10": (7_880_634, 50_832),
     "diagonal_bilstm_mnist": (64_001, 5_233),
-    "flow_matching_digits": (954_176, 12_640),
+    "flow_matching_digits": (176_849, 10_593),
     "flow_matching_ring": (182_274, 1_442),
     "diffusion_digits": (177_476, 10_932),
     "diffusion_mnist": (688_033, 41_985),
@@ -126,8 +126,9 @@ def test_laptop_mode_runs(name, monkeypatch, tmp_path, capsys):
     if laptop.data.name not in ("digits", "ring"):
         shape, random, data = laptop.model.image_shape, np.random.default_rng(0), tmp_path / "data"
         data.mkdir()
-        for split, size in (("train", 8), ("valid", 2), ("test", 2)):
-            np.savez(data / f"{split}.npz", image=random.integers(0, laptop.model.levels, (size, *shape), np.uint8))
+        for split, size in (("train", 10), ("valid", 2), ("test", 2)):
+            label = {"label": np.arange(size) % 10} if getattr(laptop.model, "num_classes", 0) else {}
+            np.savez(data / f"{split}.npz", image=random.integers(0, laptop.model.levels, (size, *shape), np.uint8), **label)
         words.append(f"--data.name={data}")
     words += ["--report.samples=2", "--report.completions=2", "--report.time_samplers=False"]
     with pytest.raises(SystemExit) as end:
