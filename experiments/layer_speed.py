@@ -92,9 +92,8 @@ def zero_flops(channels: int) -> float:
     """FLOPs of products with zeros in a depthwise 5 x 5 convolution of that many channels."""
     if not channels:
         return 0
-    depthwise = lambda x, kernel: residual_cells.depthwise(x, kernel)  # noqa: E731
     x, kernel = jnp.zeros((BATCH, SIZE, SIZE, channels)), jnp.zeros((5, 5, channels))
-    return benchmark.product_flops(depthwise, x, kernel) - 2 * 25 * x.size
+    return benchmark.product_flops(residual_cells.depthwise, x, kernel) - 2 * 25 * x.size
 
 
 def measure(name: str, layer, apply: Callable, shape: tuple[int, ...], repetitions: int) -> tuple[float, float, float | None]:
