@@ -1,7 +1,7 @@
 """How well a diffusion model or a flow draws pixels given others: replacement with and without repeated steps, as a table.
 
     python -m experiments.completions runs/diffusion_digits
-    python -m experiments.completions RUN --data FOLDER --n 200
+    python -m experiments.completions RUN --data FOLDER --n 200 --calls 100
 
 Of n test images the upper half is known, and the lower half y is drawn twice, as y1 and y2. The energy score (Gneiting and Raftery 2007) is
 the mean of |y1 - y| + |y2 - y| - |y1 - y2|, over 2, in levels of [-1, 1]: its expectation is least for draws from the true distribution
@@ -44,6 +44,7 @@ class Options:
     run: tyro.conf.Positional[str]  # run directory of a diffusion model or a flow of images
     data: str = "digits"  # the data set that it was trained on
     n: int = 300  # test images
+    calls: int = 400  # ways that call the network more often for a draw are left out
 
 
 def drawn(model, images: np.ndarray, label, seed: int, method: str, variance: str, steps: int, repeats: int) -> np.ndarray:
@@ -78,12 +79,14 @@ def main() -> None:
     print("| sampler | variances | steps | repeats | calls | energy score | change from the first row | to the image | between two |")
     print("|---" * 9 + "|")
     for method, variance, steps, repeats in WAYS:
+        calls = steps * repeats * samplers.EVALUATIONS[method]
+        if calls > options.calls:
+            continue
         one, two = (drawn(model, images, label, seed, method, variance, steps, repeats)[:, unknown:] for seed in (0, 1))
         to_image = (far(one, images[:, unknown:]) + far(two, images[:, unknown:])) / 2
         between = far(one, two)
         score = to_image - between / 2
         first = score if first is None else first
-        calls = steps * repeats * samplers.EVALUATIONS[method]
         print(
             f"| {method} | {variance} | {steps} | {repeats} | {calls} | {said(score)} | {said(score - first)} "
             f"| {to_image.mean():.3f} | {between.mean():.3f} |",

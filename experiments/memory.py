@@ -1,6 +1,7 @@
-"""What every program of a run holds on a device while it works, where the state is split over eight devices (`--train.fsdp 8`).
+"""What every program of a run holds on a device while it works, where the state is split over eight devices (`--train.fsdp 8`); and what a
+training step of the denoising networks holds on one device, with and without computing activations again in the backward pass (`remat`).
 
-    python -m experiments.memory      on eight virtual devices of a CPU, about a minute
+    python -m experiments.memory      on eight virtual devices of a CPU, a few minutes
 
 The numbers are those of `memory_analysis()` of the compiled programs: nothing is trained. tests/test_born_sharded.py has the other half,
 what the devices hold between the programs of a real run. Writes experiments/results/memory.md.
@@ -10,6 +11,7 @@ import datetime
 import os
 import platform
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":  # before jax starts; whoever imports this file keeps the devices that there are
@@ -27,6 +29,9 @@ from jaxgen.training import OptimizerConfig, sharding
 RESULTS = Path(__file__).parent / "results" / "memory.md"
 MODEL = models.GatedPixelCNNConfig(layers=4, width=128, head_width=256, num_classes=10)
 BATCH = 16
+DENOISERS = {"U-Net, `--model.unet.remat`": "unet", "DiT, `--model.dit.remat`": "dit"}
+IMAGES = 64
+"""Images of 32 x 32 x 3 in a batch of the denoising networks."""
 
 
 def per_device(tree) -> int:
@@ -63,6 +68,27 @@ def programs() -> tuple[dict, dict]:
     return {name: lowered.compile() for name, lowered in made.items()}, sizes
 
 
+def denoiser_step(network: str, remat: bool, options: dict | None = None):
+    """The compiled training step of a diffusion model of images of 32 x 32 x 3, 64 in a batch, with the default sizes, on one device.
+
+    network: "unet" or "dit". options: of the compiler.
+    """
+    sizes = replace(getattr(models.DiffusionConfig, network), remat=remat)
+    config = models.DiffusionConfig((32, 32, 3), 256, network=network, **{network: sizes})
+    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1])
+    optimizer = training.make_optimizer(OptimizerConfig(), 1)
+    state = sharding.placed_shapes(mesh, jax.eval_shape(lambda: training.new_state(models.build(config, 0), optimizer)))
+    image = jax.ShapeDtypeStruct((IMAGES, *config.image_shape), np.uint8, sharding=sharding.batch_sharding(mesh))
+    return training.make_train_step(optimizer, mesh).lower(state, {"image": image}, jax.random.key(0)).compile(options)
+
+
+def held(program) -> int:
+    """Bytes of all that a program holds while it works; results that take the place of arguments count once."""
+    found = program.memory_analysis()
+    whole = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return whole + found.temp_size_in_bytes
+
+
 def main() -> None:
     """The page."""
     compiled, sizes = programs()
@@ -87,6 +113,19 @@ def main() -> None:
         bytes_of = (found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes)
         lines.append(f"| {name} | " + " | ".join(f"{size / 1e6:.2f}" for size in bytes_of) + " |")
     lines += ["| load | - | - | no program: each device reads its part of every array from the checkpoint |"]
+    lines += [
+        "",
+        "# What a training step of a denoising network holds on one device",
+        "",
+        f"Diffusion with the default sizes, {IMAGES} images of 32 x 32 x 3 in a batch, adamw; MB of all that the step holds, the same way. With"
+        " `remat` the blocks are computed once more in the backward pass instead of keeping what is between their layers.",
+        "",
+        "| network | as it is | with remat | saved |",
+        "|---|---|---|---|",
+    ]
+    for name, network in DENOISERS.items():
+        kept, again = (held(denoiser_step(network, remat)) for remat in (False, True))
+        lines.append(f"| {name} | {kept / 1e6:.0f} | {again / 1e6:.0f} | {1 - again / kept:.0%} |")
     RESULTS.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -1,8 +1,11 @@
-"""Processes of commands keep the memory that they free; others, and those with settings of malloc of their own, do not."""
+"""Processes of commands keep the memory that they free; others, and those with settings of malloc of their own, do not. What a training
+step of the denoising networks holds."""
 
+import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +28,7 @@ from jaxgen import cli, data, models
 try: cli.main(cli.Experiment(model=models.VAEConfig(), data=data.DataConfig("digits")))
 except SystemExit: pass
 """
-pytestmark = pytest.mark.skipif(sys.platform != "linux" or os.confstr("CS_GNU_LIBC_VERSION") is None, reason="glibc on Linux only")
+glibc = pytest.mark.skipif(sys.platform != "linux" or os.confstr("CS_GNU_LIBC_VERSION") is None, reason="glibc on Linux only")
 
 
 def pages(program: str, **environment: str) -> float:
@@ -35,11 +38,21 @@ def pages(program: str, **environment: str) -> float:
     return int(done.stdout.split()[-1]) / (PIECE / os.sysconf("SC_PAGE_SIZE"))
 
 
+@glibc
 @pytest.mark.parametrize("program", [KEEP, BEGIN, COMMAND, SCRIPT])
 def test_a_command_and_a_script_find_freed_memory_in_place(program):
     assert pages(program + "\n") < 0.1
 
 
+@glibc
 @pytest.mark.parametrize("program, environment", [("", {}), (KEEP, {"MALLOC_ARENA_MAX": "4"}), ("import experiments", {})])
 def test_others_do_as_before(program, environment):
     assert pages(program + "\n", **environment) > 3.9
+
+
+def test_a_training_step_of_the_unet_holds_less_than_4_gb_and_with_remat_less_than_without(monkeypatch):
+    """32 x 32 x 3, a batch of 64, the default sizes: what the compiler reserves for the step; nothing is computed."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent))
+    memory = importlib.import_module("experiments.memory")
+    kept, again = (memory.held(memory.denoiser_step("unet", remat)) for remat in (False, True))
+    assert again < 0.9 * kept < 0.9 * 4e9
