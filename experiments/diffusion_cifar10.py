@@ -6,7 +6,7 @@
     ... --model.schedule cosine --model.variances learned                       improved DDPM (Nichol and Dhariwal 2021)
     ... --model.schedule learned --model.weights bound --model.predicts v --model.clip False     continuous time, trained by its bound (VDM)
 
-The paper: Adam 2e-4 after a warm-up of 5000 steps, gradients clipped at 1, batch 128, average 0.9999, dropout 0.1, images mirrored at random.
+The paper: Adam 2e-4 after a warm-up of 5000 steps, gradients clipped at 1, batch 128, average 0.9999, dropout 0.1, random mirror images.
 Published: <= 3.75 bits/dim for this loss (Ho et al. 2020), for models trained by the bound 2.65 (Kingma et al. 2021).
 Ours at full size: not run (needs an accelerator).
 """
@@ -20,9 +20,7 @@ from jaxgen.models import DiffusionConfig
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 config = Experiment(
-    model=DiffusionConfig(
-        image_shape=(32, 32, 3), levels=256, unet=UNetConfig.cifar10(), sample_steps=1000, clip=True, dtype="bfloat16"
-    ),
+    model=DiffusionConfig(image_shape=(32, 32, 3), levels=256, unet=UNetConfig.cifar10(), sample_steps=1000, clip=True, dtype="bfloat16"),
     data=DataConfig("cifar10", augment=("flip",)),
     optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=5000),
     train=TrainConfig(steps=800_000, batch_size=128, ema_decay=0.9999, log_every=100, eval_every=20_000),

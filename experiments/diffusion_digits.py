@@ -17,9 +17,7 @@ from jaxgen.training import OptimizerConfig, TrainConfig
 UNET = replace(DiffusionConfig.unet, width=16)
 
 config = Experiment(
-    model=DiffusionConfig(
-        image_shape=(8, 8, 1), levels=17, unet=UNET, schedule="learned", weights="bound", predicts="v", terms=16
-    ),
+    model=DiffusionConfig(image_shape=(8, 8, 1), levels=17, unet=UNET, schedule="learned", weights="bound", predicts="v", terms=16),
     optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=100),
     train=TrainConfig(steps=2000, batch_size=64, ema_decay=0.995, log_every=100, eval_every=500),
     workdir="runs/diffusion_digits",

@@ -3,10 +3,10 @@
     python -m experiments.paired_bounds runs/latent_diffusion_digits/codes runs/latent_diffusion_digits --samples 16
     python -m experiments.paired_bounds runs/diffusion_mnist --data FOLDER --n 50 --terms 0
 
-Images are the first n of the test split. Bounds of two models go up and down together from image to image, so the mean of their differences has
-a smaller standard error than the two means suggest. --terms: how many terms of the diffusion part are drawn for an image, for models of T
-steps 0 for all of them; then the error of the diffusion part is that of the images and of one draw of x_t at every step. Errors are standard
-errors over the images.
+Images are the first n of the test split. Bounds of two models go up and down together from image to image, so the mean of their differences
+has a smaller standard error than the two means suggest. --terms: how many terms of the diffusion part are drawn for an image; for models of
+T steps 0 takes all of them, and then the error of the diffusion part is that of the images and of one draw of x_t at every step. Errors are
+standard errors over the images.
 """
 
 from dataclasses import dataclass, replace

@@ -29,7 +29,7 @@ PARAMETERS = {
     "diagonal_bilstm_mnist": (64_001, 5_233),
     "flow_matching_digits": (176_849, 10_593),
     "flow_matching_ring": (182_274, 1_442),
-    "diffusion_cifar10": (35_746_307, 0),
+    "diffusion_cifar10": (35_746_307, 280_755),
     "diffusion_digits": (177_476, 10_932),
     "diffusion_mnist": (688_033, 41_985),
     "gan_digits": (75_394, 75_394),

@@ -40,7 +40,8 @@ class DiTConfig:
     depth: int = 4  # L, number of blocks
     heads: int = 4  # attention heads
     ratio: int = 4  # hidden features of a block's MLP as a multiple of width
-    remat: bool = False  # compute the blocks once more in the backward pass instead of keeping their activations
+    # Compute the blocks once more in the backward pass instead of keeping their activations; XLA's compiler for a CPU keeps them anyway.
+    remat: bool = False
 
     def __post_init__(self):
         check_types(self)

@@ -41,7 +41,8 @@ class UNetConfig:
     attention: tuple[int, ...] = (1,)  # resolutions with attention: r for sides halved r times
     heads: int = 1  # attention heads
     dropout: float = 0.0  # probability with which a feature is set to 0 in training, inside the blocks
-    remat: bool = False  # compute the blocks once more in the backward pass instead of keeping their activations
+    # Compute the blocks once more in the backward pass instead of keeping their activations; XLA's compiler for a CPU keeps them anyway.
+    remat: bool = False
 
     def __post_init__(self):
         check_types(self)
