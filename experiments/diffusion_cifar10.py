@@ -15,12 +15,13 @@ from dataclasses import replace
 
 from jaxgen.cli import Experiment, main
 from jaxgen.data import DataConfig
-from jaxgen.layers.unet import UNetConfig
 from jaxgen.models import DiffusionConfig
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 config = Experiment(
-    model=DiffusionConfig(image_shape=(32, 32, 3), levels=256, unet=UNetConfig.cifar10(), sample_steps=1000, clip=True, dtype="bfloat16"),
+    model=DiffusionConfig(
+        image_shape=(32, 32, 3), levels=256, unet=DiffusionConfig.unet.cifar10(), sample_steps=1000, clip=True, dtype="bfloat16"
+    ),
     data=DataConfig("cifar10", augment=("flip",)),
     optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=5000),
     train=TrainConfig(steps=800_000, batch_size=128, ema_decay=0.9999, log_every=100, eval_every=20_000),
@@ -28,7 +29,9 @@ config = Experiment(
 )
 laptop = replace(
     config,
-    model=replace(config.model, unet=UNetConfig(width=16, multiples=(1, 2, 2), attention=(1,)), terms=2, sample_steps=10, dtype="float32"),
+    model=replace(
+        config.model, unet=replace(DiffusionConfig.unet, width=16, multiples=(1, 2, 2)), terms=2, sample_steps=10, dtype="float32"
+    ),
     optimizer=replace(config.optimizer, learning_rate=1e-3, warmup_steps=10),
     train=replace(config.train, steps=100, batch_size=16, ema_decay=0.95, log_every=10, eval_every=50),
     workdir="runs/diffusion_cifar10_laptop",

@@ -17,7 +17,6 @@ import tyro
 
 import jaxgen
 from jaxgen.data import Dataset, load
-from jaxgen.errors import ConfigError
 from jaxgen.evaluation import bits_per_dim
 from jaxgen.evaluation.likelihoods import kind_of, numbers
 from jaxgen.models import Diffusion
@@ -41,7 +40,7 @@ def opened(run: str, terms: int | None):
     model = jaxgen.load(run)
     if terms is not None:
         if not isinstance(model, Diffusion):
-            raise ConfigError("terms", "None for a model that is no diffusion of images", terms)
+            raise SystemExit(f"--terms: wanted none, since {run} is no diffusion of images, got {terms}")
         model.config = replace(model.config, terms=terms)
     return model
 
