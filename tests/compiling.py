@@ -26,6 +26,33 @@ def share_context() -> None:
         mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
+LARGE = 30
+"""Operations from which on a program of the tests' own process, or one with a loop, is looked for in the compilation cache."""
+
+
+def look_for_large_programs_only() -> None:
+    """Programs of few operations are compiled at once: no key of the compilation cache is made for them, and no file is looked for.
+
+    Nine in ten programs of the tests are so small, and `KEEP_FROM` keeps none of them; a key takes a tenth of the time to compile one.
+    A part of jax that is not public; a version that does not have it goes on without.
+    """
+    from jax._src import compiler
+
+    if not hasattr(compiler, "_get_cache_key"):
+        return
+    make_key = compiler._get_cache_key
+
+    def is_large(computation) -> bool:
+        blocks = (block for function in computation.body.operations for region in function.regions for block in region.blocks)
+        names = [operation.name for block in blocks for operation in block.operations]
+        return len(names) >= LARGE or "stablehlo.while" in names
+
+    def key(*args, computation, **options):
+        return make_key(*args, computation=computation, **options) if is_large(computation) else None
+
+    compiler._get_cache_key = key
+
+
 def say_little_of_tracers() -> None:
     """`tracer.sharding`, which does not exist and which nnx asks for whenever a variable is set, fails at once.
 

@@ -9,7 +9,7 @@ import os
 import signal
 from pathlib import Path
 
-from compiling import FAST_TO_COMPILE, KEEP_FROM, collect_rarely, say_little_of_tracers, share_context
+from compiling import FAST_TO_COMPILE, KEEP_FROM, collect_rarely, look_for_large_programs_only, say_little_of_tracers, share_context
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,6 +41,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", KEEP_FROM)
 share_context()
+look_for_large_programs_only()
 say_little_of_tracers()
 
 # Checks the shapes and types of every annotated function of the package while the tests run; it must come before the first import.
