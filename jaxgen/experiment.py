@@ -27,7 +27,7 @@ from jaxgen.models import MODELS, build, count_parameters
 from jaxgen.processes import interruption, printing
 from jaxgen.processes.interruption import INTERRUPTED, PREEMPTED
 from jaxgen.reports import first_line
-from jaxgen.reports.drawing import captions_for, draw_for, modelled, noun
+from jaxgen.reports.drawing import captions_for, draw_for, modelled, noun, with_inputs
 from jaxgen.reports.drawing import draw as draw  # for scripts, which import it from this file
 from jaxgen.reports.final_report import finish as finish
 from jaxgen.reports.final_report import load_data as load_data
@@ -334,7 +334,7 @@ class _Run:
         if (split or jax.process_index() == 0) and hasattr(model, "sample") and self._draws_at(step):
             dataset = self.training_set if self.validation_set is None else self.validation_set
             n = self.experiment.report.samples
-            samples = draw_for(model, dataset, key, n)
+            samples = with_inputs(model, dataset, draw_for(model, dataset, key, n))
             self.reporter.samples(step, "samples", samples, modelled(model), **captions_for(model, dataset, n))
         self.reporter.curve()
         return numbers

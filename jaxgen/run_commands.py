@@ -38,6 +38,7 @@ from jaxgen.reports.drawing import (
     modelled,
     small_shape,
     upscale_images,
+    with_inputs,
     write_grid,
 )
 from jaxgen.reports.final_report import Seen, load_data, print_evaluation
@@ -137,9 +138,11 @@ def sample(options: Sample, models: Sequence[type] = ()) -> int:
         start = time.perf_counter()
         samples = drawn(jax.random.key(options.seed), options.n, label, **extra)
         seconds.append(time.perf_counter() - start)
-    write_grid(out, samples, model, **names(options.n, label))
+    shown = with_inputs(model, test, samples) if by_examples else samples
+    write_grid(out, shown, model, **names(options.n, label))
     rate, compiling = f"{options.n / seconds[1]:.1f} {feature.noun}s/s", max(seconds[0] - seconds[1], 0)
-    say(f"{options.n} samples{of}, {rate} ({compiling:.1f} s to compile): {out}")
+    beside = ", each between its input and the true output" if shown is not samples else ""
+    say(f"{options.n} samples{of}{beside}, {rate} ({compiling:.1f} s to compile): {out}")
     return 0
 
 

@@ -38,6 +38,7 @@ from jaxgen.models import (
     LatentDiffusionConfig,
     NVAEConfig,
     PCAConfig,
+    Pix2PixConfig,
     VAEConfig,
     VAEGANConfig,
     VQVAE2CodesConfig,
@@ -86,6 +87,7 @@ CONFIGS |= {
     "gan": GANConfig(SHAPE, LEVELS, 3, 6, 1, "resnet", halvings=1),
     "gan of points": GANConfig((2,), 0, latent=3, hidden=6, penalty="gradient", spectral=True),
     "conditional_gan": ConditionalGANConfig(SHAPE, LEVELS, latent=3, hidden=6, num_classes=3),
+    "pix2pix": Pix2PixConfig(SHAPE, LEVELS, 2, 5, width=4, halvings=2, noise="dropout"),
     "classifier": ClassifierConfig(SHAPE, LEVELS, 3, (6, 5)),
     "pca": PCAConfig(SHAPE, LEVELS, 3),
     "pca of points": PCAConfig((4,), 0, 2),
@@ -94,7 +96,7 @@ CONFIGS |= {
 CONFIGS["pixelcnn_pp of a label"] = replace(CONFIGS["pixelcnn_pp of a label"], resolutions=1)  # the other one has two
 ONE_EACH = {type(config): name for name, config in CONFIGS.items()}  # of each model the last configuration, which is given most
 
-FLOAT32 = ["gan", "gan of points", "conditional_gan", "classifier", "pca", "pca of points", "language_model"]
+FLOAT32 = ["gan", "gan of points", "conditional_gan", "pix2pix", "classifier", "pca", "pca of points", "language_model"]
 NOT_FOR = {  # what a model does not have, why, and which models; a test finds that these are all
     "loss": ("fitted in closed form, so it has no gradient and no step to resume from", ["pca", "pca of points"]),
     "sample": ("gives the label of an image", ["classifier"]),

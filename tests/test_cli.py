@@ -80,6 +80,7 @@ def there(folder, monkeypatch):
 
 CONFIGS = {cli.module_name(model): config_class for config_class, model in MODELS.items()}
 MODEL_NAMES = ", ".join(CONFIGS)
+SETS = "digits, ring, number_words, photographs"
 UNKNOWN = "wanted a known option, got an unknown one"
 OTHER_MODEL = "checkpoint is VAEConfig, config is GatedPixelCNNConfig: choose another workdir, or start over with --restart"
 PLAYERS = "wanted a learning rate for every submodule with parameters, got ['generator']; add 'discriminator'"
@@ -100,12 +101,12 @@ TRAIN_ERRORS = [
     ("--data.name=text.npz", 3, "text.npz: wanted a readable file, written by numpy.savez, got one that begins with b'not an'"),
     ("--data.name=objects.npz", 3, "objects.npz: wanted a readable file, got ValueError: Object arrays cannot be loaded ..."),
     ("--data.name=absent.npz", 3, "absent.npz: wanted an existing file or folder, got nothing there"),
-    ("--data.name=mnsit", 3, "mnsit: wanted digits, ring, number_words, a TFDS set or an existing path, got ...; did you mean mnist?"),
+    ("--data.name=mnsit", 3, f"mnsit: wanted {SETS}, a TFDS set or an existing path, got ...; did you mean mnist?"),
     ("--data.name=my.npz --model.num_classes=4", 3, "my.npz/train: wanted 4 classes as the model, got 3"),
     ("--data.name=ok.npz --model.num_classes=4", 3, "ok.npz/train: wanted 4 classes as the model, got no labels"),
     ("--data.name=colour.npz --model.width=8", 2, "--model.width: wanted a positive multiple of the 3 channels, got 8; try 9"),
     ("--data.name=ring", 3, "data: wanted a set of images, for this model, got points of size 2"),
-    ("--data.name=", 2, "--data.name: wanted digits, ring, number_words, a TFDS set or a path, got nothing"),
+    ("--data.name=", 2, f"--data.name: wanted {SETS}, a TFDS set or a path, got nothing"),
     # fields
     ("--model.widht=8", 2, f"--model.widht: {UNKNOWN}; did you mean --model.width?"),
     ("--optimizer.lerning_rate=1", 2, f"--optimizer.lerning_rate: {UNKNOWN}; did you mean --optimizer.learning_rate?"),

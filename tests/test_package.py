@@ -68,13 +68,16 @@ ROOMS = {
         "decoding": {"archives"},
         "pictures": {"archives", "class_names", "decoding"},
         "kind": set(),
-        "images": {"archives", "arrays", "decoding", "features", "kind", "pictures"},
+        "pairs": {"archives", "decoding", "features", "pictures"},
+        "images": {"archives", "arrays", "decoding", "features", "kind", "pairs", "pictures"},
         "tfds": {"arrays", "features", "images", "kind"},
         "dataset": {"arrays", "features", "images", "tfds"},
         "points": {"arrays", "dataset", "features", "kind"},
         "text": {"arrays", "features", "images", "kind"},
+        "photographs": {"arrays", "features", "kind"},
         "augment": set(),
-        "loading": {"augment", "class_names", "dataset", "decoding", "features", "images", "kind", "points", "text", "tfds"},
+        "loading": {"augment", "class_names", "dataset", "decoding", "features", "images", "kind", "pairs", "photographs", "points", "text"}
+        | {"tfds"},
         "__init__": {"dataset", "loading"},
     },
     "layers": {
@@ -91,6 +94,7 @@ ROOMS = {
         "learned_schedule": set(),
         "adversarial": set(),
         "gan_networks": {"convolutions", "spectral"},
+        "image_to_image": {"convolutions"},
         "denoising_network": {"convolutions", "denoising_mlp", "dit", "unet"},
         "__init__": set(),
     },
@@ -116,6 +120,7 @@ ROOMS = {
         "__init__": {"codes", "generative_classifier", "neighbours"},
     },
     "measures": dict.fromkeys(("metrics", "rulers", "flops", "frechet", "jackknife", "neighbours", "train_on_samples", "__init__"), set())
+    | {"pairs": set()}
     | {"kernel_distance": {"jackknife"}, "classifier_score": {"jackknife"}, "memorisation": {"neighbours"}}
     | {"scores": {"metrics", "rulers"}},
     "processes": {

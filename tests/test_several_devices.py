@@ -44,6 +44,7 @@ DRAWN = {name: ["samples.txt" if name == "language_model" else "samples.png"] fo
 DRAWN |= {name: ["completions.png", "samples.png"] for name in ["gated_pixelcnn", *MORE, "diffusion", "flow_matching"]}
 MORE |= {
     "conditional_gan": [*DIGITS, "--model.hidden=8", "--model.latent=4"],
+    "pix2pix": [*DIGITS, "--data.pairs=outline", "--model.width=4", "--model.halvings=2", "--model.noise=dropout"],
     "vae_gan": [*DIGITS, "--model.hidden", "16", "--model.latent=4"],
     "autoencoder": [*DIGITS, "--model.hidden", "16", "--model.latent=4"],
     "implicit_autoencoder": [*DIGITS, "--model.hidden", "16", "--model.latent=4", "--model.implicit=decoder", "--model.steps=3"],
@@ -60,7 +61,7 @@ MORE |= {
     + ["--model.top.blocks=1", "--model.lower.layers=1", "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"],
 }
 IMAGES = ["latent_diffusion", "vae_gan", "autoencoder", "implicit_autoencoder", "nvae", "vqvae", "vqvae2_codes", "vqvae2"]
-DRAWN |= dict.fromkeys([*IMAGES, "conditional_gan"], ["samples.png"])
+DRAWN |= dict.fromkeys([*IMAGES, "conditional_gan", "pix2pix"], ["samples.png"])
 FOUR = [*RUNS, *(MORE if THOROUGH else [])]
 # One that is split, one whose loss is a mean over tokens, one without steps: what processes do differs between these.
 TWO_OF_TWO = FOUR if THOROUGH else ["vae", "language_model", "pca"]

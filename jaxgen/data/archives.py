@@ -29,7 +29,7 @@ class Raw:
     """What a file holds before any check.
 
     values: the first column, images or points. origin: FILE:COLUMN, for errors. classes, files: the names of class folders, and of pictures
-    in order. levels: V where the files say it, as grey of 4 bits says 16. column: the name of the first column.
+    in order. levels: V where the files say it, as grey of 4 bits says 16. column: the name of the first column. inputs: those of pairs.
     """
 
     values: np.ndarray
@@ -40,6 +40,7 @@ class Raw:
     files: tuple[str, ...] = ()
     levels: int | None = None
     column: str = "image"
+    inputs: "Raw | None" = None
 
 
 def read_arrays(path: Path, converts: bool = False) -> Raw:

@@ -57,6 +57,10 @@ class ArraySource:
         columns = {name: np.concatenate([column, other.columns[name]]) for name, column in self.columns.items()}
         return ArraySource(columns, self.features, self.version, facts=self.facts)
 
+    def with_column(self, name: str, column: np.ndarray, feature: Feature) -> "ArraySource":
+        """The same source with one column more, checked already."""
+        return replace(self, columns=self.columns | {name: column}, features=self.features | {name: feature})
+
     def named(self, names: tuple[str, ...]) -> "ArraySource":
         """The same source, its classes named so; more names than labels are classes without examples."""
         return replace(self, features=self.features | {"label": ClassLabel(len(names), names)})

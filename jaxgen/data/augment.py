@@ -1,7 +1,7 @@
 """Augmentation: training images are changed at random, in ways that leave their labels true. More varied images make a model overfit less.
 
 The change of an image is a pure function of (seed, step, index in the global batch). So a run that resumes gets the same images again, and
-any number of processes together get the same global batch. Only the column "image" changes.
+any number of processes together get the same global batch. Only the column "image" changes, and of pairs "input" in the same way.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def augmented(
     """The batches with their images changed by `augment`; the first of `batches` is that of `start_step`, `process` = (index, count)."""
     for step, batch in enumerate(batches, start_step):
         first = process[0] * len(batch["image"])
-        yield {**batch, "image": augment(batch["image"], names, seed, step, first)}
+        yield batch | {name: augment(batch[name], names, seed, step, first) for name in ("image", "input") if name in batch}
 
 
 def augment(image: np.ndarray, names: tuple[str, ...], seed: int, step: int, first: int = 0) -> np.ndarray:

@@ -15,7 +15,7 @@ import io
 import re
 import struct
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,7 +53,8 @@ class Reading:
 
     levels: V where the user gave it. size: (), (side,) or (height, width). mode: None, L or RGB. background: behind what is transparent.
     order: of class folders. alphabet: each folder is a class. numbers: two Unicode forms of a name are one class, and classes that all have
-    numbers for names are in the order of the numbers. natural: so too, and "class 2" goes before "class 10".
+    numbers for names are in the order of the numbers. natural: so too, and "class 2" goes before "class 10". pairs: see pairs.py. half: the
+    half of every picture that is read; "" for all of it.
     """
 
     levels: int | None = None
@@ -62,6 +63,8 @@ class Reading:
     background: str = "white"
     cache: Path | None = None
     order: Literal["alphabet", "numbers", "natural"] = "natural"
+    pairs: str | None = None
+    half: Literal["", "left", "right"] = ""
 
     @property
     def converts(self) -> bool:
@@ -125,6 +128,7 @@ def read_picture(path: Path, how: Reading = AS_IT_IS) -> Picture:
     if how.mode:
         picture = _in_mode(picture, how.mode)
     _check(picture, path, how.levels)
+    picture = _half(picture, how.half, path) if how.half else picture
     return _resized(picture, how.size) if how.size else picture
 
 
@@ -320,6 +324,15 @@ def _check_one_bitmap(data: bytes) -> None:
         behind = re.sub(rb"#[^\r\n]*|[\s01]", b"", rest) if kind == 1 else rest[(width + 7) // 8 * height :].lstrip()
         if behind[:1] == b"P":
             raise ValueError(SEVERAL)
+
+
+def _half(picture: Picture, half: str, path: Path) -> Picture:
+    """The left or the right half; DataError for an odd width."""
+    width = picture.pixels.shape[1]
+    if width % 2:
+        raise DataError(str(path), "an even width, of two pictures side by side", f"{width} pixels")
+    columns = slice(0, width // 2) if half == "left" else slice(width // 2, width)
+    return replace(picture, pixels=np.ascontiguousarray(picture.pixels[:, columns]))
 
 
 def _in_mode(picture: Picture, mode: str) -> Picture:

@@ -35,6 +35,7 @@ from jaxgen.data.arrays import ArraySource, NoSplit
 from jaxgen.data.decoding import Reading
 from jaxgen.data.features import ClassLabel, Feature, Image, Points, Vector, real, smallest_unsigned
 from jaxgen.data.kind import Kind
+from jaxgen.data.pairs import COLUMN, OF_PICTURES, read_pairs
 from jaxgen.data.pictures import read_pictures, say_beside
 from jaxgen.errors import ConfigError, DataError
 
@@ -257,7 +258,8 @@ def _part(parts: dict[str, Path], split: str, how: Reading, path: Path, rule: in
         return train
     if split not in parts:
         raise NoSplit(str(path), f"a {split} part ({split}.npz or {split}/)", ", ".join(part.name for part in parts.values()))
-    return _like_train(_read(parts[split], replace(how, levels=getattr(train.features[raw.column], "levels", None))), train, raw)
+    levels = how.levels if how.pairs else getattr(train.features[raw.column], "levels", None)  # inputs have levels of their own
+    return _like_train(_read(parts[split], replace(how, levels=levels)), train, raw)
 
 
 def _like_train(raw: Raw, train: ArraySource, train_raw: Raw) -> ArraySource:
@@ -269,10 +271,9 @@ def _like_train(raw: Raw, train: ArraySource, train_raw: Raw) -> ArraySource:
     if column == "point":
         columns = {column: check_points(raw.values, raw.origin, first.size)}
     else:
-        columns = {column: check_pixels(raw.values, raw.origin, first.levels)}
-        if columns[column].shape[1:] != first.shape:
-            wanted = f"images of shape {list(first.shape)} as in {train_raw.origin}"
-            raise DataError(f"{raw.origin}[0]", wanted=wanted, got=list(columns[column].shape[1:]))
+        columns = {column: _images_like(raw, first, train_raw)}
+    if raw.inputs:
+        columns[COLUMN] = _images_like(raw.inputs, train.features[COLUMN], train_raw.inputs)
     for what, here, there in (("label", raw.labels, label), ("vector", raw.vectors, vector)):
         if (here is None) != (there is None):
             wanted, got = (f"no {what}s", f"{what}s") if there is None else (f"{what}s", "none")
@@ -288,6 +289,15 @@ def _like_train(raw: Raw, train: ArraySource, train_raw: Raw) -> ArraySource:
     if vector is not None:
         columns["vector"] = check_vectors(raw.vectors, n, f"{origin}:vector", vector.size)
     return ArraySource(columns, train.features)
+
+
+def _images_like(raw: Raw, feature: Image, train_raw: Raw) -> np.ndarray:
+    """The checked images of another part, of the shape and the levels of train's."""
+    images = check_pixels(raw.values, raw.origin, feature.levels)
+    if images.shape[1:] != feature.shape:
+        wanted = f"images of shape {list(feature.shape)} as in {train_raw.origin}"
+        raise DataError(f"{raw.origin}[0]", wanted=wanted, got=list(images.shape[1:]))
+    return images
 
 
 def fraction(n: int, split: str, path: Path, noun: str = "image") -> Int[np.ndarray, " M"]:
@@ -337,7 +347,11 @@ def _source(raw: Raw, how: Reading) -> ArraySource:
     """The checked set of what a file holds. ConfigError where points are to have levels."""
     if raw.column == "point" and how.levels:
         raise ConfigError("data.levels", "nothing, since points have no levels", how.levels)
-    return array_source(raw.values, raw.labels, raw.origin, how.levels or raw.levels, raw.vectors, raw.classes, raw.column)
+    source = array_source(raw.values, raw.labels, raw.origin, how.levels or raw.levels, raw.vectors, raw.classes, raw.column)
+    if not raw.inputs:
+        return source
+    given = array_source(raw.inputs.values, None, raw.inputs.origin, how.levels or raw.inputs.levels)
+    return source.with_column(COLUMN, given.columns["image"], given.features["image"])
 
 
 def _not_empty(source: ArraySource, split: str, path: Path, noun: str) -> ArraySource:
@@ -347,6 +361,8 @@ def _not_empty(source: ArraySource, split: str, path: Path, noun: str) -> ArrayS
 
 
 def _read(path: Path, how: Reading) -> Raw:
+    if how.pairs:
+        return read_pairs(path, how)
     return read_pictures(path, how) if path.is_dir() else read_arrays(path, how.converts)
 
 
@@ -362,6 +378,7 @@ def _load(place: str | Path, split: str, config: Any) -> ArraySource:
     if place == "digits":
         return digits(split, config.levels)
     conversion = {name: getattr(config, name) for name in ("size", "mode", "background", "cache")}
+    conversion["pairs"] = config.pairs if config.pairs in OF_PICTURES else None
     return read_path(place, split, config.levels, config.splits, config.validation == 0, **conversion)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxgen.data import images, points, text, tfds
+from jaxgen.data import images, photographs, points, text, tfds
 from jaxgen.data.augment import AUGMENTATIONS
 from jaxgen.data.class_names import named
 from jaxgen.data.dataset import Dataset
@@ -17,6 +17,7 @@ from jaxgen.data.decoding import Reading
 from jaxgen.data.features import Tokens
 from jaxgen.data.images import RULE, check_split
 from jaxgen.data.kind import Kind, UnknownName
+from jaxgen.data.pairs import FUNCTIONS, OF_PICTURES, PAIRS, with_input
 from jaxgen.errors import ConfigError, DataError, did_you_mean
 
 ARRAYS = "arrays"
@@ -25,6 +26,7 @@ KINDS: tuple[Kind, ...] = (
     images.KIND,
     points.KIND,
     text.KIND,
+    photographs.KIND,
     tfds.KIND,
 )
 """Every kind of data. The first that lists a name in `names`, or whose `reads` accepts a path, loads it."""
@@ -52,6 +54,9 @@ class DataConfig:
     class_names: tuple[str, ...] = ()  # names of the classes in the order of their labels; (): those of the data, which a run then keeps
     splits: int = RULE  # the rule by which splits are made and classes are ordered; 1 to 3 are those of runs made by earlier versions
     validation: int | None = None  # 0 trains on the validation split too: nothing is validated, the newest step counts as the best
+    # pairs of images: of a folder of pictures "folders" (input and output), "left_to_right" or "right_to_left" (halves of each); or what
+    # the input is that is made of the images of any set: "grey", "outline" or "smaller"; None: no pairs
+    pairs: Literal["folders", "left_to_right", "right_to_left", "grey", "outline", "smaller"] | None = None
     EARLIER = {"splits": 1}  # not a field: what a saved configuration without the field meant
 
     def __post_init__(self) -> None:
@@ -67,6 +72,8 @@ class DataConfig:
             raise ConfigError("data.validation", "0, to train on all examples, or None, a split as the rule says", self.validation)
         if self.validation == 0 and type(self).load is not DataConfig.load:
             raise ConfigError("data.validation", "nothing, for a class with its own load", f"{self.validation} for {type(self).__name__}")
+        if self.pairs not in (None, *PAIRS):
+            raise ConfigError("data.pairs", f"one of {', '.join(PAIRS)}", self.pairs or "nothing", did_you_mean(self.pairs, PAIRS))
         if len(set(self.class_names)) < len(self.class_names):
             raise ConfigError("data.class_names", "a different name for every class", ", ".join(self.class_names))
         Reading(self.levels, self.size, self.mode, self.background).check()
@@ -117,7 +124,7 @@ class DataConfig:
     @property
     def _arguments(self) -> dict[str, Any]:
         """The arguments of `load`: all fields that say how data are read."""
-        names = ("name", "levels", "data_dir", "manual_dir", "size", "mode", "background", "class_names", "splits", "validation")
+        names = ("name", "levels", "data_dir", "manual_dir", "size", "mode", "background", "class_names", "splits", "validation", "pairs")
         return {name: getattr(self, name) for name in names}
 
 
@@ -153,6 +160,7 @@ def load(
     class_names: tuple[str, ...] = (),
     splits: int = RULE,
     validation: int | None = None,
+    pairs: str | None = None,
     cache: Path | None = None,
     coded: Tokens | None = None,
 ) -> Dataset:
@@ -164,7 +172,7 @@ def load(
     Raises DataError for a name that is unknown and for faulty data (file, index, wanted, got), ConfigError for a faulty argument.
     """
     check_split(split)
-    how = {"size": size, "mode": mode, "background": background, "splits": splits, "validation": validation}
+    how = {"size": size, "mode": mode, "background": background, "splits": splits, "validation": validation, "pairs": pairs}
     config = _Asked(name, levels, data_dir, manual_dir, **how, cache=cache, coded=coded)
     if validation == 0 and split == "validation":
         raise ConfigError("split", "train or test", split, "the data have no validation split: with --data.validation 0 all is trained on")
@@ -172,12 +180,17 @@ def load(
         hint = "in Python, jaxgen.evaluation.evaluate(model, dataset) scores a model on arrays"
         raise DataError(name, wanted="a data set that has a name", got="arrays in memory, which are not kept on disk", hint=hint)
     kind, place = _kind(name)
-    if (size or mode) and not (isinstance(place, Path) and place.is_dir()):
+    folder = isinstance(place, Path) and place.is_dir()
+    if (size or mode) and not folder:
         raise ConfigError("data.size, data.mode", "a folder of pictures, which they convert", name, "leave them out")
+    if pairs in OF_PICTURES and not folder:
+        raise ConfigError("data.pairs", f"a folder of pictures, for {pairs}", name, f"of the images of any set: {', '.join(FUNCTIONS)}")
     try:
         source = kind.load(place, split, config)
         if validation == 0 and split == "train":
             source = source.joined(kind.load(place, "validation", config))
+        if pairs in FUNCTIONS:
+            source = with_input(source, pairs, f"{name}/{split}")
         return Dataset(named(source, class_names, f"{name}/{split}"), name, split)
     except UnknownName as error:
         hint = did_you_mean(name, [*NAMES, *error.known]) or f"a folder of your own is written with its path, ./{name}"

@@ -223,9 +223,9 @@ class _Cache:
         import PIL
 
         stats = [(str(item.relative_to(path)), (stat := item.stat()).st_size, stat.st_mtime_ns) for item in paths]
-        about = json.dumps([CACHED, PIL.__version__, how.levels, how.size, how.mode, how.background, stats])
+        about = json.dumps([CACHED, PIL.__version__, how.levels, how.size, how.mode, how.background, stats, *filter(None, [how.half])])
         self._key = hashlib.sha256(about.encode("utf-8", "surrogateescape")).hexdigest()
-        self._file = how.cache / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}.npz"
+        self._file = how.cache / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}{how.half}.npz"
 
     def read(self) -> tuple[np.ndarray, int] | None:
         """The images and their largest possible value, None where they are not there, of other files or damaged."""

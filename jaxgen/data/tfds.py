@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxgen.data.arrays import NoSplit
-from jaxgen.data.features import ClassLabel, Feature, Image
+from jaxgen.data.features import ClassLabel, Feature, Image, smallest_unsigned
 from jaxgen.data.images import RULE, check_labels, check_range, infer_levels, without_held_out
 from jaxgen.data.kind import Kind, UnknownName
 from jaxgen.errors import DataError
@@ -49,6 +49,7 @@ class DiskSource:
     rows: Int[np.ndarray, " N"] | None = None  # which of the examples this split has; None: all
     on_disk: bool = True
     facts: Mapping[str, object] = field(default_factory=dict)  # of the whole set, such as centres of modes; none here
+    inputs: tuple[Image, Callable[[np.ndarray, int], np.ndarray]] | None = None  # of pairs: the feature, and (images, levels) -> inputs
 
     def __len__(self) -> int:
         return len(self.examples if self.rows is None else self.rows)
@@ -57,12 +58,16 @@ class DiskSource:
     def features(self) -> dict[str, Feature]:
         """{column: feature}."""
         label = {"label": ClassLabel(self.num_classes, self.class_names)} if self.num_classes else {}
-        return {"image": Image(self.image_shape, self.levels)} | label
+        return {"image": Image(self.image_shape, self.levels)} | label | ({"input": self.inputs[0]} if self.inputs else {})
 
     @property
     def columns(self) -> dict[str, "Column"]:
         """The columns as array-likes; indexing reads those rows from disk."""
         columns = {"image": self.images, "label": self.labels}
+        if self.inputs:
+            feature = self.inputs[0]
+            dtype = smallest_unsigned(feature.levels)
+            columns["input"] = Column(lambda rows: self.read(rows)["input"], (len(self), *feature.shape), dtype)
         return {name: column for name, column in columns.items() if column is not None}
 
     @property
@@ -82,7 +87,7 @@ class DiskSource:
         examples = self._fetch(self.examples, indices)
         images = np.stack([self._shaped(example["image"], int(row)) for example, row in zip(examples, indices, strict=True)])
         check_range(images, f"{self.origin}:image", self.levels, indices)
-        batch = {"image": images}
+        batch = {"image": images} | ({"input": self.inputs[1](images, self.levels)} if self.inputs else {})
         return batch | {"label": self._labels(examples)} if self.num_classes else batch
 
     def _shaped(self, image: Any, row: int) -> np.ndarray:

@@ -11,6 +11,7 @@ The first of these methods that a model has decides what is reported:
     elbo, importance_bound       lower bounds   "bits_per_dim_bound"
     bound_terms                  an elbo        also each of its terms, in nats: "nats_prior", ... (`term_names` of the model)
     squared_error(x)             none, an error "squared_error", of auto-encoders: |x - x'|^2 / D of pixels scaled to [0, 1]
+    translate(input, key)        pairs          "absolute_error" of the output drawn for each input, "psnr", "ssim" (measures/pairs.py)
     none of them                 samples        "frechet_pixels", on point sets also the modes covered
 
 The unit is that of the modelled feature. For strings it is "bits_per_character": the sum of -log2 p over all strings, divided by the number
@@ -37,16 +38,17 @@ from jaxgen.measures.classifier_score import classifier_score
 from jaxgen.measures.frechet import frechet_distance
 from jaxgen.measures.kernel_distance import kernel_distance
 from jaxgen.measures.memorisation import memorisation
-from jaxgen.measures.metrics import METRICS, OF_MODES, OF_SAMPLES, headline
+from jaxgen.measures.metrics import METRICS, OF_MODES, OF_PAIRS, OF_SAMPLES, headline
 from jaxgen.measures.neighbours import density_coverage, precision_recall
+from jaxgen.measures.pairs import all_of_pairs
 from jaxgen.measures.rulers import RULERS, GaussianModel, HistogramModel, UniformModel, best_ridge, split
 from jaxgen.measures.train_on_samples import accuracy_trained_on
 
 __all__ = [
     "GaussianModel", "UniformModel", "accuracy_trained_on", "bits_per_dim", "classifier_features", "classifier_metrics", "classifier_score",
     "compare_samples", "density_coverage", "density_errors", "dequantise", "draw_like", "evaluate", "frechet_distance", "headline",
-    "kernel_distance", "logits_of", "memorisation", "mode_coverage", "precision_recall", "rulers", "share_recognised", "weights_hash",
-    "with_floor",
+    "kernel_distance", "logits_of", "memorisation", "mode_coverage", "pair_metrics", "precision_recall", "rulers", "share_recognised",
+    "weights_hash", "with_floor",
 ]  # fmt: skip
 
 DRAWS = {"elbo": "elbo_samples", "importance": "importance_samples", "density": "dequantisation_samples"}
@@ -113,8 +115,8 @@ def metrics_of(model, dataset, bound: str = "elbo") -> tuple[str, ...]:
     kind, (_, feature) = kind_of(model, bound), modelled_column(model, dataset)
     if kind == "predictions":
         return "accuracy", "log_loss"
-    if kind == "error":
-        likelihood = ("squared_error",)
+    if kind in ("error", "pairs"):
+        likelihood = ("squared_error",) if kind == "error" else OF_PAIRS
     else:
         likelihood = () if kind == "samples" else tuple(dict.fromkeys((_unit_name(feature, kind), "nats")))
     pixels = feature.discrete and hasattr(feature, "levels")
@@ -145,6 +147,8 @@ def _scores(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, sampl
     """The result of a model that has a likelihood, a bound or predictions."""
     if kind == "predictions":
         return classifier_metrics(-numbers(model, dataset, kind, batch_size, key, mesh=mesh))
+    if kind == "pairs":
+        return _of_pairs(numbers(model, dataset, kind, batch_size, key, mesh=mesh))
     if kind == "error":
         errors = numbers(model, dataset, kind, batch_size, key, mesh=mesh)
         return {"squared_error": float(errors.mean()), "standard_error": _standard_error(errors), "n": len(errors)}
@@ -187,6 +191,25 @@ def classifier_metrics(scores: np.ndarray) -> dict[str, float | int]:
     loss, wrong = scores.T
     errors = {"standard_error": _standard_error(wrong), "log_loss_standard_error": _standard_error(loss)}
     return {"accuracy": float(1 - wrong.mean()), "log_loss": float(loss.mean()), "n": len(loss)} | errors
+
+
+def pair_metrics(images, wanted, levels: int) -> dict[str, float | int]:
+    """Absolute error, PSNR and SSIM of images [N, H, W, C] beside those that they should be, with standard errors; values 0 .. levels-1.
+
+    `evaluate` gives the same of the outputs of a model; this is for those of any other method. It takes real values too.
+    """
+    scaled = [np.asarray(values, np.float32) / np.float32(levels - 1) for values in (images, wanted)]
+    parts = [np.asarray(all_of_pairs(*(values[start : start + 256] for values in scaled))) for start in range(0, len(scaled[0]), 256)]
+    return _of_pairs(np.concatenate(parts).astype(np.float64))
+
+
+def _of_pairs(each: np.ndarray) -> dict[str, float | int]:
+    """The result from [N, 3], the values of OF_PAIRS of each image."""
+    result: dict[str, float | int] = {}
+    for name, values in zip(OF_PAIRS, each.T, strict=True):
+        error = "standard_error" if name == OF_PAIRS[0] else f"{name}_standard_error"
+        result |= {name: float(values.mean()), error: _standard_error(values)}
+    return result | {"n": len(each)}
 
 
 def _check_fit(model, dataset) -> None:

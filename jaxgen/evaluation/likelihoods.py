@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt
 from jaxgen import sharding
 from jaxgen.data.features import given_to
 from jaxgen.errors import ConfigError, NonFiniteError
+from jaxgen.measures.pairs import all_of_pairs
 
 
 def modelled_column(model, dataset) -> tuple[str, Any]:
@@ -26,7 +27,7 @@ def modelled_column(model, dataset) -> tuple[str, Any]:
 
 
 def numbers(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, samples: int = 1, mesh: Mesh | None = None) -> np.ndarray:
-    """log p of every example of the set, or its bound, in nats: float64 [N]; of a classifier float64 [N, 2], as `_score` gives it.
+    """log p of every example of the set, or its bound, in nats: float64 [N]; of a classifier [N, 2], of pairs [N, 3], as `_score` gives it.
 
     kind: of `kind_of`, or "terms" for minus the terms of a bound, float64 [N, terms].
     """
@@ -44,7 +45,7 @@ def numbers(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, sampl
 
 
 def kind_of(model, bound: str) -> str:
-    """Which row of the module's table applies: "predictions", "exact", "density", the bound, "error", or "samples"."""
+    """Which row of the module's table applies: "predictions", "exact", "density", the bound, "error", "pairs", or "samples"."""
     if bound not in ("elbo", "importance"):
         raise ConfigError("bound", "elbo or importance", bound)
     if hasattr(model, "predict"):
@@ -57,7 +58,9 @@ def kind_of(model, bound: str) -> str:
         if bound == "importance" and not hasattr(model, "importance_bound"):
             raise ConfigError("bound", "elbo (the model has no importance_bound)", bound)
         return bound
-    return "error" if hasattr(model, "squared_error") else "samples"
+    if hasattr(model, "squared_error"):
+        return "error"
+    return "pairs" if hasattr(model, "translate") else "samples"
 
 
 def batches(dataset, batch_size: int, mesh: Mesh | None) -> Iterator[tuple[dict, np.ndarray]]:
@@ -98,6 +101,9 @@ def _score(model, batch: dict[str, Array], key: PRNGKeyArray, kind: str, samples
 
     def one(x, index, given):
         given = {name: value[None] for name, value in given.items()}
+        if kind == "pairs":  # with the keys of `draw_like`
+            drawn, top = model.sample(jax.random.fold_in(key, index), 1, **given), config.features[name].levels - 1
+            return all_of_pairs(*(images.astype(jnp.float32) / top for images in (drawn, x[None])))[0]
         keys = jax.random.split(jax.random.fold_in(key, index), samples)
         if kind == "importance":
             return model.importance_bound(x[None], keys[0], samples, **given)[0]

@@ -31,6 +31,9 @@ METRICS = {
     "log_loss": Metric("log-loss (nats)", "lower", "log-loss in nats", chooses=False),
     "nats": Metric("nats", "lower", "nats", far=1),
     "squared_error": Metric("squared error per dimension", "lower", "mean squared error of pixels in [0, 1]", far=9),
+    "absolute_error": Metric("absolute error", "lower", "mean absolute error of pixels in [0, 1]", far=3),
+    "psnr": Metric("PSNR (dB)", "higher", "peak signal-to-noise ratio in decibels", chooses=False),
+    "ssim": Metric("SSIM", "higher", "structural similarity", chooses=False),
     "frechet_pixels": Metric("Frechet distance of pixels", "lower", "Frechet distance of pixels", examples=2, far=9),
     # This distance does not show missed modes, so it chooses no checkpoint: `load` then takes the newest.
     "frechet_points": Metric("Frechet distance of points", "lower", "Frechet distance of points", chooses=False, examples=2),
@@ -42,6 +45,8 @@ METRICS = {
     "frechet_points_floor": Metric("Frechet distance of points, real against real", "lower", "Frechet distance of points", chooses=False),
 }
 """Ordered: the headline of an evaluation is the first of these that its result has."""
+OF_PAIRS = ("absolute_error", "psnr", "ssim")
+"""Metrics of outputs beside the true ones of their inputs (pairs.py)."""
 OF_MODES = ("modes_covered", "high_quality_fraction", "smallest_mode_share", "mode_kl")
 """Metrics of points beside the modes of a mixture."""
 OF_SAMPLES = ("frechet_pixels", "frechet_points", *OF_MODES, "frechet_pixels_floor", "frechet_points_floor")

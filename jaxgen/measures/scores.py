@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxgen.measures.metrics import FLOORS, METRICS, headline
+from jaxgen.measures.metrics import FLOORS, METRICS, OF_PAIRS, headline
 from jaxgen.measures.rulers import RULERS
 
 
@@ -18,7 +18,8 @@ def lines(
         yield f"  of each image given its small one, {' x '.join(map(str, small))}"
     if "nats" in result:
         yield f"{f'  nats per {noun}':<27} {result['nats']:.3f}"
-    terms = [other for other in result if f"{other}_standard_error" in result and other.startswith("nats_")]  # of a bound, in their order
+    with_error = [other for other in result if f"{other}_standard_error" in result]
+    terms = [other for other in with_error if other.startswith("nats_") or other in OF_PAIRS]  # of a bound, in their order; of pairs
     for term in terms:
         error = result[f"{term}_standard_error"]
         yield f"{'  ' + term:<27} {result[term]:.3f}" + (f" +- {error:.3f}" if math.isfinite(error) else "")

@@ -18,6 +18,7 @@ from jaxgen.models.language_model import LanguageModel, LanguageModelConfig
 from jaxgen.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from jaxgen.models.nvae import NVAE, NVAEConfig
 from jaxgen.models.pca import PCA, PCAConfig
+from jaxgen.models.pix2pix import Pix2Pix, Pix2PixConfig
 from jaxgen.models.pixelcnn import PixelCNN, PixelCNNConfig
 from jaxgen.models.pixelcnn_pp import PixelCNNPP, PixelCNNPPConfig
 from jaxgen.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
@@ -49,6 +50,7 @@ MODELS = {
     FlowMatchingConfig: FlowMatching,
     GANConfig: GAN,
     ConditionalGANConfig: ConditionalGAN,
+    Pix2PixConfig: Pix2Pix,
     ClassifierConfig: Classifier,
     PCAConfig: PCA,
     LanguageModelConfig: LanguageModel,

@@ -33,10 +33,32 @@ def draw(model, key, n: int, label: int | np.ndarray | None = None, **options) -
 
 
 def draw_for(model, dataset: Dataset, key, n: int, label: int | np.ndarray | None = None, **options) -> np.ndarray:
-    """n samples; a model with conditions other than a label is conditioned on the set's first examples, four samples for each."""
+    """n samples; a model with conditions other than a label is conditioned on the set's first examples, four samples for each, or one for
+    a model of pairs."""
     if given(model) - {"label"}:
-        return draw(model, key, n, **given_with(model, first_examples(dataset, n), label), **options)
+        return draw(model, key, n, **given_with(model, _examples_for(model, dataset, n), label), **options)
     return draw(model, key, n, label, **options)
+
+
+def with_inputs(model, dataset: Dataset, samples: np.ndarray) -> np.ndarray:
+    """What a picture of samples of `draw_for` shows: of a model of pairs input | output | true output, [n, H, 3 W + 2, C] with white lines
+    between them; else the samples."""
+    if not hasattr(model, "translate"):
+        return samples
+    batch, feature = _examples_for(model, dataset, len(samples)), modelled(model)
+    top, of_input = feature.levels - 1, model.config.features["input"].levels - 1
+    scaled = (2 * top * batch["input"].astype(np.int64) + of_input) // (2 * of_input)
+    images = [scaled.astype(samples.dtype), samples, batch["image"]]
+    channels = max(image.shape[3] for image in images)
+    images = [image.repeat(channels, axis=3) if image.shape[3] == 1 else image for image in images]
+    line = np.full((*images[0].shape[:2], 1, channels), top, samples.dtype)
+    return np.concatenate([images[0], line, images[1], line, images[2]], axis=2)
+
+
+def _examples_for(model, dataset: Dataset, n: int) -> dict:
+    """The batch of n rows for which `draw_for` draws."""
+    each = 1 if hasattr(model, "translate") else COMPLETIONS_EACH
+    return dataset.source.read(np.arange(n) // each % len(dataset))
 
 
 def _each_in_turn(model, n: int) -> np.ndarray:
@@ -63,7 +85,7 @@ def captions_for(model, dataset: Dataset, n: int, label: int | np.ndarray | None
     """`captions` of what `draw_for` draws."""
     if "label" not in given(model):
         return {}
-    batch = first_examples(dataset, n) if given(model) - {"label"} else None
+    batch = _examples_for(model, dataset, n) if given(model) - {"label"} else None
     return captions(model, names_of(dataset.features), n, label, batch)
 
 

@@ -21,7 +21,18 @@ from jaxgen.data.loading import NotThere
 from jaxgen.errors import DataError
 from jaxgen.measures import scores
 from jaxgen.measures.metrics import FLOORS
-from jaxgen.reports.drawing import captions_for, complete_images, completes, draw_for, has, modelled, noun, small_shape, write_grid
+from jaxgen.reports.drawing import (
+    captions_for,
+    complete_images,
+    completes,
+    draw_for,
+    has,
+    modelled,
+    noun,
+    small_shape,
+    with_inputs,
+    write_grid,
+)
 from jaxgen.runs import checkpoint, directory
 from jaxgen.sharding import announce, warn
 
@@ -98,7 +109,7 @@ def finish(experiment: Any, sets: tuple[Dataset, Dataset | None] | None = None) 
     wanted, key, pictures = experiment.report, jax.random.key(experiment.train.seed), []
     if wanted.samples and hasattr(model, "sample"):
         pictures.append(folder / f"samples{modelled(model).ending}")
-        drawn = draw_for(model, test, key, wanted.samples)
+        drawn = with_inputs(model, test, draw_for(model, test, key, wanted.samples))
         write_grid(pictures[-1], drawn, model, **captions_for(model, test, wanted.samples))
     if wanted.completions and completes(model):
         pictures.append(folder / "completions.png")
