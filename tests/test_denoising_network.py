@@ -71,7 +71,7 @@ def test_each_network_gives_its_outputs_and_guidance_is_the_line_through_two_res
         same |= {"w = 2": 3 * conditional - 2 * free, "none": free, "hidden": mixed, "weights": conditional}
     for other in found:
         wanted = same.get(other, conditional)
-        np.testing.assert_allclose(found[other], wanted, rtol=1e-3, atol=1e-4, err_msg=other)
+        np.testing.assert_allclose(found[other], wanted, rtol=2e-5, atol=5e-5, err_msg=other)
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ def test_the_published_sizes_by_hand(config, published):
 
 
 def test_it_is_the_same_function_as_in_pytorch(net, call):
-    """See denoising_networks.py. The largest difference was 8e-6."""
-    np.testing.assert_allclose(np.ravel(call(net, *inputs(SHAPE, 3))), FROM_PYTORCH["dit"], atol=1e-4)
+    """See denoising_networks.py. The largest difference was 9e-6."""
+    np.testing.assert_allclose(np.ravel(call(net, *inputs(SHAPE, 3))), FROM_PYTORCH["dit"], atol=5e-5)
 
 
 def test_a_new_network_gives_zero_and_its_blocks_change_nothing(new, call):
@@ -114,7 +114,7 @@ def test_a_remat_network_has_the_same_values_and_gradients(net):
     (value, one), (repeated, other) = gradient(net), gradient(again)
     np.testing.assert_allclose(repeated, value, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
     assert ["remat" in str(jax.make_jaxpr(loss)(each)) for each in (net, again)] == [False, True]
 
 
@@ -163,7 +163,7 @@ def test_the_network_for_points(call):
     for i in range(2):
         h = h + linear(f"layers.{i}.outer", silu(linear(f"layers.{i}.inner", h) + linear(f"layers.{i}.shift", c)))
     y = call(net, x, time, embedding)
-    np.testing.assert_allclose(y, linear("head", h), atol=1e-4)
+    np.testing.assert_allclose(y, linear("head", h), atol=1e-5)
     rough = DenoisingMLP(MLPDenoiserConfig(width=8, depth=2), 2, 3, embedding=4, dtype="bfloat16", rngs=nnx.Rngs(0))
     rough = call(nnx.merge(nnx.split(rough)[0], nnx.state(net)), x, time, embedding)
     assert rough.dtype == jnp.float32 and (rough != y).any()

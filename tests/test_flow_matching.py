@@ -36,11 +36,11 @@ def test_the_analytic_flow_between_gaussians_gives_their_density_and_samples(pat
     model = Analytic(replace(POINTS, path=path), rngs=nnx.Rngs(0))
     v = jax.random.normal(jax.random.key(0), (50, 2)) * 2
     expected = norm.logpdf(np.asarray(v), MEAN, np.sqrt(VARIANCES)).sum(1)
-    np.testing.assert_allclose(model.log_density(v), expected, atol=2e-3)
+    np.testing.assert_allclose(model.log_density(v), expected, atol=5e-4)
     errors = model.density_errors(v, jax.random.key(1))
-    assert 0 < errors["solver_error"].max() < 2e-3 and not errors["trace_error"].any()
+    assert 0 < errors["solver_error"].max() < 5e-4 and not errors["trace_error"].any()
     noise = model.density(v).end  # the flow takes x_0 to the noise that is as many deviations from its mean
-    np.testing.assert_allclose(noise, (np.asarray(v) - MEAN) / np.sqrt(VARIANCES), atol=2e-3)
+    np.testing.assert_allclose(noise, (np.asarray(v) - MEAN) / np.sqrt(VARIANCES), atol=2e-4)
     if path == "linear":
         x = np.asarray(model.sample(jax.random.key(2), 4000))
         np.testing.assert_allclose(x.mean(0), MEAN, atol=3.3 * 2 / np.sqrt(4000))
@@ -67,7 +67,7 @@ def test_the_loss_is_that_of_the_conditional_expectation():
     for more in (0.0, 0.5):
         model.network = Given(more)
         loss, metrics = model.loss({"point": x0}, jax.random.key(1))
-        assert abs(float(loss) - least - more**2) < 0.04 and metrics["velocity_error"] == loss  # standard error about 0.01
+        assert abs(float(loss) - least - more**2) < 0.033 and metrics["velocity_error"] == loss  # standard error about 0.01
 
 
 def test_densities_integrate_to_one_on_a_grid():
@@ -75,12 +75,12 @@ def test_densities_integrate_to_one_on_a_grid():
     points = model_of("flow_matching of points")
     axis = (np.arange(60) + 0.5) / 5 - 6
     grid = jnp.asarray(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2), jnp.float32)
-    np.testing.assert_allclose(np.exp(np.asarray(points.log_density(grid), np.float64)).sum() / 25, 1, atol=1e-2)
+    np.testing.assert_allclose(np.exp(np.asarray(points.log_density(grid), np.float64)).sum() / 25, 1, atol=5e-4)
     config = FlowMatchingConfig((1, 1, 1), 3, network="mlp", mlp=TINY, density_steps=10)
     pixel = FlowMatching(config, rngs=nnx.Rngs(0))
     pixel.network.body.head.kernel = nnx.Param(jnp.full((4, 1), 0.3))
     v = jnp.linspace(-8, 11, 400).reshape(-1, 1, 1, 1)
-    np.testing.assert_allclose(np.exp(np.asarray(pixel.log_density(v), np.float64)).sum() * 19 / 399, 1, atol=1e-3)
+    np.testing.assert_allclose(np.exp(np.asarray(pixel.log_density(v), np.float64)).sum() * 19 / 399, 1, atol=2e-4)
 
 
 def large() -> FlowMatching:
@@ -99,7 +99,7 @@ def test_the_trace_of_large_examples_is_estimated():
     values, claimed = np.asarray(draws.log_density[:, 0]), np.asarray(draws.standard_error[:, 0])
     assert model.draws_trace and not exactly.standard_error.any()
     assert abs(values.mean() - exactly.log_density[0]) < 3.3 * values.std() / np.sqrt(200)
-    np.testing.assert_allclose(np.sqrt((claimed**2).mean()), values.std(), rtol=0.25)
+    np.testing.assert_allclose(np.sqrt((claimed**2).mean()), values.std(), rtol=0.17)  # 3.3 of its errors
     with pytest.raises(ConfigError, match="key: wanted a key for the trace, estimated by 2 random vectors, got None; probes=0"):
         model.log_density(v)
 
@@ -137,7 +137,7 @@ def test_guidance_and_known_pixels():
     label, key = jnp.asarray([0, 1, 2, 0]), jax.random.key(0)
     x, t = jax.random.normal(key, (4, 4, 4, 1)), 0.4
     given, without = model.velocity(x, t, label), model.network(x, jnp.full(4, 0.4))
-    np.testing.assert_allclose(model.velocity(x, t, label, guidance=1.5), 2.5 * given - 1.5 * without, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.velocity(x, t, label, guidance=1.5), 2.5 * given - 1.5 * without, rtol=1e-5, atol=1e-5)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 3, (4, 4, 4, 1), np.uint8))
     mask = np.random.default_rng(1).random((4, 4)) < 0.4
     drawn = model.sample(key, 4, label, known=(image, mask), steps=3)

@@ -124,10 +124,10 @@ def test_ancestral_is_the_discrete_chain(variance):
     with_share = (lambda x, t: (denoise(x, t), jnp.full_like(x, 0.25))) if variance == "learned" else denoise
     result = sample(with_share, DISCRETE, x, schedules.uniform_times(8), key, method="ancestral", variance=variance)
     expected = chain(denoise, x, key, lambda large, small: share * np.log(large) + (1 - share) * np.log(max(small, 1e-300)))
-    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=5e-6)
     if variance == "small":  # which is DDIM with eta = 1
         ddim = sample(denoise, DISCRETE, x, schedules.uniform_times(8), key, eta=1.0)
-        np.testing.assert_allclose(ddim, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(ddim, expected, rtol=1e-5, atol=5e-6)
 
 
 def test_ancestral_with_the_exact_variances_needs_few_steps():

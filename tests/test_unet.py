@@ -78,10 +78,10 @@ def test_the_parameters_of_the_paper_s_network_by_hand():
     ],
 )
 def test_it_is_the_same_function_as_in_pytorch(name, config, sides):
-    """See denoising_networks.py. The largest difference was 2e-6."""
+    """See denoising_networks.py. The largest difference was 5e-6."""
     net = weights(jax.eval_shape(lambda: UNet(config, 2, 1, embedding=3, rngs=nnx.Rngs(0))))
     y = jax.jit(lambda net: net(*inputs((2, *sides, 2), 3)))(net)
-    np.testing.assert_allclose(np.ravel(y), FROM_PYTORCH[name], atol=1e-4)
+    np.testing.assert_allclose(np.ravel(y), FROM_PYTORCH[name], atol=3e-5)
 
 
 def test_a_new_network_gives_zero(new, call):
@@ -127,7 +127,7 @@ def test_a_remat_network_has_the_same_values_and_gradients():
     (value, one), (repeated, other) = gradient(net, jax.random.key(0)), gradient(again, jax.random.key(0))
     np.testing.assert_allclose(repeated, value, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
     kept, marked = (recomputed(jax.make_jaxpr(loss)(one, jax.random.key(0))) for one in (net, again))
     assert marked - kept == 5, "a block is not computed again"
 
