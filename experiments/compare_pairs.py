@@ -1,9 +1,9 @@
 """Outputs of pix2pix beside those of simpler methods, on held-out pairs of grey and colour images.
 
-    python -m experiments.compare_pairs RUN ABLATION [DATA [FIRST [FOLDER]]]
+    python -m experiments.compare_pairs RUN ABLATION [--data photographs] [--split test] [--first N] [--out RUN/pairs.png]
 
-RUN and ABLATION are runs of experiments.pix2pix_photographs on the same data, with the discriminator and with --model.adversarial 0. DATA:
-the data set, by default photographs. FIRST: only so many test pairs; 0 for all. FOLDER: of the picture, by default RUN.
+RUN and ABLATION are runs of experiments.pix2pix_photographs on these data, with the discriminator and with --model.adversarial 0. --first:
+only so many pairs of the split.
 
     grey     the output has the grey value of the input in all channels
     ridge    every channel is linear in the grey values of the pixels around (sides of 1, 3, 5 or 7 pixels, zeros outside) and 1, fitted by
@@ -15,7 +15,7 @@ from -1 to 1 in 64 bins, the sum over bins of the smaller share of outputs and t
 Below, the difference of the absolute error of RUN from that of each, image by image, with its standard error.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import jax
@@ -78,16 +78,24 @@ def picture(columns: dict[str, np.ndarray], rows: np.ndarray, path: Path) -> Non
     print(f"columns {', '.join(columns)}: {path}")
 
 
-def main(run: str, ablation: str, name: str = "photographs", first: str = "0", folder: str = "") -> None:
-    train, validation, test = (data.load(name, split, pairs="grey") for split in ("train", "validation", "test"))
-    n = int(first) or len(test)
-    test = data.Dataset(test.source.select(np.arange(n)), test.name, "test")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("ablation")
+    parser.add_argument("--data", default="photographs")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    parser.add_argument("--first", type=int)
+    parser.add_argument("--out")
+    asked = parser.parse_args()
+    train, validation, test = (data.load(asked.data, split, pairs="grey") for split in ("train", "validation", asked.split))
+    n = min(asked.first or len(test), len(test))
+    test = data.Dataset(test.source.select(np.arange(n)), test.name, asked.split)
     given, truth = np.asarray(test.columns["input"]), np.asarray(test.images)
     outputs: dict[str, np.ndarray] = {"grey": given.repeat(3, axis=3)}
     outputs["ridge"], chosen = ridge(train, validation, given)
-    for path, label in ((ablation, "L1 only"), (run, "pix2pix")):
+    for path, label in ((asked.ablation, "L1 only"), (asked.run, "pix2pix")):
         outputs[label] = evaluation.draw_like(jaxgen.load(path), test, jax.random.key(0), 64)[1]
-    print(f"{name}: {n} test pairs of {given.shape[1]} x {given.shape[2]} pixels; ridge: {chosen}")
+    print(f"{asked.data}: {n} {asked.split} pairs of {given.shape[1]} x {given.shape[2]} pixels; ridge: {chosen}")
     print(f"{'':<10} absolute error      PSNR            SSIM               overlap of colours")
     for label, images in outputs.items():
         found = evaluation.pair_metrics(images, truth, 256)
@@ -99,8 +107,8 @@ def main(run: str, ablation: str, name: str = "photographs", first: str = "0", f
         change = each["pix2pix"] - each[label]
         print(f"absolute error of pix2pix minus {label}: {change.mean():+.4f} +- {change.std(ddof=1) / np.sqrt(n):.4f}")
     rows = np.linspace(0, n - 1, 10).astype(int)
-    picture(outputs | {"truth": truth}, rows, Path(folder or run) / "pairs.png")
+    picture(outputs | {"truth": truth}, rows, Path(asked.out or f"{asked.run}/pairs.png"))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

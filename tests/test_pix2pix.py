@@ -19,7 +19,7 @@ from jaxgen.models import Pix2PixConfig, count_parameters
 from jaxgen.models.pix2pix import Pix2Pix
 from jaxgen.reports import drawing
 
-CONFIG = Pix2PixConfig((8, 8, 3), 17, 2, 5, width=4, halvings=3, noise="dropout", adversarial=0.5, l1_weight=2.0)
+CONFIG = Pix2PixConfig((8, 8, 3), 17, 2, 5, width=4, halvings=2, noise="dropout", adversarial=0.5, l1_weight=2.0)
 KEY = jax.random.key(4)
 
 
