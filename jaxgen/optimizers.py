@@ -158,7 +158,7 @@ def _schedule(config: OptimizerConfig, learning_rate: float, steps: int) -> opta
 def learning_rates(config: OptimizerConfig, steps: int, step: int, players: Sequence[str] = ()) -> dict[str, float]:
     """The rate of the update that ends `step` (1, 2, ..): {"learning_rate": 1e-3}, or {"learning_rate_generator": ...} for each player."""
     with jax.numpy_dtype_promotion("standard"):
-        rates = jax.device_get(_compiled_rates(config, steps, tuple(players))(np.int32(step)))
+        rates = jax.device_get(_compiled_rates(config, _counted(config, steps), tuple(players))(np.int32(step)))
     # 0.001, not 0.0010000000474974513: the digits that a float32 has
     return {f"learning_rate_{name}" if name else "learning_rate": float(f"{rate:.7g}") for name, rate in rates.items()}
 
@@ -179,13 +179,24 @@ def _compiled_rates(config: OptimizerConfig, steps: int, players: tuple[str, ...
     return jax.jit(at)
 
 
-@lru_cache(maxsize=16)  # for the same numbers the same object, for which `training.make_train_step` gives the same compiled step
 def make_optimizer(config: OptimizerConfig, steps: int, players: tuple[str, ...] = ()) -> optax.GradientTransformation:
     """The optimizer of a configuration for a run of `steps` steps; with players or frozen parts `optax.partition` by submodule.
 
     players: names of the model's own players, used with `learning_rate` where config.players is empty. Raises ConfigError, when called or
     at `init(params)`, for names that are not submodules and for a submodule with parameters that is neither a player nor frozen.
+
+    For the same numbers it is the same object, for which `training.make_train_step` gives the same compiled step.
     """
+    return _made(config, _counted(config, steps), players)
+
+
+def _counted(config: OptimizerConfig, steps: int) -> int:
+    """The number of steps as far as the rates depend on it: with the constant schedule runs of all lengths share one optimizer."""
+    return steps if config.schedule == "cosine" else 0
+
+
+@lru_cache(maxsize=16)
+def _made(config: OptimizerConfig, steps: int, players: tuple[str, ...]) -> optax.GradientTransformation:
     rates = dict(config.players) or dict.fromkeys(players, config.learning_rate)
     for field in ("betas", "every"):
         if unknown := sorted({name for name, *_ in getattr(config, field)} - set(rates)):

@@ -177,9 +177,15 @@ def model_of(name: str):
     return with_weights(CONFIGS[name])
 
 
+@cache
+def shapes_of(config):
+    """Shapes and types of a new model."""
+    return jax.eval_shape(lambda: fresh(config))
+
+
 def with_weights(config, seed: int = 3):
     """The same for any configuration."""
-    shapes, generator = jax.eval_shape(lambda: fresh(config)), np.random.default_rng(seed)
+    shapes, generator = shapes_of(config), np.random.default_rng(seed)
 
     def weight(path, leaf):
         noise, one = generator.standard_normal(leaf.shape, np.float32), any(word in jax.tree_util.keystr(path) for word in ONES)

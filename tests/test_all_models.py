@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from all_models import CONFIGS, NOT_FOR, ONE_EACH, RATE, batch_of, data_of, given_of, model_of, score, with_a
+from all_models import CONFIGS, NOT_FOR, ONE_EACH, RATE, batch_of, data_of, given_of, model_of, score, shapes_of, with_a
 from compiling import virtual_devices
 from conftest import ROOT
 from flax import nnx
@@ -116,6 +116,8 @@ def test_gradients_reach_every_parameter_rows_are_independent_and_samples_are_of
         drawn = np.asarray(found["sample"])
         assert len(drawn) == N and config.features[config.modelled].check(drawn, name).dtype == drawn.dtype
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(model_of(name), nnx.Param)))
+    weak = [leaf for leaf in jax.tree.leaves(shapes_of(config)) if leaf.weak_type]
+    assert not weak, "an array whose type is that of a Python number: the second step would be compiled anew, for one of float32"
 
 
 def count_traces(monkeypatch, times: int) -> None:

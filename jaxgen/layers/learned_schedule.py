@@ -30,9 +30,9 @@ class RisingLogRatio(nnx.Module):
     def __init__(self, spacing: float | None = None):
         low, high = FIRST_ENDS
         low = low if spacing is None else low + 2 * log(spacing * 255 / 2)
-        self.low, self.log_span = nnx.Param(jnp.asarray(low)), nnx.Param(jnp.asarray(log(high - low)))
+        self.low, self.log_span = nnx.Param(jnp.float32(low)), nnx.Param(jnp.float32(log(high - low)))
         self.slope = nnx.Param(jnp.zeros(()))
-        self.heights, self.rates = nnx.Param(jnp.full(SIGMOIDS, -5.0)), nnx.Param(jnp.full(SIGMOIDS, 3.0))
+        self.heights, self.rates = (nnx.Param(jnp.full(SIGMOIDS, first, jnp.float32)) for first in (-5, 3))
         self.places = nnx.Param(jnp.linspace(0, 1, SIGMOIDS))
 
     def inside(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]:

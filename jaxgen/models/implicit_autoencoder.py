@@ -99,7 +99,7 @@ class ImplicitAutoencoder(nnx.Module):
             self.code = nnx.Linear(height // 4 * (width // 4) * config.hidden[1], config.latent, precision=EXACT, rngs=rngs)
         self.code_mean = nnx.BatchStat(jnp.zeros(config.latent))
         self.code_square = nnx.BatchStat(jnp.ones(config.latent))
-        self.image_mean = nnx.BatchStat(jnp.full(config.image_shape, 0.5))
+        self.image_mean = nnx.BatchStat(jnp.full(config.image_shape, 0.5, jnp.float32))
 
     def encode(self, image: UInt[Array, "B H W C"], key: PRNGKeyArray | None = None) -> Float[Array, "B Z"]:
         """The codes: n(x), or the end of a search. key: of the noise of the search or of the code; None: without noise."""

@@ -218,7 +218,7 @@ class NVAE(nnx.Module):
         parameters = self.head.size * (channels if self.head.channelwise else 1)
         self.encoder, self.decoder = drawn(lambda rngs: (Encoder(config, rngs), Decoder(config, parameters, rngs)), rngs.params())
         shapes = [(n, size) for n, _, size in (w.shape for w in matrices(self))]
-        self.vectors = nnx.List([nnx.Variable(jnp.full(shape, shape[1] ** -0.5)) for shape in shapes])
+        self.vectors = nnx.List([nnx.Variable(jnp.full(shape, shape[1] ** -0.5, jnp.float32)) for shape in shapes])
         self.steps = nnx.Variable(jnp.zeros(()))
         self.kl = nnx.Variable(jnp.zeros(sum(config.groups)))
 
