@@ -20,9 +20,13 @@ def train(words: Sequence[str], out: Path, err: Path, patch: Callable[[], None] 
     for path, descriptor in ((out, 1), (err, 2)):
         with open(path, "wb") as file:
             os.dup2(file.fileno(), descriptor)
+    from compiling import collect_rarely, share_context
+
     from jaxgen import __main__, cli
     from jaxgen.runs import report
 
+    collect_rarely()
+    share_context()
     cli.finish = lambda experiment: None
     report.Reporter.curve = lambda self: None
     if patch is not None:

@@ -42,7 +42,7 @@ def random(config: Config, outputs: int) -> DenoisingNetwork:
     """A network whose weights are all random, also those that are zero at first."""
     shapes = jax.eval_shape(lambda: DenoisingNetwork(config, outputs, nnx.Rngs(0)))
     generator = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(0.5 * generator.standard_normal(leaf.shape, np.float32)), shapes)
+    return jax.device_put(jax.tree.map(lambda leaf: 0.5 * generator.standard_normal(leaf.shape, np.float32), shapes))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -186,7 +186,7 @@ def test_the_learned_schedule_rises_between_its_ends_and_evenness_has_the_gradie
 
 def test_guidance_of_zero_is_the_conditional_model_and_known_pixels_are_kept():
     shapes, generator = jax.eval_shape(lambda: fresh(IMAGES)), np.random.default_rng(0)
-    model = jax.tree.map(lambda leaf: jnp.asarray(generator.standard_normal(leaf.shape, np.float32)), shapes)
+    model = jax.device_put(jax.tree.map(lambda leaf: np.asarray(generator.standard_normal(leaf.shape, np.float32)), shapes))
     x, label = jax.random.normal(KEY, (4, 2, 2, 1)), jnp.asarray([0, 1, 1, 0])
     plain = model.network(x, jnp.full(4, 0.6), label)
     alpha, sigma = (part(jnp.float32(0.6)) for part in model.schedule)

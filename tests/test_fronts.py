@@ -130,7 +130,7 @@ def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, entry, n):
 
 def test_the_number_of_flops_is_that_of_the_form_by_rows():
     """In fronts some pixels outside the image are computed too, which do not count."""
-    model = build(PixelCNNConfig(image_shape=(5, 4, 1), levels=2, layers=2, width=16, head_width=8))
+    model = nnx.eval_shape(lambda: build(PixelCNNConfig(image_shape=(5, 4, 1), levels=2, layers=2, width=16, head_width=8)))
     known = checks.check_known(None, 1, (5, 4, 1), 2)
     rows = benchmark.product_flops(lambda model: drawn_by(sampling.by_rows, model, jax.random.key(0), None, known, jnp.float32(1)), model)
     assert benchmark.flops_per_image(model) == rows
@@ -140,12 +140,13 @@ def test_the_number_of_flops_is_that_of_the_form_by_rows():
 @pytest.mark.parametrize("faster", [True, False])
 def test_sample_takes_the_form_that_is_faster(monkeypatch, faster):
     config = PixelCNNConfig(image_shape=(16, 16, 1), levels=2, layers=1, width=16 if faster else 64, head_width=4)
-    model, called = build(config), []
+    model, called = nnx.eval_shape(lambda: build(config)), []
     for module, name in ((autoregressive, "by_rows"), (pixelcnn, "in_fronts")):
         form = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, name=name, form=form: called.append(name) or form(*args))
     sampling._sample.clear_cache()
     jax.eval_shape(lambda model: model.sample(jax.random.key(0), 2), model)
     assert called == ["in_fronts" if faster else "by_rows"] and model.draws_in_fronts == faster
-    assert not build(PixelCNNConfig(image_shape=(8, 8, 1), width=16)).draws_in_fronts, "too many pixels outside so small an image"
+    small = nnx.eval_shape(lambda: build(PixelCNNConfig(image_shape=(8, 8, 1), width=16)))
+    assert not small.draws_in_fronts, "too many pixels outside so small an image"
     sampling._sample.clear_cache()

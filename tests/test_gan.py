@@ -36,7 +36,7 @@ def weights(name: str) -> GAN:
 
 def make(name: str) -> GAN:
     """A new model, always with the same weights."""
-    return jax.tree.map(jnp.array, weights(name))
+    return jax.device_put(jax.tree.map(np.array, weights(name)))
 
 
 def batch(config: GANConfig, n: int = 6) -> dict:
@@ -78,7 +78,7 @@ def test_the_gradient_of_the_one_loss_is_bitwise_the_two_separate_gradients(name
         )
         return one, *two, players
 
-    gradient, only_generator, only_discriminator, wanted = gradients(model)
+    gradient, only_generator, only_discriminator, wanted = jax.device_get(gradients(model))
     assert equal(gradient.generator, only_generator.generator)
     assert equal(gradient.discriminator, only_discriminator.discriminator)
     for other in (only_generator.discriminator, only_discriminator.generator):

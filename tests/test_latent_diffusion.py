@@ -18,7 +18,7 @@ CONFIG = LatentDiffusionConfig(VAEConfig((2, 2, 1), 3, 2, latent=2, hidden=(4,))
 
 def random(config: LatentDiffusionConfig) -> LatentDiffusion:
     shapes, generator = jax.eval_shape(lambda: LatentDiffusion(config, rngs=nnx.Rngs(0))), np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(0.5 * generator.standard_normal(leaf.shape), jnp.float32), shapes)
+    return jax.device_put(jax.tree.map(lambda leaf: np.float32(0.5 * generator.standard_normal(leaf.shape)), shapes))
 
 
 def test_with_an_exact_standard_normal_prior_the_bound_is_that_of_the_vae_and_codes_are_standard_normal():

@@ -49,11 +49,17 @@ def labels_of(n: int, config):  # 0, 1, 2, ... for a conditional model, None for
 
 
 def drawn(config):
-    """A fresh model, with normal numbers of numpy: XLA compiles those of jax.random once for every weight, a third of all time."""
+    """A fresh model, with normal numbers of numpy: XLA compiles those of jax.random once for every weight, a third of all time.
+
+    The constants are numpy's, too, so that nothing is compiled for a model all of whose weights are of these two kinds.
+    """
     generator = np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax.random, "normal", lambda key, shape, dtype=jnp.float32: jnp.asarray(generator.standard_normal(shape, dtype)))
-        return jax.jit(lambda: MODELS[type(config)](config, rngs=nnx.Rngs(0)))()
+        patch.setattr(jax.random, "normal", lambda key, shape, dtype=np.float32: generator.standard_normal(shape, dtype))
+        for name in ("zeros", "ones", "full"):
+            patch.setattr(jnp, name, getattr(np, name))
+        model = MODELS[type(config)](config, rngs=nnx.Rngs(0))
+    return jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32 if leaf.dtype == np.float64 else leaf.dtype), model))
 
 
 def trained(config, learning_rate: float):

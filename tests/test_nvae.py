@@ -25,7 +25,7 @@ EVERY = jnp.asarray(list(product((0, 1), repeat=2)), jnp.uint8).reshape(4, 1, 2,
 def random(config: NVAEConfig) -> NVAE:
     """A model whose weights are all random, also those that are zero at first."""
     shapes, generator = jax.eval_shape(lambda: NVAE(config, rngs=nnx.Rngs(0))), np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(0.5 * generator.standard_normal(leaf.shape, np.float32)), shapes)
+    return jax.device_put(jax.tree.map(lambda leaf: np.asarray(0.5 * generator.standard_normal(leaf.shape, np.float32)), shapes))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_three_resolutions_are_trained_and_the_loss_is_its_formula():
     assert (kls[1] == 0).all() and (kls[-1] > 1e-4).all(), kls
     assert int(model.steps[...]) == 14
     np.testing.assert_array_equal(model.kl[...], kls[-1])
-    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(nnx.state(model, nnx.Param)), strict=True)
+    pairs = zip(*map(jax.tree.leaves, jax.device_get((before, nnx.state(model, nnx.Param)))), strict=True)
     assert all((one != two).any() for one, two in pairs)
     for w, v in zip(residual_cells.matrices(model), model.vectors, strict=True):
         exact = np.linalg.norm(np.asarray(w, np.float64), 2, axis=(1, 2))

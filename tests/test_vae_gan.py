@@ -27,7 +27,7 @@ def weights(config: VAEGANConfig) -> VAEGAN:
 
 def make(config: VAEGANConfig) -> VAEGAN:
     """A new model, always with the same weights."""
-    return jax.tree.map(jnp.array, weights(config))
+    return jax.device_put(jax.tree.map(np.array, weights(config)))
 
 
 def batch_of(config, n: int = 6) -> dict:
@@ -70,7 +70,7 @@ def test_each_term_trains_its_own_networks(name):
         terms = [jax.grad(lambda m, i=i: m.adversarial_losses(batch["image"], key_z, **given)[i])(model) for i in (0, 1)]
         return jax.grad(lambda m: m.loss(batch, KEY)[0])(model), bound, *terms
 
-    whole, bound, of_generator, of_discriminator = (nnx.to_pure_dict(nnx.state(tree)) for tree in gradients(model))
+    whole, bound, of_generator, of_discriminator = (nnx.to_pure_dict(nnx.state(tree)) for tree in jax.device_get(gradients(model)))
     for part in ("features", "posterior", "discriminator", "realness"):
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_generator[part]))
     for part in OF_THE_VAE:
