@@ -78,12 +78,18 @@ def collect_rarely() -> None:
     gc.set_threshold(50_000, 10, 20)
 
 
+def in_a_process() -> None:
+    """What makes the tests' own process fast and has no settings, for a process that a test starts."""
+    collect_rarely()
+    share_context()
+    say_little_of_tracers()
+
+
 IN_A_PROCESS = f"""
 import sys
 sys.path.append({os.path.dirname(os.path.abspath(__file__))!r})
 import compiling
 sys.path.pop()
-compiling.collect_rarely()
-compiling.share_context()
+compiling.in_a_process()
 """
-"""The same two for a program that a test starts, once it has imported what it needs."""
+"""`in_a_process` for a program that a test starts, once it has imported what it needs."""

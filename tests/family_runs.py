@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from all_models import CONFIGS, data_of, model_of
-from compiling import collect_rarely, share_context
+from compiling import in_a_process
 from forked_runs import SERVER
 
 from jaxgen import experiment
@@ -30,8 +30,7 @@ CLOSED_FORM = "pca of points"
 
 def train_all(folder: Path, names: list[str], killed_in_its_save: bool = False) -> None:
     """Trains these models, or goes on, with steps of 20 ms, so that a kill falls between them; that in closed form has a single save."""
-    collect_rarely()
-    share_context()
+    in_a_process()
     go_on = interruption.Interruption.__call__
     interruption.Interruption.__call__ = lambda self, step: time.sleep(0.02) or go_on(self, step)
     report.Reporter.curve = lambda self: None  # half of the time of such a run

@@ -20,13 +20,12 @@ def train(words: Sequence[str], out: Path, err: Path, patch: Callable[[], None] 
     for path, descriptor in ((out, 1), (err, 2)):
         with open(path, "wb") as file:
             os.dup2(file.fileno(), descriptor)
-    from compiling import collect_rarely, share_context
+    from compiling import in_a_process
 
     from jaxgen import __main__, cli
     from jaxgen.runs import report
 
-    collect_rarely()
-    share_context()
+    in_a_process()
     cli.finish = lambda experiment: None
     report.Reporter.curve = lambda self: None
     if patch is not None:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 from all_models import CONFIGS, batch_of, data_of, model_of, players, with_a
-from compiling import collect_rarely, share_context
+from compiling import in_a_process
 from flax import nnx
 
 from jaxgen import config, evaluation, sharding, training
@@ -79,7 +79,6 @@ def one_evaluation(name: str, folder: Path) -> dict[str, float]:
 
 if __name__ == "__main__":
     assert jax.device_count() == 8
-    collect_rarely()
-    share_context()
+    in_a_process()
     found = {name: (two_steps if name in with_a("loss") else one_evaluation)(name, Path(sys.argv[1])) for name in sys.argv[2:]}
     print(json.dumps(found, default=np.ndarray.tolist))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import share_context, virtual_devices
+from compiling import in_a_process, virtual_devices
 from flax import nnx
 
 from jaxgen import sharding
@@ -249,7 +249,7 @@ def test_peers_are_looked_for_where_a_scheduler_names_them(variables, several, m
 
 
 if __name__ == "__main__":
-    share_context()
+    in_a_process()
     sharding.start_distributed()
     for size in map(int, sys.argv[2:]):
         arrays = train(size)
