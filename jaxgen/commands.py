@@ -179,7 +179,7 @@ class Reconstruct(_OfCodes):
 
 @dataclass(frozen=True)
 class Interpolate(_OfCodes):
-    """What decodes from the codes between two images of a split, which are outlined; one pair in each row."""
+    """What decodes from the codes between two images of a split, which are outlined, a pair in each row; GANs: two draws of noise."""
 
     n: int = 8
     """how many pairs are shown: images 0 and 1, 2 and 3, ..."""
@@ -187,11 +187,14 @@ class Interpolate(_OfCodes):
     """codes in a row, the first and the last image's own among them"""
     way: Literal["linear", "spherical"] = "linear"
     """straight lines between codes, or arcs around zero"""
+    seed: int = 0
+    """GANs: the same seed draws the same noise"""
 
     def __post_init__(self):
         super().__post_init__()
         _check_least(self, "n")
         _check_least(self, "steps", least=2)
+        _check_seed(self)
 
 
 @dataclass(frozen=True)

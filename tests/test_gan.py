@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from jaxgen import sharding, training
-from jaxgen.data import DataConfig
+from jaxgen.data import DataConfig, load
 from jaxgen.data import points as ring
 from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment, train
@@ -263,7 +263,7 @@ def test_a_restart_that_cannot_begin_deletes_nothing(tmp_path):
     assert train(run, restart=True) == 0
 
 
-# --- The ring -----------------------------------------------------------------------------------------------------------------------
+# --- The ring and the grid ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_ring_is_a_data_set():
@@ -275,14 +275,21 @@ def test_the_ring_is_a_data_set():
     assert sum(int(mask.sum()) for _, mask in test.epoch(4096)) == len(test)
 
 
-def test_ring_points_are_the_eight_gaussians():
-    points = ring.ring("test").images
-    offset = points[:, None] - ring.centres()[None]
+@pytest.mark.parametrize(("name", "count", "scale"), [("ring", 8, 0.02), ("grid", 25, 0.05)])
+def test_points_are_those_of_the_gaussians(name, count, scale):
+    test = load(name, "test")
+    points, centres = test.images, test.facts["centres"]
+    offset = points[:, None] - centres[None]
     mode = np.linalg.norm(offset, axis=-1).argmin(1)
-    assert np.abs(np.bincount(mode, minlength=8) / len(points) - 1 / 8).max() < 0.015
+    assert len(centres) == count and np.abs(np.bincount(mode, minlength=count) / len(points) - 1 / count).max() < 0.015
     within = offset[np.arange(len(points)), mode]
-    np.testing.assert_allclose(within.std(0), ring.SCALE, rtol=0.03)
+    np.testing.assert_allclose(within.std(0), scale, rtol=0.03)
+    assert test.facts["scale"] == scale
+
+
+def test_the_centres_are_on_a_circle_and_on_a_square():
     np.testing.assert_allclose(np.linalg.norm(ring.centres(), axis=1), 2, rtol=1e-6)
+    assert {tuple(centre) for centre in ring.grid_centres().tolist()} == {(x, y) for x in range(-4, 5, 2) for y in range(-4, 5, 2)}
 
 
 def test_a_short_training_spreads_over_the_ring():

@@ -106,6 +106,20 @@ def test_the_ends_of_a_way_are_the_reconstructions_and_its_middle_is_half_way(na
         assert (drawn[:, 1] == np.asarray(picture(model, np.asarray(middle), given))).mean() > 0.97
 
 
+@pytest.mark.parametrize("name", ["gan", "conditional_gan"])
+def test_without_an_encoder_a_way_goes_from_one_draw_of_noise_to_another(name):
+    model, (first, last), key = model_of(name), pairs(name), jax.random.key(5)
+    drawn = latent.interpolate(model, first, last, 3, "spherical", key)
+    z = np.asarray(model.noise(key, 6))
+    between, given = latent.spherical(z[:3], z[3:], 3), {}
+    for place in range(3):
+        if "label" in model.config.features:
+            one, other = (np.eye(3, dtype=np.float32)[batch["label"]] for batch in (first, last))
+            given = {"label": one + (other - one) * np.float32(place / 2)}
+        assert (drawn[:, place] == np.asarray(picture(model, between[:, place], given))).mean() > 0.97
+    assert not np.array_equal(drawn, latent.interpolate(model, first, last, 3, "spherical", jax.random.key(6)))
+
+
 @pytest.mark.parametrize("name", CODES)
 def test_codes_of_a_set_and_reconstructions_are_those_of_the_model(name):
     dataset, model = data_of(CONFIGS[name]), model_of(name)

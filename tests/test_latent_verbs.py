@@ -25,7 +25,7 @@ CODES += ["implicit_autoencoder by REINFORCE", "pca", "nvae"]
 EXACT_OF_A_LABEL = [name for name in CONFIGS if name.endswith(" of a label") and name != "vae of a label"]
 APPLIES = {  # command -> the models of the table that it works on
     "reconstruct": [*CODES, "vqvae", "vqvae2_codes", "vqvae2"],
-    "interpolate": CODES,
+    "interpolate": [*CODES, "gan", "conditional_gan"],
     "traverse": CODES,
     "codemap": [*CODES, "pca of points"],
     "neighbours": [name for name in ONE_EACH.values() if name not in ("classifier", "language_model")],

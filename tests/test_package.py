@@ -136,6 +136,7 @@ ROOMS = {
         "first_line": {"drawing", "final_report"},
         "quality": {"drawing"},
         "latent_verbs": {"drawing"},
+        "game": {"drawing"},
         "__init__": set(),
     },
     "runs": {

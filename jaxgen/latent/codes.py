@@ -5,7 +5,8 @@ A model with vectors as codes has two methods,
     encode(x, **given) -> z [B, Z], or (mean, log variance) of q(z | x), [B, Z] each
     picture(z, **given) -> x                       what a code decodes to; of images the most probable or the nearest level of each pixel
 
-(PCA, VAE, Autoencoder, NVAE; the code of an example is then z, or the mean). The ways between two codes a and b, for t from 0 to 1:
+(PCA, VAE, Autoencoder, NVAE; the code of an example is then z, or the mean). A GAN has no `encode`, but `noise(key, n) -> z [n, Z]`, so
+there are ways between its draws of noise. The ways between two codes a and b, for t from 0 to 1:
 
     linear:     z_t = (1 - t) a + t b
     spherical:  z_t = r_t (cos(t w) u + sin(t w) v),   r_t = (1 - t) |a| + t |b|,   w = the angle between a and b
@@ -22,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Num, PRNGKeyArray
 
 from jaxgen import sharding
 from jaxgen.data.features import given_to
@@ -62,6 +63,13 @@ class CodeMap(NamedTuple):
 def check_codes(model: Any) -> None:
     """ConfigError unless the codes of the model are vectors."""
     _check_methods(model, "a model whose codes are vectors", "encode", "picture")
+
+
+def check_walks(model: Any) -> None:
+    """ConfigError unless the model decodes vectors: codes of examples, or noise."""
+    if not (hasattr(model, "picture") and (hasattr(model, "encode") or hasattr(model, "noise"))):
+        have = f"{models_with('encode', 'picture')}) or noise ({models_with('noise', 'picture')}"
+        raise ConfigError("model", f"a model that decodes vectors, codes ({have})", type(model).__name__)
 
 
 def check_reconstructs(model: Any) -> None:
@@ -124,16 +132,21 @@ def spherical(first: Float[Any, "B Z"], last: Float[Any, "B Z"], n: int) -> Floa
 
 
 def interpolate(
-    model: Any, first: dict, last: dict, n: int, way: Literal["linear", "spherical"] = "linear"
+    model: Any, first: dict, last: dict, n: int, way: Literal["linear", "spherical"] = "linear", key: PRNGKeyArray | None = None
 ) -> Num[np.ndarray, "B T ..."]:
     """What decodes from n codes between those of the examples of two batches, one pair a row; the ends are their reconstructions.
 
+    A model without an encoder goes from one draw of noise to another, `noise(key, 2 B)`: the first B and the last B of them.
     What the model is given goes from one example's to the other's too: vectors, and the weights of the classes, on straight lines; all
-    else is that of the first. ConfigError for a model whose codes are not vectors, and for n below 2.
+    else is that of the first. ConfigError for a model that decodes no vectors, and for n below 2.
     """
-    check_codes(model)
+    check_walks(model)
     way = {"linear": linear, "spherical": spherical}[way]
-    codes = [_codes(model, batch) for batch in (first, last)]
+    if hasattr(model, "encode"):
+        codes = [_codes(model, batch) for batch in (first, last)]
+    else:
+        pairs = len(first[model.config.modelled])
+        codes = np.split(sharding.to_host(model.noise(jax.random.key(0) if key is None else key, 2 * pairs)), 2)
     between = way(*codes, n)
     given = {name: _given_between(model, name, *ends, n) for name, ends in _pairs(model, first, last).items()}
     pictures = _pictures(model, between.reshape(-1, between.shape[-1]), given)

@@ -130,6 +130,23 @@ class GAN(nnx.Module):
 
         return advance
 
+    def noise(self, key: PRNGKeyArray, n: SupportsIndex, truncation: float | None = None) -> Float[Array, "n Z"]:
+        """n draws of z. truncation: numbers are drawn between -truncation and truncation only. ConfigError unless it is positive."""
+        shape = check_count(n), self.config.latent
+        if truncation is None:
+            return jax.random.normal(key, shape)
+        if truncation > 0:
+            return jax.random.truncated_normal(key, -truncation, truncation, shape)
+        raise ConfigError("truncation", "a positive number or None", truncation)
+
+    def picture(self, z: Float[Array, "B Z"], label=None) -> Num[Array, "B ..."]:
+        """G(z) as `sample` gives it: images of levels, or points. label: as in `sample`."""
+        label = check_label(label, self.config.num_classes, z.shape[0])
+        x = self.generate(z, **({} if label is None else {"label": label}))
+        if not self._discrete:
+            return x
+        return jnp.round((x + 1) * ((self.config.levels - 1) / 2)).astype(smallest_unsigned(self.config.levels))
+
     def sample(self, key: PRNGKeyArray, n: SupportsIndex, label=None, truncation: float | None = None) -> Num[Array, "n ..."]:
         """n images [n, H, W, C] of the smallest unsigned type for their levels, or n points float32 [n, d].
 
@@ -137,19 +154,7 @@ class GAN(nnx.Module):
         distribution between -truncation and truncation only (Brock et al. 2019): the smaller, the more typical and alike the samples are.
         """
         check_key(key)
-        n = check_count(n)
-        label = check_label(label, self.config.num_classes, n)
-        shape = n, self.config.latent
-        if truncation is None:
-            z = jax.random.normal(key, shape)
-        elif truncation > 0:
-            z = jax.random.truncated_normal(key, -truncation, truncation, shape)
-        else:
-            raise ConfigError("truncation", "a positive number or None", truncation)
-        x = self.generate(z, **({} if label is None else {"label": label}))
-        if not self._discrete:
-            return x
-        return jnp.round((x + 1) * ((self.config.levels - 1) / 2)).astype(smallest_unsigned(self.config.levels))
+        return self.picture(self.noise(key, n, truncation), label)
 
     @property
     def _discrete(self) -> bool:

@@ -15,7 +15,7 @@ from jaxgen.data import Dataset
 from jaxgen.data.class_names import names_of
 from jaxgen.data.features import Image
 from jaxgen.errors import ConfigError
-from jaxgen.latent.codes import check_codes, check_reconstructs
+from jaxgen.latent.codes import check_codes, check_reconstructs, check_walks
 from jaxgen.latent.generative_classifier import check_model
 from jaxgen.latent.neighbours import check_distances
 from jaxgen.reports.drawing import draw_for, modelled, write_file
@@ -43,12 +43,17 @@ def reconstruct(options: Any, experiment: Any, model: Any, read: Read, out: Call
 
 
 def interpolate(options: Any, experiment: Any, model: Any, read: Read, out: Callable) -> None:
-    """Pairs of images, outlined, and between them what decodes from the codes between theirs."""
+    """Pairs of images, outlined, and between them what decodes from the codes between theirs; of a model without an encoder what decodes
+    between two draws of noise."""
     _check_images(model)
-    check_codes(model)
+    check_walks(model)
     path, dataset = out("interpolations.png"), read(options.split)
     first, last = (dataset.source.read((2 * np.arange(options.n) + end) % len(dataset)) for end in (0, 1))
-    pictures = latent.interpolate(model, first, last, options.steps, options.way)
+    pictures = latent.interpolate(model, first, last, options.steps, options.way, jax.random.key(options.seed))
+    if not hasattr(model, "encode"):
+        _write(path, model, pictures.reshape(-1, *pictures.shape[2:]), options.steps)
+        announce(f"{options.n} {options.way} ways of {options.steps} codes between two draws of noise: {path}")
+        return
     rows = np.concatenate([first["image"][:, None], pictures, last["image"][:, None]], axis=1)
     columns = options.steps + 2
     ends = np.arange(options.n * columns) % columns
@@ -141,9 +146,11 @@ def _check_images(model: Any) -> None:
         raise ConfigError("model", "a model of images", f"{type(model).__name__} of {modelled(model).said}")
 
 
-def _write(path: Any, model: Any, images: np.ndarray, columns: int, outlined: np.ndarray, names: list[str] | None = None) -> None:
+def _write(
+    path: Any, model: Any, images: np.ndarray, columns: int, outlined: np.ndarray | None = None, names: list[str] | None = None
+) -> None:
     """A grid of images, some of them outlined, bool [n], with a caption each."""
-    mask = np.broadcast_to(outlined[:, None, None], images.shape[:3])
+    mask = None if outlined is None else np.broadcast_to(outlined[:, None, None], images.shape[:3])
     write_file(path, figures.png(figures.image_grid(images, modelled(model).levels, mask, columns, names)))
 
 

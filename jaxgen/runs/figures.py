@@ -191,6 +191,19 @@ def png(picture: UInt8[np.ndarray, "height width 3"]) -> bytes:
     return buffer.getvalue()
 
 
+def gif(pictures: UInt8[np.ndarray, "n height width 3"], milliseconds: int = 120, colors: int = 64) -> bytes:
+    """The RGB pictures one after the other, again and again, as the bytes of a GIF file. milliseconds: how long each is shown.
+
+    colors: of each picture, 2 to 256; the format has no more, and fewer make smaller files.
+    """
+    from PIL import Image
+
+    frames = [Image.fromarray(picture).quantize(colors, dither=Image.Dither.NONE) for picture in pictures]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+    return buffer.getvalue()
+
+
 def pixels(content: bytes) -> UInt8[np.ndarray, "height width 3"]:
     """The RGB picture of a PNG file's bytes."""
     from PIL import Image
