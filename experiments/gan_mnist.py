@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from jaxgen.cli import Experiment, main
 from jaxgen.data import DataConfig
+from jaxgen.experiment import ReportConfig
 from jaxgen.models import ConditionalGANConfig
-from jaxgen.runs.report import ReportConfig
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 config = Experiment(

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def families() -> set[str]:
     """What a model or a data set is called: classes of models and their configurations, their files, sets with a name of their own."""
     classes = {cls for pair in MODELS.items() for cls in pair}
-    return {cls.__name__ for cls in classes} | {cls.__module__.split(".")[-1] for cls in classes} | {"digits", "ring", "grid"}
+    return {cls.__name__ for cls in classes} | {cls.__module__.split(".")[-1] for cls in classes} | {"digits", "ring", "Ring"}
 
 
 def branches(syntax, names):
