@@ -49,10 +49,7 @@ def labels_of(n: int, config):  # 0, 1, 2, ... for a conditional model, None for
 
 
 def drawn(config):
-    """A fresh model, with normal numbers of numpy: XLA compiles those of jax.random once for every weight, a third of all time.
-
-    The constants are numpy's, too, so that nothing is compiled for a model all of whose weights are of these two kinds.
-    """
+    """A fresh model, its normal numbers and constants by numpy: XLA compiles those of jax for every weight, a third of all time."""
     generator = np.random.default_rng(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.random, "normal", lambda key, shape, dtype=np.float32: generator.standard_normal(shape, dtype))
