@@ -33,7 +33,7 @@ PARAMETERS = {
     "diffusion_digits": (177_476, 10_932),
     "diffusion_mnist": (688_033, 41_985),
     "gan_digits": (75_394, 75_394),
-    "gan_mnist": (0, 0),
+    "gan_mnist": (336_386, 71_810),
     "gan_ring": (34_179, 34_179),
     "gated_pixelcnn_cifar10": (119_412_864, 72_072),
     "gated_pixelcnn_digits": (219_425, 13_921),
