@@ -15,11 +15,13 @@ from -1 to 1 in 64 bins, the sum over bins of the smaller share of outputs and t
 Below, the difference of the absolute error of RUN from that of each, image by image, with its standard error.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
+import tyro
 
 import jaxgen
 from jaxgen import data, evaluation
@@ -78,15 +80,21 @@ def picture(columns: dict[str, np.ndarray], rows: np.ndarray, path: Path) -> Non
     print(f"columns {', '.join(columns)}: {path}")
 
 
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    run: tyro.conf.Positional[str]  # run directory of pix2pix
+    ablation: tyro.conf.Positional[str]  # run directory of the same with --model.adversarial 0
+    data: str = "photographs"  # the data set that they were trained on
+    split: Literal["train", "validation", "test"] = "test"  # whose pairs are compared
+    first: int | None = None  # only so many pairs of the split; None: all
+    out: str | None = None  # the picture; None: pairs.png in RUN
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run")
-    parser.add_argument("ablation")
-    parser.add_argument("--data", default="photographs")
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
-    parser.add_argument("--first", type=int)
-    parser.add_argument("--out")
-    asked = parser.parse_args()
+    """The table, the differences and the picture."""
+    asked = tyro.cli(Options, description=__doc__)
     train, validation, test = (data.load(asked.data, split, pairs="grey") for split in ("train", "validation", asked.split))
     n = min(asked.first or len(test), len(test))
     test = data.Dataset(test.source.select(np.arange(n)), test.name, asked.split)

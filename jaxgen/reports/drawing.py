@@ -57,8 +57,7 @@ def with_inputs(model, dataset: Dataset, samples: np.ndarray) -> np.ndarray:
 
 def _examples_for(model, dataset: Dataset, n: int) -> dict:
     """The batch of n rows for which `draw_for` draws."""
-    each = 1 if hasattr(model, "translate") else COMPLETIONS_EACH
-    return dataset.source.read(np.arange(n) // each % len(dataset))
+    return first_examples(dataset, n, 1 if hasattr(model, "translate") else COMPLETIONS_EACH)
 
 
 def _each_in_turn(model, n: int) -> np.ndarray:
@@ -99,9 +98,9 @@ def given_with(model, batch: dict, label: int | np.ndarray | None = None) -> dic
     return given_to(model.config, batch) | ({} if label is None else {"label": label})
 
 
-def first_examples(dataset: Dataset, n: int) -> dict:
-    """A batch of n rows: the set's first examples, each repeated COMPLETIONS_EACH times in a row."""
-    return dataset.source.read(np.arange(n) // COMPLETIONS_EACH % len(dataset))
+def first_examples(dataset: Dataset, n: int, each: int = COMPLETIONS_EACH) -> dict:
+    """A batch of n rows: the set's first examples, each repeated `each` times in a row."""
+    return dataset.source.read(np.arange(n) // each % len(dataset))
 
 
 def small_shape(model) -> tuple[int, int, int] | None:
