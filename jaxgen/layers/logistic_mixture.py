@@ -87,14 +87,14 @@ class DiscretizedLogistic:
     def sample(self, parameters: Float[Array, "*shape 2"], noise: Float[Array, "*shape"], temperature=1.0) -> Int[Array, "*shape"]:
         """A level for each element; the temperature multiplies the scales."""
         scale = jnp.exp(jnp.maximum(parameters[..., 1], LOWEST_LOG_SCALE)) * temperature
-        return _to_level(parameters[..., 0] + scale * noise, self.levels)
+        return to_level(parameters[..., 0] + scale * noise, self.levels)
 
     def best(self, parameters: Float[Array, "*shape 2"]) -> Int[Array, "*shape"]:
         """The level nearest to the mean, which is the most probable one unless the mean is near an end of the range."""
-        return _to_level(parameters[..., 0], self.levels)
+        return to_level(parameters[..., 0], self.levels)
 
 
-def _to_level(value: Float[Array, "*shape"], levels: int) -> Int[Array, "*shape"]:
+def to_level(value: Float[Array, "*shape"], levels: int) -> Int[Array, "*shape"]:
     """The level nearest to a value on [-1, 1]; values outside go to the lowest or the highest."""
     return jnp.round((jnp.clip(value, -1, 1) + 1) * ((levels - 1) / 2)).astype(jnp.int32)
 
@@ -169,5 +169,5 @@ class DiscretizedLogisticMixture:
         for c in range(self.channels):
             mean = self._mean(means, coefficients, [scale_pixels(level, self.levels) for level in drawn], c)[..., 0]
             value = mean + jnp.exp(log_scales[..., c, 0]) * temperature * logistic[..., c]
-            drawn.append(_to_level(value, self.levels))
+            drawn.append(to_level(value, self.levels))
         return jnp.stack(drawn, axis=-1)

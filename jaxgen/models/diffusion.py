@@ -62,6 +62,7 @@ from jaxgen.layers.denoising_mlp import MLPDenoiserConfig
 from jaxgen.layers.denoising_network import DenoisingNetwork, check_network
 from jaxgen.layers.dit import DiTConfig
 from jaxgen.layers.learned_schedule import FIRST_ENDS, RisingLogRatio
+from jaxgen.layers.logistic_mixture import to_level
 from jaxgen.layers.unet import UNetConfig
 
 BETAS = {"linear": linear_betas, "cosine": cosine_betas, "sohl_dickstein": sohl_dickstein_betas}
@@ -317,5 +318,5 @@ def _sample(model: Diffusion, key: PRNGKeyArray, label, image, mask, *, n: int, 
             return x + jnp.exp(0.5 * model.log_ratio(jnp.float32(0))) * jax.random.normal(key_last, x.shape)
     if not model._discrete:
         return x
-    levels = jnp.round((jnp.clip(x, -1, 1) + 1) * ((config.levels - 1) / 2)).astype(smallest_unsigned(config.levels))
+    levels = to_level(x, config.levels).astype(smallest_unsigned(config.levels))
     return levels if mask is None else jnp.where(options["mask"], image, levels)

@@ -33,6 +33,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.layers import gan_networks
 from jaxgen.layers.adversarial import OBJECTIVES, ObjectiveName, PenaltyName, penalty
 from jaxgen.layers.convolutions import scale_pixels
+from jaxgen.layers.logistic_mixture import to_level
 from jaxgen.layers.spectral import spectral_layers
 from jaxgen.statistics import Statistic
 
@@ -145,7 +146,7 @@ class GAN(nnx.Module):
         x = self.generate(z, **({} if label is None else {"label": label}))
         if not self._discrete:
             return x
-        return jnp.round((x + 1) * ((self.config.levels - 1) / 2)).astype(smallest_unsigned(self.config.levels))
+        return to_level(x, self.config.levels).astype(smallest_unsigned(self.config.levels))
 
     def sample(self, key: PRNGKeyArray, n: SupportsIndex, label=None, truncation: float | None = None) -> Num[Array, "n ..."]:
         """n images [n, H, W, C] of the smallest unsigned type for their levels, or n points float32 [n, d].

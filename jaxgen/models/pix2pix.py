@@ -33,6 +33,7 @@ from jaxgen.errors import ConfigError, DataError
 from jaxgen.layers.adversarial import OBJECTIVES, ObjectiveName
 from jaxgen.layers.convolutions import scale_pixels
 from jaxgen.layers.image_to_image import PatchDiscriminator, UNetGenerator, patch_side
+from jaxgen.layers.logistic_mixture import to_level
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,7 @@ class Pix2Pix(nnx.Module):
 
     def translate(self, input: UInt[Array, "B H W I"], key: PRNGKeyArray) -> UInt[Array, "B H W C"]:
         """An output for each input, drawn with the z of the key: integers of the smallest unsigned type for their levels."""
-        y = self.generate(input, key)
-        return jnp.round((y + 1) * ((self.config.levels - 1) / 2)).astype(smallest_unsigned(self.config.levels))
+        return to_level(self.generate(input, key), self.config.levels).astype(smallest_unsigned(self.config.levels))
 
     def sample(self, key: PRNGKeyArray, n: SupportsIndex, input=None) -> UInt[Array, "n H W C"]:
         """n outputs, one for each of n inputs, or all for one input."""
