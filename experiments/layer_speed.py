@@ -19,9 +19,9 @@ import tyro
 from flax import nnx
 
 from jaxgen import benchmark
-from jaxgen.layers import attention, convolutions, denoising_mlp, dit, gated_resnet, masked, residual_cells, unet, weight_norm
+from jaxgen.layers import attention, convolutions, denoising_mlp, dit, gated_resnet, masked, recurrent, residual_cells, unet, weight_norm
 from jaxgen.layers.convolutions import EXACT
-from jaxgen.models import diagonal_bilstm, language_model, row_lstm, vqvae
+from jaxgen.models import diagonal_bilstm, row_lstm, vqvae
 
 SIZE, WIDTH, BATCH = 16, 64, 64
 SLOW = 0.1
@@ -72,7 +72,7 @@ def layers() -> dict[str, tuple[Any, Callable, tuple[int, ...]]]:
             lambda layer, x: layer(x, jnp.zeros(())),
             image,
         ),
-        "GRU": (language_model.GRU(WIDTH, rngs), recur, (BATCH, SIZE**2, WIDTH)),
+        "GRU": (recurrent.GRU(WIDTH, rngs), recur, (BATCH, SIZE**2, WIDTH)),
         DEPTHWISE: (residual_cells.Depthwise(WIDTH, 5, rngs), call, image),
         "Down 2 x 2": (residual_cells.Down(WIDTH, WIDTH, rngs), call, image),
         "Up 2 x 2": (residual_cells.Up(WIDTH, WIDTH, rngs), call, image),

@@ -83,7 +83,7 @@ ROOMS = {
     "layers": {
         "convolutions": set(),
         **dict.fromkeys(("attention", "autoregressive", "fronts", "logistic_mixture", "masked"), {"convolutions"}),
-        **dict.fromkeys(("residual_cells", "spectral", "weight_norm"), {"convolutions"}),
+        **dict.fromkeys(("recurrent", "residual_cells", "spectral", "weight_norm"), {"convolutions"}),
         "denoiser_parts": {"attention", "convolutions"},
         "denoising_mlp": {"denoiser_parts", "residual_cells"},
         "dit": {"denoiser_parts", "residual_cells"},

@@ -3,10 +3,10 @@
     p(x) = [prod_{i=1..n} p(x_i | x_<i)]  p(stop | x_1 .. x_n),      n the true length of x
 
     a_i = embedding(x_{i-1}),   x_0 = stop
-    r, u = sigmoid(W_ru a + U_ru h),   c = tanh(W_c a + r * (U_c h)),   h' = u h + (1 - u) c             each with biases
+    h_i = GRU(h_{i-1}, a_i),   h_0 = 0             layers/recurrent.py
     p(x_i | x_<i) = softmax(V h_i + d)
 
-Here h is the state before place i, zero before the first, and h_i = h' the one after it; * is elementwise. The input a of a second layer
+The input a of a second layer
 is the state h_i of the first. A string is a row of L tokens: its n tokens, then the stop token 0 and zeros, which do not count, so a string
 has the same probability in a longer row. For n = L the factor of the stop token is left out, as if it were 1: the probabilities of all
 strings of at most L tokens sum to one.
@@ -34,6 +34,7 @@ from jaxgen.data.features import Feature, Tokens
 from jaxgen.distributions import Categorical
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.layers.convolutions import add_bias, dot, normal, zeros
+from jaxgen.layers.recurrent import GRU
 from jaxgen.sampling import sample_sequence
 
 
@@ -69,25 +70,6 @@ class LanguageModelConfig:
             raise DataError("data", "strings of tokens, for a language model", ", ".join(features) or "none")
         tokens = features["tokens"]
         return {"length": tokens.length, "vocabulary": tokens.vocabulary, "symbols": tokens.symbols}
-
-
-class GRU(nnx.Module):
-    """One layer of gated recurrent units: h' from h and a."""
-
-    def __init__(self, width: int, rngs: nnx.Rngs):
-        self.inputs, self.input_bias = normal(rngs, (width, 3 * width), width), zeros((3 * width,))
-        self.state, self.state_bias = normal(rngs, (width, 3 * width), width), zeros((3 * width,))
-
-    def project(self, a: Float[Array, "... D"]) -> Float[Array, "... E"]:
-        """[W_r a + b, W_u a + b, W_c a + b] at places of any shape, E = 3D."""
-        return add_bias(dot(a, self.inputs[...]), self.input_bias[...])
-
-    def __call__(self, h: Float[Array, "B D"], projected: Float[Array, "B E"]) -> Float[Array, "B D"]:
-        """The next state h' from the state h and `project(a)`."""
-        reset, update, candidate = jnp.split(projected, 3, axis=-1)
-        of_state = jnp.split(add_bias(dot(h, self.state[...]), self.state_bias[...]), 3, axis=-1)
-        reset, update = jax.nn.sigmoid(reset + of_state[0]), jax.nn.sigmoid(update + of_state[1])
-        return update * h + (1 - update) * jnp.tanh(candidate + reset * of_state[2])
 
 
 class Cache(NamedTuple):
