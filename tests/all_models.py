@@ -39,6 +39,7 @@ from jaxgen.models import (
     NVAEConfig,
     PCAConfig,
     Pix2PixConfig,
+    StackGRUConfig,
     VAEConfig,
     VAEGANConfig,
     VQVAE2CodesConfig,
@@ -92,11 +93,13 @@ CONFIGS |= {
     "pca": PCAConfig(SHAPE, LEVELS, 3),
     "pca of points": PCAConfig((4,), 0, 2),
     "language_model": LanguageModelConfig(5, 4, ("a", "b", "c"), width=6, layers=2),
+    "stack_gru": StackGRUConfig(5, 4, ("a", "b", "c"), width=6, stack_width=2, stack_depth=3),
 }
 CONFIGS["pixelcnn_pp of a label"] = replace(CONFIGS["pixelcnn_pp of a label"], resolutions=1)  # the other one has two
 ONE_EACH = {type(config): name for name, config in CONFIGS.items()}  # of each model the last configuration, which is given most
 
-FLOAT32 = ["gan", "gan of points", "conditional_gan", "pix2pix", "classifier", "pca", "pca of points", "language_model"]
+FLOAT32 = ["gan", "gan of points", "conditional_gan", "pix2pix", "classifier", "pca", "pca of points"]
+FLOAT32 += ["language_model", "stack_gru"]
 NOT_FOR = {  # what a model does not have, why, and which models; a test finds that these are all
     "loss": ("fitted in closed form, so it has no gradient and no step to resume from", ["pca", "pca of points"]),
     "sample": ("gives the label of an image", ["classifier"]),

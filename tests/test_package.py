@@ -92,6 +92,7 @@ ROOMS = {
         "pixelcnn_fronts": {"convolutions", "fronts", "masked"},
         "gated_resnet": {"autoregressive", "convolutions", "weight_norm"},
         "learned_schedule": set(),
+        "strings": set(),
         "adversarial": set(),
         "gan_networks": {"convolutions", "spectral"},
         "image_to_image": {"convolutions"},

@@ -9,7 +9,7 @@ from model_table import TABLE
 from test_models import with_noise
 
 from jaxgen.errors import ConfigError
-from jaxgen.models.language_model import predicted
+from jaxgen.layers.strings import predicted
 from jaxgen.places import Places
 
 N, KEY = 3, jax.random.key(4)

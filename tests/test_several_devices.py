@@ -40,7 +40,8 @@ MORE = {
 }
 SPLIT = "vae"  # the model that is split over the devices
 STEPS = ["--train.steps=2", "--train.batch_size=16", "--train.log_every=1", "--train.eval_every=2"]
-DRAWN = {name: ["samples.txt" if name == "language_model" else "samples.png"] for name in RUNS | MORE if name != "classifier"}
+STRINGS = ["language_model", "stack_gru"]
+DRAWN = {name: ["samples.txt" if name in STRINGS else "samples.png"] for name in RUNS | MORE if name != "classifier"}
 DRAWN |= {name: ["completions.png", "samples.png"] for name in ["gated_pixelcnn", *MORE, "diffusion", "flow_matching"]}
 MORE |= {
     "conditional_gan": [*DIGITS, "--model.hidden=8", "--model.latent=4"],
@@ -57,11 +58,12 @@ MORE |= {
     "latent_diffusion": [*DIGITS, "--model.codes.hidden", "16", "--model.codes.latent=4", "--model.mlp.width=8", "--model.mlp.depth=1"]
     + ["--model.terms=2", "--model.sample_steps=2", "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"],
     "vqvae2_codes": [*DIGITS, "--model.codes=8", "--model.code_width=4", "--model.width=8", "--model.blocks=1"],
+    "stack_gru": ["--data.name={folder}/words.txt", "--model.width=6", "--model.stack_width=2", "--model.stack_depth=3"],
     "vqvae2": [*DIGITS, "--model.codes.codes=8", "--model.codes.width=8", "--model.top.width=8", "--model.lower.width=8"]
     + ["--model.top.blocks=1", "--model.lower.layers=1", "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"],
 }
 IMAGES = ["latent_diffusion", "vae_gan", "autoencoder", "implicit_autoencoder", "nvae", "vqvae", "vqvae2_codes", "vqvae2"]
-DRAWN |= dict.fromkeys([*IMAGES, "conditional_gan", "pix2pix"], ["samples.png"])
+DRAWN |= dict.fromkeys([*IMAGES, "conditional_gan", "pix2pix"], ["samples.png"]) | dict.fromkeys(STRINGS, ["samples.txt"])
 FOUR = [*RUNS, *(MORE if THOROUGH else [])]
 # One that is split, one whose loss is a mean over tokens, one without steps: what processes do differs between these.
 TWO_OF_TWO = FOUR if THOROUGH else ["vae", "language_model", "pca"]

@@ -23,6 +23,7 @@ from jaxgen.models.pixelcnn import PixelCNN, PixelCNNConfig
 from jaxgen.models.pixelcnn_pp import PixelCNNPP, PixelCNNPPConfig
 from jaxgen.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from jaxgen.models.row_lstm import RowLSTM, RowLSTMConfig
+from jaxgen.models.stack_gru import StackGRU, StackGRUConfig
 from jaxgen.models.vae import VAE, VAEConfig
 from jaxgen.models.vae_gan import VAEGAN, VAEGANConfig
 from jaxgen.models.vqvae import VQVAE, VQVAEConfig
@@ -54,6 +55,7 @@ MODELS = {
     ClassifierConfig: Classifier,
     PCAConfig: PCA,
     LanguageModelConfig: LanguageModel,
+    StackGRUConfig: StackGRU,
 }
 """Configuration class -> model class. From a file's configuration only these are built, unless the caller of `load` names others."""
 

@@ -1,0 +1,139 @@
+"""The stack-augmented GRU: its stack is a Python list; enumeration of a tiny language, padding, sampling; the plain GRU within it."""
+
+import dataclasses
+from math import log
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from all_models import with_weights
+from flax import nnx
+from test_language_model import all_strings
+
+from jaxgen.errors import ConfigError
+from jaxgen.models import LanguageModel, LanguageModelConfig, StackGRUConfig
+from jaxgen.models.stack_gru import move
+from jaxgen.sampling import sample_sequence
+
+TINY = StackGRUConfig(length=4, vocabulary=3, width=5, stack_width=2, stack_depth=3, top_k=2)
+PUSH, POP, KEEP = range(3)
+
+
+def moved(controls, values, depth: int):
+    """All stacks [T, N, B, W] that controls [T, B, 3] and values [T, B, W] make of an empty one."""
+    empty = jnp.zeros((depth, *values.shape[1:]))
+
+    def step(stack, inputs):
+        stack = move(stack, *inputs)
+        return stack, stack
+
+    return np.asarray(jax.jit(lambda c, v: jax.lax.scan(step, empty, (c, v))[1])(jnp.asarray(controls), jnp.asarray(values)))
+
+
+def test_hard_controls_are_a_list():
+    """1000 random programs, each with its own share of pushes, so that some overflow the stack and some pop what is empty."""
+    generator, depth, steps, programs = np.random.default_rng(0), 4, 24, 1000
+    shares = generator.dirichlet((1, 1, 0.5), programs)
+    actions = np.stack([generator.choice(3, steps, p=share) for share in shares], 1)  # [T, B]
+    values = generator.standard_normal((steps, programs, 2), np.float32)
+    stacks = moved(np.eye(3, dtype=np.float32)[actions], values, depth)
+    overflows = underflows = 0
+    for program in range(programs):
+        rows = []
+        for t in range(steps):
+            if actions[t, program] == PUSH:
+                overflows += len(rows) == depth
+                rows = [values[t, program], *rows][:depth]
+            elif actions[t, program] == POP:
+                underflows += not rows
+                rows = rows[1:]
+            wanted = np.zeros((depth, 2), np.float32)
+            wanted[: len(rows)] = np.reshape(rows, (-1, 2))
+            np.testing.assert_array_equal(stacks[t, :, program], wanted)
+    assert overflows > 1000 and underflows > 1000
+
+
+def test_soft_controls_stay_between_the_pushed_values_and_zero():
+    generator = np.random.default_rng(1)
+    controls = generator.dirichlet((0.4, 0.3, 0.3), (40, 200)).astype(np.float32)
+    values = generator.uniform(1, 2, (40, 200, 1)).astype(np.float32)  # far from the fill: a weight that is lost is seen
+    signs = np.sign(generator.standard_normal((1, 200, 1))).astype(np.float32)
+    stacks = moved(controls, values * signs, 5) * signs[None]
+    highest = np.maximum.accumulate(values, axis=0)[:, None]
+    assert (stacks >= 0).all() and (stacks <= highest * (1 + 1e-6)).all() and stacks.max() > 1
+    full = moved(np.broadcast_to(np.float32([0.4, 0.0, 0.6]), (60, 1, 3)), np.ones((60, 1, 1), np.float32), 5)
+    np.testing.assert_allclose(full[-1], 1, atol=1e-5)  # weights that sum to one: a stack of ones stays one
+
+
+def tiny(**sizes):
+    """Random weights, biases included, that make a language far from uniform."""
+    return with_weights(dataclasses.replace(TINY, **sizes))
+
+
+log_prob = jax.jit(lambda model, tokens: model.log_prob(tokens))
+
+
+@pytest.mark.parametrize("push", ["tanh", "sigmoid"])
+def test_the_probabilities_sum_to_one_and_are_those_of_a_loop_over_the_steps(push):
+    model, strings = tiny(push=push), all_strings()
+    found = log_prob(model, strings)
+    np.testing.assert_allclose(np.exp(np.asarray(found, np.float64)).sum(), 1, atol=1e-6)
+    weights = {name: np.asarray(leaf[...], np.float64) for name, leaf in nnx.to_flat_state(nnx.state(model)) for name in [".".join(name)]}
+    np.testing.assert_allclose(found, by_hand(weights, np.asarray(strings), push), rtol=1e-5)
+
+
+def by_hand(w: dict, strings: np.ndarray, push: str) -> list[float]:
+    """log p of each string by the equations of the module, one string, one place and one row at a time, in float64."""
+    sigmoid, totals = lambda z: 1 / (1 + np.exp(-z)), []
+    for string in strings:
+        h, stack, total, previous = np.zeros(5), [np.zeros(2)] * 3, 0.0, 0
+        for x in string:
+            push_, pop, keep = np.exp(z := h @ w["controls"] + w["controls_bias"]) / np.exp(z).sum()
+            value = (np.tanh if push == "tanh" else sigmoid)(h @ w["value"] + w["value_bias"])
+            above, below = [value, *stack[:-1]], [*stack[1:], np.zeros(2)]
+            stack = [push_ * a + pop * b + keep * s for a, b, s in zip(above, below, stack, strict=True)]
+            a = np.concatenate([w["embedding"][previous], *stack[:2]]) @ np.concatenate([w["gru.inputs"], w["read"]]) + w["gru.input_bias"]
+            u = h @ w["gru.state"] + w["gru.state_bias"]
+            reset, update = sigmoid(a[:5] + u[:5]), sigmoid(a[5:10] + u[5:10])
+            h = update * h + (1 - update) * np.tanh(a[10:] + reset * u[10:])
+            logits = h @ w["out"] + w["out_bias"]
+            total += logits[x] - log(np.exp(logits).sum())
+            if x == 0:
+                break
+            previous = x
+        totals.append(total)
+    return totals
+
+
+def test_longer_rows_change_neither_probability_nor_loss():
+    model, longer, strings = tiny(), tiny(length=9), all_strings()[:15]  # those that do not fill their row
+    padded = jnp.pad(strings, ((0, 0), (0, 5)))
+    np.testing.assert_allclose(log_prob(longer, padded), log_prob(model, strings), rtol=1e-6)
+    (short, metrics), (long, padded_metrics) = (m.loss({"tokens": x}, jax.random.key(0)) for m, x in ((model, strings), (longer, padded)))
+    np.testing.assert_allclose(long, short, rtol=1e-6)
+    assert metrics["weight"] == padded_metrics["weight"] == int((strings != 0).sum()) + 15
+
+
+def test_without_its_stack_it_is_the_plain_gru():
+    model, strings = tiny(), all_strings()
+    model.read[...] = jnp.zeros_like(model.read[...])
+    plain = with_weights(LanguageModelConfig(length=4, vocabulary=3, width=5))
+    for name in ("embedding", "out", "out_bias"):
+        getattr(plain, name)[...] = getattr(model, name)[...]
+    for name in ("inputs", "input_bias", "state", "state_bias"):
+        getattr(plain.layers[0], name)[...] = getattr(model.gru, name)[...]
+    np.testing.assert_allclose(log_prob(model, strings), jax.jit(LanguageModel.log_prob)(plain, strings), rtol=1e-6)
+
+
+def test_cached_and_naive_draws_are_the_same_bits():
+    model, key = tiny(), jax.random.key(2)
+    drawn = model.sample(key, 50)
+    np.testing.assert_array_equal(drawn, sample_sequence(model, key, 50, 4, stop=0, method="naive"))
+    assert len(set(map(bytes, np.asarray(drawn)))) > 5
+
+
+def test_errors(unchecked):
+    for wrong in ({"width": 0}, {"stack_width": 0}, {"stack_depth": 0}, {"top_k": 0}, {"top_k": 21}, {"push": "relu"}):
+        with pytest.raises(ConfigError, match=list(wrong)[-1]):
+            StackGRUConfig(**wrong)
