@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         optimizers,
         places,
         processes,
+        reinforcement,
         reports,
         run_commands,
         runs,
@@ -48,8 +49,8 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__", "load", "train",
     "benchmark", "checks", "cli", "commands", "config", "data", "denoising", "distributions", "errors", "evaluation", "experiment",
-    "latent", "layers", "measures", "models", "notebook", "optimizers", "places", "processes", "reports", "run_commands", "runs",
-    "sampling", "sharding", "stages", "statistics", "synonyms", "trained", "training",
+    "latent", "layers", "measures", "models", "notebook", "optimizers", "places", "processes", "reinforcement", "reports", "run_commands",
+    "runs", "sampling", "sharding", "stages", "statistics", "synonyms", "trained", "training",
 ]  # fmt: skip
 
 _FUNCTIONS = {"load": "jaxgen.trained", "train": "jaxgen.notebook"}
