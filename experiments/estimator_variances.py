@@ -1,6 +1,7 @@
 """Variance of the gradient of the VAE's estimators A and B along its training on scikit-learn's digits, 8x8, 17 levels.
 
     python -m experiments.estimator_variances               3000 steps, two minutes on 2 CPU cores
+    python -m experiments.estimator_variances --seed 1      another training, other draws; prints the table only
     python -m experiments.estimator_variances --laptop      20 steps, to see that it runs; writes nothing
 
 Writes experiments/results/estimators.png and prints the table of experiments/results/estimators.md. The networks are fully connected. Both
@@ -89,21 +90,23 @@ def plot(steps: list[int], rows: list[dict]) -> None:
 class Options:
     """The command line."""
 
+    seed: int = 0  # of the weights, the batches and the draws; the picture is that of seed 0
     laptop: tyro.conf.FlagCreatePairsOff[bool] = False  # 20 steps, to see that it runs; writes nothing
 
 
 def main() -> None:
     """Trains, measures at some steps, prints the table and draws the picture."""
-    laptop = tyro.cli(Options, description=__doc__).laptop
-    last = 20 if laptop else STEPS[-1]
+    options = tyro.cli(Options, description=__doc__)
+    seed, last = options.seed, 20 if options.laptop else STEPS[-1]
     optimizer = training.make_optimizer(OptimizerConfig(schedule="cosine", warmup_steps=50), last)
-    state = training.init_state(build(MODEL, 0), optimizer, mesh := jax.make_mesh((1, 1), ("data", "fsdp"), (AxisType.Auto,) * 2))
-    step, key, image = training.make_train_step(optimizer, mesh), jax.random.key(0), jnp.asarray(load("digits", "validation").images[:64])
-    batches, steps, rows = load("digits", "train").batches(0, 64, 0), [], []
+    state = training.init_state(build(MODEL, seed), optimizer, mesh := jax.make_mesh((1, 1), ("data", "fsdp"), (AxisType.Auto,) * 2))
+    step, key = training.make_train_step(optimizer, mesh), jax.random.key(2 * seed)
+    image = jnp.asarray(load("digits", "validation").images[:64])
+    batches, steps, rows = load("digits", "train").batches(0, 64, seed), [], []
     for i in range(last + 1):
         if i in STEPS:
             steps.append(i)
-            rows.append(measure(state.model, image, jax.random.key(1)))
+            rows.append(measure(state.model, image, jax.random.key(2 * seed + 1)))
             print(f"step {i}: " + ", ".join(f"{name} {value:.3g}" for name, value in rows[-1].items()), flush=True)
         state, _ = step(state, next(batches), key)
     print("\n| step | bound A; B | encoder A; B | A / B | mean A / B | log variance A / B | s^2 H |\n|---|---|---|---|---|---|---|")
@@ -111,7 +114,7 @@ def main() -> None:
         ratios = [row[f"{name} A"] / row[f"{name} B"] for name in ("encoder", *PARTS)]
         pairs = [f"{row[f'{name} A']:.3g}; {row[f'{name} B']:.3g}" for name in ("bound", "encoder")]
         print(f"| {i} | " + " | ".join([*pairs, *(f"{ratio:.2f}" for ratio in ratios), f"{row['s^2 H']:.2f}"]) + " |")
-    if not laptop:
+    if not options.laptop and seed == 0:
         plot(steps, rows)
 
 

@@ -34,7 +34,7 @@ PARAMETERS = {
     "diffusion_mnist": (688_033, 41_985),
     "gan_digits": (75_394, 75_394),
     "gan_mnist": (336_386, 71_810),
-    "gan_ring": (34_179, 34_179),
+    "gan_ring": (67_203, 67_203),
     "gated_pixelcnn_cifar10": (119_412_864, 72_072),
     "gated_pixelcnn_digits": (219_425, 13_921),
     "gated_pixelcnn_mnist": (3_706_817, 19_825),
