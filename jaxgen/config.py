@@ -105,9 +105,9 @@ def parse_command(command: type[Config], words: Sequence[str], description: str 
     for field in dataclasses.fields(command):
         if field.default is dataclasses.MISSING and field.name not in values:
             raise ConfigError(field.name.upper(), "a run directory", "nothing")
-    made = command(**values)
-    _check_fields(made, "--")
-    return made
+    built = command(**values)
+    _check_fields(built, "--")
+    return built
 
 
 def field_values(config: Any) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class Places:
             raise ConfigError("model", "an exact model with init_cache and step", type(model).__name__)
         self._model, self._n, self._given = model, check_count(n), given
         self._image = hasattr(model, "order")
+        if not self._image and not hasattr(model.config, "length"):
+            raise ConfigError("model", "a model that draws all examples in one order", f"{type(model).__name__}, a mixture over orders")
         if self._image:
             self._given = model.condition(self._n, **given)
             shape = model.config.image_shape[: 2 + model.head.channelwise]

@@ -31,14 +31,18 @@ from jaxgen.models import (
     ClassifierConfig,
     ConditionalGANConfig,
     DiffusionConfig,
+    FlowConfig,
     FlowMatchingConfig,
     GANConfig,
     ImplicitAutoencoderConfig,
     LanguageModelConfig,
     LatentDiffusionConfig,
+    MADEConfig,
+    NICEConfig,
     NVAEConfig,
     PCAConfig,
     Pix2PixConfig,
+    RealNVPConfig,
     StackGRUConfig,
     VAEConfig,
     VAEGANConfig,
@@ -68,6 +72,8 @@ CONFIGS = {entry.name: entry.make(SHAPE, LEVELS, **sizes) for entry, sizes in SM
 CONFIGS |= {f"{entry.name} of a label": entry.make(SHAPE, LEVELS, num_classes=3, **sizes) for entry, sizes in SMALL}
 CONFIGS |= {
     "gated_pixelcnn of a vector": TABLE[0].make(SHAPE, LEVELS, vector_size=2),
+    "made": MADEConfig(SHAPE, LEVELS, hidden=(20, 17)),
+    "made over orders": MADEConfig(SHAPE, LEVELS, hidden=(20,), masks=2, shuffled=True, direct=True),
     "vae": VAEConfig(SHAPE, LEVELS, latent=3, hidden=(6, 5)),
     "vae of a vector": VAEConfig(SHAPE, LEVELS, latent=3, hidden=(6, 5), vector_size=2, likelihood="logistic", samples=2, free_bits=0.1),
     "vae of a label": VAEConfig(SHAPE, LEVELS, 3, latent=3, hidden=(6, 5), architecture="conv", estimator="A"),
@@ -85,6 +91,11 @@ CONFIGS |= {
     "diffusion": DiffusionConfig(SHAPE, LEVELS, network="mlp", mlp=MLPDenoiserConfig(4, 1), **COSINE, **BRIEF),
     "diffusion of points": DiffusionConfig((2,), 0, network="mlp", mlp=MLPDenoiserConfig(4, 1), schedule="sohl_dickstein", **BRIEF),
     "diffusion of a label": DiffusionConfig(SHAPE, LEVELS, 3, "dit", dit=DiTConfig(width=8, depth=1, heads=2), **CONTINUOUS, **BRIEF),
+    "flows, planar": FlowConfig((3,), vector_size=2, maps="planar", layers=2),
+    "flows of images": FlowConfig(SHAPE, LEVELS, maps="coupling", transform="affine", layers=2, hidden=(6,)),
+    "flows of a vector": FlowConfig((3,), vector_size=2, layers=2, hidden=(6,), bins=3),
+    "nice": NICEConfig(SHAPE, LEVELS, layers=2, hidden=(6,)),
+    "realnvp": RealNVPConfig(SHAPE, LEVELS, width=4, blocks=0),
     "gan": GANConfig(SHAPE, LEVELS, 3, 6, 1, "resnet", halvings=1),
     "gan of points": GANConfig((2,), 0, latent=3, hidden=6, penalty="gradient", spectral=True),
     "conditional_gan": ConditionalGANConfig(SHAPE, LEVELS, latent=3, hidden=6, num_classes=3),
@@ -98,7 +109,8 @@ CONFIGS |= {
 CONFIGS["pixelcnn_pp of a label"] = replace(CONFIGS["pixelcnn_pp of a label"], resolutions=1)  # the other one has two
 ONE_EACH = {type(config): name for name, config in CONFIGS.items()}  # of each model the last configuration, which is given most
 
-FLOAT32 = ["gan", "gan of points", "conditional_gan", "pix2pix", "classifier", "pca", "pca of points"]
+FLOAT32 = ["made", "made over orders", "flows, planar", "flows of images", "flows of a vector", "nice", "realnvp"]
+FLOAT32 += ["gan", "gan of points", "conditional_gan", "pix2pix", "classifier", "pca", "pca of points"]
 FLOAT32 += ["language_model", "stack_gru"]
 NOT_FOR = {  # what a model does not have, why, and which models; a test finds that these are all
     "loss": ("fitted in closed form, so it has no gradient and no step to resume from", ["pca", "pca of points"]),

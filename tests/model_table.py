@@ -13,6 +13,7 @@ from jaxgen.models import (
     DiagonalBiLSTMConfig,
     GatedPixelCNNConfig,
     ImageTransformerConfig,
+    NADEConfig,
     PixelCNNConfig,
     PixelCNNPPConfig,
     PixelSNAILConfig,
@@ -188,6 +189,15 @@ GATED_PIXELCNN_SIZES = [
     for factorized in (True, False)
 ] + [{"image_shape": (32, 32, 3), "levels": 256, "layers": 19, "width": 384, "kernel": 5, "head_width": 768, "factorized": False}]
 
+NADE_SIZES = [{"image_shape": (32, 32, 3), "levels": 256, "hidden": 500}, {"image_shape": (28, 28, 1), "levels": 2, "hidden": 500}]
+
+
+def nade_parameters(image_shape, levels: int, hidden: int) -> int:
+    """W, c, V and b of an unconditional NADE."""
+    d, outputs = int(np.prod(image_shape)), 1 if levels == 2 else levels
+    return d * hidden + hidden + d * hidden * outputs + d * outputs
+
+
 TABLE = [
     Entry(
         "gated_pixelcnn",
@@ -256,5 +266,14 @@ TABLE = [
         whole_past={},
         edges=({"resnets": 2}, {"blocks": 2, "light": False}),
         full_sizes=tuple((sizes, pixelsnail_parameters(**sizes)) for sizes in PIXELSNAIL_SIZES),
+    ),
+    Entry(
+        "nade",
+        NADEConfig,
+        {"hidden": 12},
+        lambda config: causal_sets.raster_past(*config.image_shape),
+        whole_past={},
+        edges=({"hidden": 1}, {"hidden": 40}),
+        full_sizes=tuple((sizes, nade_parameters(**sizes)) for sizes in NADE_SIZES),
     ),
 ]

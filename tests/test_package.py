@@ -92,7 +92,6 @@ ROOMS = {
         "image_networks": {"convolutions", "logistic_mixture"},
         "pixelcnn_fronts": {"convolutions", "fronts", "masked"},
         "gated_resnet": {"autoregressive", "convolutions", "weight_norm"},
-        **dict.fromkeys(("adversarial", "learned_schedule", "strings"), set()),
         "gan_networks": {"convolutions", "spectral"},
         "image_to_image": {"convolutions"},
         "denoising_network": {"convolutions", "denoising_mlp", "dit", "unet"},

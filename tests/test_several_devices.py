@@ -36,6 +36,7 @@ MORE = {
     "diagonal_bilstm": [*DIGITS, "--model.layers=1", "--model.width=4"],
     "pixelcnn_pp": [*DIGITS, "--model.resnets=1", "--model.resolutions=1", "--model.width=6"],
     "pixelsnail": [*DIGITS, "--model.blocks=1", "--model.resnets=1", "--model.width=8"],
+    "nade": [*DIGITS, "--model.hidden=8"],
     "image_transformer": [*DIGITS, "--model.layers=1", "--model.width=8", "--model.heads=2"],
 }
 SPLIT = "vae"  # the model that is split over the devices
@@ -44,6 +45,7 @@ STRINGS = ["language_model", "stack_gru"]
 DRAWN = {name: ["samples.txt" if name in STRINGS else "samples.png"] for name in RUNS | MORE if name != "classifier"}
 DRAWN |= {name: ["completions.png", "samples.png"] for name in ["gated_pixelcnn", *MORE, "diffusion", "flow_matching"]}
 MORE |= {
+    "made": [*DIGITS, "--model.hidden", "16", "--model.masks=2", "--model.shuffled=True"],
     "conditional_gan": [*DIGITS, "--model.hidden=8", "--model.latent=4"],
     "pix2pix": [*DIGITS, "--data.pairs=outline", "--model.width=4", "--model.halvings=2", "--model.noise=dropout"],
     "vae_gan": [*DIGITS, "--model.hidden", "16", "--model.latent=4"],
@@ -51,6 +53,9 @@ MORE |= {
     "implicit_autoencoder": [*DIGITS, "--model.hidden", "16", "--model.latent=4", "--model.implicit=decoder", "--model.steps=3"],
     "vqvae": [*DIGITS, "--model.codes=8", "--model.code_width=4", "--model.width=8", "--model.blocks=1"],
     "nvae": [*DIGITS, "--model.widths", "8", "8", "--model.groups", "1", "1", "--model.latent=2", "--model.expansion=1"],
+    "flows": ["--data.name=ring", "--model.layers=2", "--model.hidden", "8", "--model.bins=4"],
+    "nice": [*DIGITS, "--model.hidden", "16"],
+    "realnvp": [*DIGITS, "--model.width=4", "--model.blocks=1"],
     "flow_matching": [*DIGITS, "--model.num_classes=10", "--model.network=mlp", "--model.mlp.width=8", "--model.mlp.depth=1"]
     + ["--model.density_steps=2", "--model.sample_steps=2"],
     "diffusion": [*DIGITS, "--model.num_classes=10", "--model.unet.width=4", "--model.schedule=cosine", "--model.predicts=v"]
@@ -64,6 +69,7 @@ MORE |= {
 }
 IMAGES = ["latent_diffusion", "vae_gan", "autoencoder", "implicit_autoencoder", "nvae", "vqvae", "vqvae2_codes", "vqvae2"]
 DRAWN |= dict.fromkeys([*IMAGES, "conditional_gan", "pix2pix"], ["samples.png"]) | dict.fromkeys(STRINGS, ["samples.txt"])
+DRAWN |= dict.fromkeys(["flows", "nice", "realnvp"], ["samples.png"]) | {"made": ["completions.png", "samples.png"]}
 FOUR = [*RUNS, *(MORE if THOROUGH else [])]
 # One that is split, one whose loss is a mean over tokens, one without steps: what processes do differs between these.
 TWO_OF_TWO = FOUR if THOROUGH else ["vae", "language_model", "pca"]

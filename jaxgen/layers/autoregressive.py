@@ -20,7 +20,7 @@ from jaxgen.data.features import given_to
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import normal
-from jaxgen.sampling import METHODS, _sample, by_rows, in_order
+from jaxgen.sampling import METHODS, _sample, by_rows, in_order, sample_sequence
 
 
 def check_unordered(config) -> None:
@@ -32,6 +32,21 @@ def check_unordered(config) -> None:
 def value_vectors(config, rngs: nnx.Rngs) -> nnx.Param | None:
     """The learned vectors of the values of a pixel, [levels, E] with E = min(levels, width); None unless the config is `unordered`."""
     return normal(rngs, (config.levels, min(config.levels, config.width)), 1) if config.unordered else None
+
+
+def sample_in_order(
+    model, key: PRNGKeyArray, n: int, order: Int[Array, "n D"], given: dict, known, temperature: float, method: str
+) -> UInt[Array, "n H W C"]:
+    """n images by `sample_sequence`, each in an order of its own: place i of image b is dimension order[b, i] of its D = H W C.
+
+    model: as `sample_sequence` takes it, with `config`. known: as `AutoregressiveImages.sample` takes it.
+    """
+    config = model.config
+    image, mask = check_known(known, n, config.image_shape, config.levels)
+    mask = jnp.broadcast_to(mask[..., None], image.shape)
+    known = tuple(jnp.take_along_axis(values.reshape(n, -1), order, axis=1) for values in (image, mask))
+    x = sample_sequence(model, key, n, order.shape[1], given, temperature, known=known, method=method)
+    return jnp.put_along_axis(jnp.zeros_like(x), order, x, axis=1, inplace=False).reshape(image.shape)
 
 
 class AutoregressiveImages(nnx.Module):

@@ -22,7 +22,7 @@ def likelihood_head(name: str, levels: int) -> Bernoulli | Categorical | Discret
     return DiscretizedLogistic(levels) if name == "logistic" else pixel_head(levels)
 
 
-def check_hidden(image_shape: tuple[int, int, int], hidden: tuple[int, ...], architecture: str) -> None:
+def check_hidden(image_shape: tuple[int, ...], hidden: tuple[int, ...], architecture: str) -> None:
     """ConfigError for sizes that are not positive; for "conv" also unless H and W are multiples of 4 and there are two sizes."""
     if hidden and min(hidden) < 1:
         raise ConfigError("hidden", "positive sizes", hidden)

@@ -10,18 +10,23 @@ from jaxgen.models.conditional_gan import ConditionalGAN, ConditionalGANConfig
 from jaxgen.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalBiLSTMConfig
 from jaxgen.models.diffusion import Diffusion, DiffusionConfig
 from jaxgen.models.flow_matching import FlowMatching, FlowMatchingConfig
+from jaxgen.models.flows import Flow, FlowConfig
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
 from jaxgen.models.image_transformer import ImageTransformer, ImageTransformerConfig
 from jaxgen.models.implicit_autoencoder import ImplicitAutoencoder, ImplicitAutoencoderConfig
 from jaxgen.models.language_model import LanguageModel, LanguageModelConfig
 from jaxgen.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
+from jaxgen.models.made import MADE, MADEConfig
+from jaxgen.models.nade import NADE, NADEConfig
+from jaxgen.models.nice import NICE, NICEConfig
 from jaxgen.models.nvae import NVAE, NVAEConfig
 from jaxgen.models.pca import PCA, PCAConfig
 from jaxgen.models.pix2pix import Pix2Pix, Pix2PixConfig
 from jaxgen.models.pixelcnn import PixelCNN, PixelCNNConfig
 from jaxgen.models.pixelcnn_pp import PixelCNNPP, PixelCNNPPConfig
 from jaxgen.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
+from jaxgen.models.realnvp import RealNVP, RealNVPConfig
 from jaxgen.models.row_lstm import RowLSTM, RowLSTMConfig
 from jaxgen.models.stack_gru import StackGRU, StackGRUConfig
 from jaxgen.models.vae import VAE, VAEConfig
@@ -38,6 +43,8 @@ MODELS = {
     PixelCNNPPConfig: PixelCNNPP,
     PixelSNAILConfig: PixelSNAIL,
     ImageTransformerConfig: ImageTransformer,
+    MADEConfig: MADE,
+    NADEConfig: NADE,
     VAEConfig: VAE,
     VAEGANConfig: VAEGAN,
     AutoencoderConfig: Autoencoder,
@@ -49,6 +56,9 @@ MODELS = {
     DiffusionConfig: Diffusion,
     LatentDiffusionConfig: LatentDiffusion,
     FlowMatchingConfig: FlowMatching,
+    FlowConfig: Flow,
+    NICEConfig: NICE,
+    RealNVPConfig: RealNVP,
     GANConfig: GAN,
     ConditionalGANConfig: ConditionalGAN,
     Pix2PixConfig: Pix2Pix,
