@@ -84,7 +84,8 @@ ROOMS = {
     "layers": {
         "convolutions": set(),
         **dict.fromkeys(("attention", "autoregressive", "fronts", "logistic_mixture", "masked"), {"convolutions"}),
-        **dict.fromkeys(("recurrent", "residual_cells", "spectral", "weight_norm"), {"convolutions"}),
+        **dict.fromkeys(("masked_dense", "recurrent", "residual_cells", "spectral", "weight_norm"), {"convolutions"}),
+        **dict.fromkeys(("adversarial", "bijections", "image_flows", "learned_schedule", "strings"), set()),
         "denoiser_parts": {"attention", "convolutions"},
         "denoising_mlp": {"denoiser_parts", "residual_cells"},
         "dit": {"denoiser_parts", "residual_cells"},
