@@ -70,10 +70,10 @@ class Evaluate(_ReadsData):
 @dataclass(frozen=True)
 class Quality(_ReadsData):
     """Samples beside real images in the features of a classifier, or beside real points: distances, precision and recall, copies, and more,
-    with the same of real images."""
+    with the same of real images. Strings are compared as molecules in SMILES: validity, novelty, diversity, and more; it needs rdkit."""
 
     features: str = ""
-    """run directory of the classifier whose features are compared; none for a model of points, whose coordinates are"""
+    """run directory of the classifier whose features are compared; none for a model of points, whose coordinates are, and for strings"""
     layer: str | None = None
     """layer of the classifier: hidden1, ..., logits; None: the last hidden one"""
     split: Split = "test"
@@ -130,6 +130,8 @@ class Sample(_Pictures):
     """autoregressive models: in float32 all give the same images; None: cached"""
     truncation: float | None = None
     """GANs: no number of the noise is farther from 0 than this; samples are more typical, and more alike; None: no limit"""
+    molecules: bool = False
+    """strings that are molecules in SMILES: also a PNG grid of their drawings, what is no molecule crossed out; it needs rdkit"""
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from jaxgen.checks import interpolate
 from jaxgen.commands import OF_CODES, Bench, Complete, Evaluate, Quality, Sample, Show, Upscale
 from jaxgen.data import DataConfig, Dataset, class_names
 from jaxgen.data.arrays import NoSplit
-from jaxgen.data.features import Points
+from jaxgen.data.features import Points, Tokens
 from jaxgen.data.loading import NotThere
 from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.experiment import Experiment
 from jaxgen.models import count_parameters
 from jaxgen.processes.printing import printable, say
-from jaxgen.reports import latent_verbs
+from jaxgen.reports import latent_verbs, molecules
 from jaxgen.reports.drawing import (
     captions,
     captions_for,
@@ -39,6 +39,7 @@ from jaxgen.reports.drawing import (
     small_shape,
     upscale_images,
     with_inputs,
+    write_file,
     write_grid,
 )
 from jaxgen.reports.final_report import Seen, load_data, print_evaluation
@@ -90,13 +91,19 @@ def evaluate(options: Evaluate, models: Sequence[type] = ()) -> int:
 
 
 def quality(options: Quality, models: Sequence[type] = ()) -> int:
-    """Samples beside real images in the features of a classifier, or beside real points."""
+    """Samples beside real images in the features of a classifier, beside real points, or beside real molecules."""
     experiment, model = _open(options, models)
     network = learned = None
-    of_points = hasattr(model, "sample") and isinstance(modelled(model), Points)
-    if of_points and options.features:
-        raise ConfigError("--features", "none for a model of points, whose coordinates are compared", options.features)
-    if not of_points:
+    feature = modelled(model) if hasattr(model, "sample") else None
+    said = {Points: "points, whose coordinates are compared", Tokens: "strings, which are compared as molecules"}
+    own = next((words for kind, words in said.items() if isinstance(feature, kind)), "")
+    for name in ("features", "layer"):
+        if own and getattr(options, name):
+            raise ConfigError(f"--{name}", f"none for a model of {own}", getattr(options, name))
+    if isinstance(feature, Tokens):
+        molecules.print_molecules(experiment, model, options, _reader(options, experiment))
+        return 0
+    if not own:
         if not options.features:
             raise ConfigError("--features", "the run of a classifier of such images", "nothing", "jaxgen train classifier makes one")
         try:
@@ -122,6 +129,8 @@ def sample(options: Sample, models: Sequence[type] = ()) -> int:
         extra["mesh"] = sharding.make_mesh()
     feature = modelled(model)
     out = _out(options, f"samples{feature.ending}", feature.ending)
+    if options.molecules:
+        molecules.check(model)
     label, of = _class(experiment, model, options)
     if options.to is not None:
         label, of = _between(experiment, model, options, label)
@@ -143,6 +152,11 @@ def sample(options: Sample, models: Sequence[type] = ()) -> int:
     rate, compiling = f"{options.n / seconds[1]:.1f} {feature.noun}s/s", max(seconds[0] - seconds[1], 0)
     beside = ", each between its input and the true output" if shown is not samples else ""
     say(f"{options.n} samples{of}{beside}, {rate} ({compiling:.1f} s to compile): {out}")
+    if options.molecules:
+        picture, valid = molecules.picture_of(samples, model)
+        drawn = epath.Path(out).with_suffix(".png")
+        write_file(drawn, picture)
+        say(f"{valid} of them are molecules, the others are crossed out: {drawn}")
     return 0
 
 

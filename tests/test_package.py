@@ -74,7 +74,8 @@ ROOMS = {
         "tfds": {"arrays", "features", "images", "kind"},
         "dataset": {"arrays", "features", "images", "tfds"},
         "points": {"arrays", "dataset", "features", "kind"},
-        "text": {"arrays", "features", "images", "kind"},
+        "simple_molecules": set(),
+        "text": {"arrays", "features", "images", "kind", "simple_molecules"},
         "photographs": {"arrays", "features", "kind"},
         "augment": set(),
         "loading": {"augment", "class_names", "dataset", "decoding", "features", "images", "kind", "pairs", "photographs", "points", "text"}
@@ -114,13 +115,11 @@ ROOMS = {
         "__init__": {"features", "likelihoods", "sample_quality"},
     },
     "latent": {
-        "codes": set(),
-        "neighbours": set(),
-        "generative_classifier": set(),
+        **dict.fromkeys(("codes", "generative_classifier", "neighbours"), set()),
         "__init__": {"codes", "generative_classifier", "neighbours"},
     },
     "measures": dict.fromkeys(("metrics", "rulers", "flops", "frechet", "jackknife", "neighbours", "train_on_samples", "__init__"), set())
-    | {"pairs": set()}
+    | dict.fromkeys(("pairs", "molecules", "n_gram_samples"), set())
     | {"kernel_distance": {"jackknife"}, "classifier_score": {"jackknife"}, "memorisation": {"neighbours"}}
     | {"scores": {"metrics", "rulers"}},
     "processes": {
@@ -131,13 +130,9 @@ ROOMS = {
         "__init__": set(),
     },
     "reports": {
-        "drawing": set(),
-        "final_report": {"drawing"},
+        **dict.fromkeys(("drawing", "__init__"), set()),
+        **dict.fromkeys(("final_report", "game", "latent_verbs", "molecules", "quality"), {"drawing"}),
         "first_line": {"drawing", "final_report"},
-        "quality": {"drawing"},
-        "latent_verbs": {"drawing"},
-        "game": {"drawing"},
-        "__init__": set(),
     },
     "runs": {
         "leaves": set(),

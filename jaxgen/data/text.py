@@ -1,4 +1,4 @@
-"""Strings: text files with one string a line, and the English names of the numbers from 1 to 999, as tokens.
+"""Strings as tokens: text files with one string a line, the English names of the numbers from 1 to 999, and simple molecules in SMILES.
 
 A file ends with .txt or .smi, in small letters or capitals, is UTF-8 and has one string a line; of a line of an .smi file only the first
 word is read (the rest is the molecule's name). White space at the end of a line is dropped. The symbols are the distinct characters of
@@ -24,6 +24,7 @@ from jaxgen.data.arrays import ArraySource
 from jaxgen.data.features import Tokens, smallest_unsigned
 from jaxgen.data.images import fraction
 from jaxgen.data.kind import Kind
+from jaxgen.data.simple_molecules import simple_molecules
 from jaxgen.errors import DataError, shown
 
 LONGEST = 1000
@@ -141,14 +142,18 @@ def text_source(strings: Sequence[str], origin: str, split: str, coded: Tokens |
     return source.select(fraction(len(source), split, Path(origin), "string"))
 
 
+BUNDLED = {"number_words": number_words, "simple_molecules": simple_molecules}
+"""Name -> strings of the sets that need no file."""
+
+
 def _load(place: str | Path, split: str, config: Any) -> ArraySource:
-    strings = number_words() if place == "number_words" else read_lines(place)
+    strings = BUNDLED[place]() if place in BUNDLED else read_lines(place)
     return text_source(strings, config.name, split, getattr(config, "coded", None))
 
 
 KIND = Kind(
     _load,
-    names=("number_words",),
+    names=tuple(BUNDLED),
     files=f"a text file ({', '.join(ENDINGS)}) with one string a line",
     endings=ENDINGS,
     reads=lambda path: path.suffix.lower() in ENDINGS,

@@ -39,6 +39,8 @@ from jaxgen.measures.frechet import frechet_distance
 from jaxgen.measures.kernel_distance import kernel_distance
 from jaxgen.measures.memorisation import memorisation
 from jaxgen.measures.metrics import METRICS, OF_MODES, OF_PAIRS, OF_SAMPLES, headline
+from jaxgen.measures.molecules import molecule_metrics
+from jaxgen.measures.n_gram_samples import n_gram_samples
 from jaxgen.measures.neighbours import density_coverage, precision_recall
 from jaxgen.measures.pairs import all_of_pairs
 from jaxgen.measures.rulers import RULERS, GaussianModel, HistogramModel, UniformModel, best_ridge, split
@@ -47,8 +49,8 @@ from jaxgen.measures.train_on_samples import accuracy_trained_on
 __all__ = [
     "GaussianModel", "UniformModel", "accuracy_trained_on", "bits_per_dim", "classifier_features", "classifier_metrics", "classifier_score",
     "compare_samples", "density_coverage", "density_errors", "dequantise", "draw_like", "evaluate", "frechet_distance", "headline",
-    "kernel_distance", "logits_of", "memorisation", "mode_coverage", "pair_metrics", "precision_recall", "rulers", "share_recognised",
-    "weights_hash", "with_floor",
+    "kernel_distance", "logits_of", "memorisation", "mode_coverage", "molecule_metrics", "n_gram_samples", "pair_metrics",
+    "precision_recall", "rulers", "share_recognised", "weights_hash", "with_floor",
 ]  # fmt: skip
 
 DRAWS = {"elbo": "elbo_samples", "importance": "importance_samples", "density": "dequantisation_samples"}

@@ -69,6 +69,25 @@ OF_FEATURES = {
 }
 """Metrics that compare samples with real examples in the features of a network, and others of `jaxgen quality`, in the order printed."""
 
+OF_MOLECULES = {
+    "validity": Metric("share of the samples", "higher", "valid molecules", chooses=False),
+    "uniqueness": Metric("share of the valid samples", "higher", "different molecules", chooses=False),
+    "uniqueness@1000": Metric("share of the first 1000 valid samples", "higher", "different molecules of 1000", chooses=False),
+    "uniqueness@10000": Metric("share of the first 10,000 valid samples", "higher", "different molecules of 10,000", chooses=False),
+    "novelty": Metric("share of the different molecules", "higher", "molecules that are not in the training set", chooses=False),
+    "internal_diversity_1": Metric("1 - similarity", "higher", "internal diversity, p = 1", chooses=False),
+    "internal_diversity_2": Metric("1 - similarity", "higher", "internal diversity, p = 2", chooses=False),
+    "snn": Metric("similarity", "higher", "similarity to the nearest real molecule", chooses=False),
+    "fragment_similarity": Metric("cosine", "higher", "similarity of BRICS fragments", chooses=False),
+    "scaffold_similarity": Metric("cosine", "higher", "similarity of scaffolds", chooses=False),
+    "filters": Metric("share of the valid samples", "higher", "molecules that pass the filters", chooses=False),
+    "logp_distance": Metric("logP", "lower", "Wasserstein distance of logP", chooses=False),
+    "sa_distance": Metric("SA score", "lower", "Wasserstein distance of the SA score", chooses=False),
+    "qed_distance": Metric("QED", "lower", "Wasserstein distance of QED", chooses=False),
+    "weight_distance": Metric("g/mol", "lower", "Wasserstein distance of molecular weight", chooses=False, printed=".2f"),
+}
+"""Numbers of drawn molecules beside real ones (molecules.py), in the order printed."""
+
 
 def headline(result: Mapping[str, object]) -> tuple[str, float]:
     """Name and value of the main number of a result: "bits_per_x" if it is not in the table (the unit of a user's own feature, "bits/x"),

@@ -138,8 +138,6 @@ def _all(dataset: Dataset, column: str) -> np.ndarray:
 
 def _check(model, network, options: Any) -> None:
     if network is None:
-        if options.layer is not None:
-            raise ConfigError("--layer", "none for a model of points, whose coordinates are compared", options.layer)
         return
     if not hasattr(model, "sample") or not isinstance(modelled(model), Image):
         raise ConfigError("RUN", "a model that draws images", type(model).__name__)
