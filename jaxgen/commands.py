@@ -136,12 +136,12 @@ class Sample(_Pictures):
 
 @dataclass(frozen=True)
 class Complete(_Pictures):
-    """Images of a split completed from a given part, the given pixels outlined."""
+    """Images of a split completed from a given part, the given pixels outlined; or a series continued from where the split begins."""
 
     split: Split = "test"
     """which part of the data set"""
     keep: Literal["top", "bottom", "left", "right", "outside"] = "top"
-    """the pixels that are given"""
+    """the pixels that are given, of images"""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Output distributions ("heads"): log-probabilities and reproducible draws; and functions of Gaussians, and bits per dimension.
 
-A head maps network outputs `parameters` [..., P] to a distribution over the integers 0 .. levels-1. `log_prob(parameters, x)` is in nats.
-A draw is a function `sample(parameters, noise, temperature)` without randomness of its own; `noise(key, shape)` gives the noise. The
-samplers draw the noise of a place from the key and the place alone, so that all exact sampling methods use the same noise.
+A head maps network outputs `parameters` [..., P] to a distribution over the integers 0 .. levels-1, or over real numbers (`Normal`).
+`log_prob(parameters, x)` is in nats. A draw is a function `sample(parameters, noise, temperature)` without randomness of its own;
+`noise(key, shape)` gives the noise. The samplers draw the noise of a place from the key and the place alone, so that all exact sampling
+methods use the same noise.
 """
 
 import math
@@ -74,6 +75,27 @@ class Categorical:
     def best(self, parameters: Float[Array, "*shape V"]) -> Int[Array, "*shape"]:
         """The most probable value."""
         return jnp.argmax(parameters, axis=-1).astype(jnp.int32)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """A real number x ~ N(mean, exp(log_variance)), parameters [..., 2] = (mean, log_variance)."""
+
+    channelwise = True
+    size = 2
+    dtype = np.dtype("float32")
+
+    def log_prob(self, parameters: Float[Array, "*shape 2"], x: Num[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """log N(x; mean, exp(log_variance)) in nats for each element, a density."""
+        return gaussian_log_prob(parameters[..., 0], parameters[..., 1], x)
+
+    def noise(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        """Standard normal noise of this shape."""
+        return jax.random.normal(key, shape)
+
+    def sample(self, parameters: Float[Array, "*shape 2"], noise: Float[Array, "*shape"], temperature=1.0) -> Float[Array, "*shape"]:
+        """A draw from p(x)^(1 / temperature), normalised: the temperature multiplies the variance."""
+        return parameters[..., 0] + jnp.sqrt(temperature * jnp.exp(parameters[..., 1])) * noise
 
 
 def pixel_head(levels: int) -> Bernoulli | Categorical:

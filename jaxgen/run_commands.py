@@ -29,7 +29,7 @@ from jaxgen.reports import latent_verbs, molecules
 from jaxgen.reports.drawing import (
     captions,
     captions_for,
-    complete_images,
+    complete_examples,
     completes,
     draw,
     draw_for,
@@ -182,16 +182,16 @@ def _between(experiment: Experiment, model, options, label: int | None) -> tuple
 
 
 def complete(options: Complete, models: Sequence[type] = ()) -> int:
-    """Images of a split completed from a given part, the given pixels outlined."""
+    """Images of a split completed from a given part, the given pixels outlined; or a series continued from its beginning."""
     experiment, model = _open(options, models)
     if not completes(model):
-        raise ConfigError("RUN", "a model that can complete images", type(model).__name__)
+        raise ConfigError("RUN", "a model that can complete images, or continue a series", type(model).__name__)
     extra = _sampler_options(model, options)
     label, of = _class(experiment, model, options)
     out = _out(options, "completions.png")
     dataset = _reader(options, experiment)(options.split)
-    complete_images(model, dataset, options.keep, options.n, out, jax.random.key(options.seed), label, **extra)
-    say(f"{options.n} completions{of}, {options.keep} given (outlined in orange): {out}")
+    given_part = complete_examples(model, dataset, options.keep, options.n, out, jax.random.key(options.seed), label, **extra)
+    say(f"{options.n} completions{of}, {given_part}: {out}")
     return 0
 
 

@@ -23,11 +23,13 @@ from model_table import TABLE
 
 from jaxgen.data import Dataset
 from jaxgen.data.features import ClassLabel, Image, Points, Tokens, Vector
+from jaxgen.data.series import Series
 from jaxgen.layers.denoising_mlp import MLPDenoiserConfig
 from jaxgen.layers.dit import DiTConfig
 from jaxgen.models import (
     MODELS,
     AutoencoderConfig,
+    AutoregressionConfig,
     ClassifierConfig,
     ConditionalGANConfig,
     DiffusionConfig,
@@ -105,15 +107,16 @@ CONFIGS |= {
     "pca of points": PCAConfig((4,), 0, 2),
     "language_model": LanguageModelConfig(5, 4, ("a", "b", "c"), width=6, layers=2),
     "stack_gru": StackGRUConfig(5, 4, ("a", "b", "c"), width=6, stack_width=2, stack_depth=3),
+    "autoregression": AutoregressionConfig(order=2, length=3),
 }
 CONFIGS["pixelcnn_pp of a label"] = replace(CONFIGS["pixelcnn_pp of a label"], resolutions=1)  # the other one has two
 ONE_EACH = {type(config): name for name, config in CONFIGS.items()}  # of each model the last configuration, which is given most
 
 FLOAT32 = ["made", "made over orders", "flows, planar", "flows of images", "flows of a vector", "nice", "realnvp"]
 FLOAT32 += ["gan", "gan of points", "conditional_gan", "pix2pix", "classifier", "pca", "pca of points"]
-FLOAT32 += ["language_model", "stack_gru"]
+FLOAT32 += ["language_model", "stack_gru", "autoregression"]
 NOT_FOR = {  # what a model does not have, why, and which models; a test finds that these are all
-    "loss": ("fitted in closed form, so it has no gradient and no step to resume from", ["pca", "pca of points"]),
+    "loss": ("fitted in closed form, so it has no gradient and no step to resume from", ["pca", "pca of points", "autoregression"]),
     "sample": ("gives the label of an image", ["classifier"]),
     "dtype": ("a small model that computes in float32 only", FLOAT32),
 }
@@ -139,6 +142,7 @@ def batch_of(config, n: int, seed: int = 0) -> dict:
             Vector: lambda f: generator.standard_normal((n, f.size), np.float32),
             Points: lambda f: generator.standard_normal((n, f.size), np.float32),
             Tokens: strings,
+            Series: lambda f: generator.standard_normal((n, f.dimensions), np.float32),
         }[type(feature)](feature)
         feature.check(columns[name], name)
     return jax.device_put(columns)

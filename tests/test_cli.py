@@ -80,7 +80,7 @@ def there(folder, monkeypatch):
 
 CONFIGS = {cli.module_name(model): config_class for config_class, model in MODELS.items()}
 MODEL_NAMES = ", ".join(CONFIGS)
-SETS = "digits, ring, grid, number_words, simple_molecules, photographs"
+SETS = "sunspots, digits, ring, grid, number_words, simple_molecules, photographs"
 UNKNOWN = "wanted a known option, got an unknown one"
 OTHER_MODEL = "checkpoint is VAEConfig, config is GatedPixelCNNConfig: choose another workdir, or start over with --restart"
 PLAYERS = "wanted a learning rate for every submodule with parameters, got ['generator']; add 'discriminator'"
@@ -166,7 +166,7 @@ ERRORS = [
     ("bench --model gatd_pixelcnn", 2, "--model: wanted one of gated_pixelcnn, ..., got gatd_pixelcnn; did you mean gated_pixelcnn?"),
     ("evaluate vae --run gan", 2, f"--run: {UNKNOWN}; see --help"),
     ("bench --train_batch -1", 2, "--train_batch: wanted 0 or more, got -1"),
-    ("complete gan", 2, "RUN: wanted a model that can complete images, got GAN"),
+    ("complete gan", 2, "RUN: wanted a model that can complete images, or continue a series, got GAN"),
 ]  # fmt: skip
 
 

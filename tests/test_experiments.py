@@ -69,6 +69,7 @@ PARAMETERS = {
     "vqvae_digits": (169_121, 169_121),
 }
 NO_SINGLE_RUN = {  # scripts of another form
+    "autoregression_sunspots",
     "code_prior_speed",
     "compare_autoregressive",
     "compare_gans",

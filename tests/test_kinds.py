@@ -273,7 +273,7 @@ def test_sixteen_bits_stay_what_they_are():
 
 
 def test_one_of_the_kinds_is_what_a_set_is_about():
-    with pytest.raises(ConfigError, match="^image, point, tokens: wanted one of them, got image and point"):
+    with pytest.raises(ConfigError, match="^image, point, tokens, series: wanted one of them, got image and point"):
         Dataset.from_arrays(np.zeros((2, 1, 1), int), point=np.ones((2, 2)))
     with pytest.raises(DataError, match="^arrays:label: wanted 3 rows, as point has, got 2"):
         columns = {"point": np.ones((3, 2)), "label": np.zeros(2, int)}

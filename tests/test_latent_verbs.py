@@ -28,7 +28,7 @@ APPLIES = {  # command -> the models of the table that it works on
     "interpolate": [*CODES, "gan", "conditional_gan"],
     "traverse": CODES,
     "codemap": [*CODES, "pca of points"],
-    "neighbours": [name for name in ONE_EACH.values() if name not in ("classifier", "language_model", "stack_gru")],
+    "neighbours": [name for name in ONE_EACH.values() if name not in ("classifier", "language_model", "stack_gru", "autoregression")],
     "classify": [*EXACT_OF_A_LABEL, "vae of a label", "vae_gan", "vqvae2", "latent_diffusion"],
 }
 # Nothing depends on which autoregressive model draws the samples or has the likelihood: few are tested, `make thorough` has the others.

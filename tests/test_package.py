@@ -72,14 +72,15 @@ ROOMS = {
         "pairs": {"archives", "decoding", "features", "pictures"},
         "images": {"archives", "arrays", "decoding", "features", "kind", "pairs", "pictures"},
         "tfds": {"arrays", "features", "images", "kind"},
-        "dataset": {"arrays", "features", "images", "tfds"},
+        "series": {"archives", "arrays", "features", "kind"},
+        "dataset": {"arrays", "features", "images", "series", "tfds"},
         "points": {"arrays", "dataset", "features", "kind"},
         "simple_molecules": set(),
         "text": {"arrays", "features", "images", "kind", "simple_molecules"},
         "photographs": {"arrays", "features", "kind"},
         "augment": set(),
-        "loading": {"augment", "class_names", "dataset", "decoding", "features", "images", "kind", "pairs", "photographs", "points", "text"}
-        | {"tfds"},
+        "loading": {"augment", "class_names", "dataset", "decoding", "features", "images", "kind", "pairs", "photographs", "points"}
+        | {"series", "text", "tfds"},
         "__init__": {"dataset", "loading"},
     },
     "layers": {
@@ -199,7 +200,7 @@ def test_imports_run_one_way(path):
         assert path.stem in ROOMS[room], f"{path.name} is new in its room: give it its row above"
         assert not inside_its_room(path) - ROOMS[room][path.stem]
     if room == "models":
-        assert {name.split(".")[2] for name in imports(path) if name.startswith("jaxgen.data.")} <= {"features"}
+        assert {name.split(".")[2] for name in imports(path) if name.startswith("jaxgen.data.")} <= {"features", "series"}
     if room == "models" and path.stem != "__init__":
         assert inside_its_room(path) <= COMPOSED.get(path.stem, set()), "a model imports another one only where the paper composes them"
 
@@ -227,6 +228,7 @@ def test_training_and_commands_name_no_model():
 def test_experiments_import_only_the_public_surface(script):
     parts = {"layer_speed": {"benchmark", "layers"}, "code_prior_speed": {"benchmark"}, "sampler_steps": {"denoising"}}
     parts |= {"completions": {"denoising"}, "compare_gans": {"sharding"}, "gan_pictures": {"reports", "runs"}}
+    parts |= {"autoregression_sunspots": {"runs"}}
     measures = parts.get(script.stem, set())  # what is timed, compared or drawn
     first = {"processes"} if script.name == "__init__.py" else set()  # what runs before any script
     assert dependencies(script) <= {"cli", "models", "data", "stages", "training", "experiment", "evaluation"} | measures | first, script

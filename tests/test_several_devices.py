@@ -43,7 +43,7 @@ SPLIT = "vae"  # the model that is split over the devices
 STEPS = ["--train.steps=2", "--train.batch_size=16", "--train.log_every=1", "--train.eval_every=2"]
 STRINGS = ["language_model", "stack_gru"]
 DRAWN = {name: ["samples.txt" if name in STRINGS else "samples.png"] for name in RUNS | MORE if name != "classifier"}
-DRAWN |= {name: ["completions.png", "samples.png"] for name in ["gated_pixelcnn", *MORE, "diffusion", "flow_matching"]}
+DRAWN |= {name: ["completions.png", "samples.png"] for name in ["gated_pixelcnn", *MORE, "diffusion", "flow_matching", "autoregression"]}
 MORE |= {
     "made": [*DIGITS, "--model.hidden", "16", "--model.masks=2", "--model.shuffled=True"],
     "conditional_gan": [*DIGITS, "--model.hidden=8", "--model.latent=4"],
@@ -64,6 +64,7 @@ MORE |= {
     + ["--model.terms=2", "--model.sample_steps=2", "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"],
     "vqvae2_codes": [*DIGITS, "--model.codes=8", "--model.code_width=4", "--model.width=8", "--model.blocks=1"],
     "stack_gru": ["--data.name={folder}/words.txt", "--model.width=6", "--model.stack_width=2", "--model.stack_depth=3"],
+    "autoregression": ["--data.name=sunspots", "--model.length=12"],
     "vqvae2": [*DIGITS, "--model.codes.codes=8", "--model.codes.width=8", "--model.top.width=8", "--model.lower.width=8"]
     + ["--model.top.blocks=1", "--model.lower.layers=1", "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"],
 }

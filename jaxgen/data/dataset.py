@@ -34,6 +34,7 @@ from numpy.typing import ArrayLike
 from jaxgen.data.arrays import ArraySource, checked
 from jaxgen.data.features import Feature, Tokens
 from jaxgen.data.images import array_source, given_columns, permutation
+from jaxgen.data.series import check_values, series_source
 from jaxgen.data.tfds import DiskSource
 from jaxgen.errors import ConfigError, DataError
 
@@ -57,21 +58,29 @@ class Dataset:
         vector: ArrayLike | None = None,
         point: ArrayLike | None = None,
         tokens: ArrayLike | None = None,
+        series: ArrayLike | None = None,
+        context: int = 0,
         levels: int | None = None,
         name: str = "arrays",
     ) -> "Dataset":
-        """A data set of arrays, or of lists of numbers: exactly one of image, point and tokens.
+        """A data set of arrays, or of lists of numbers: exactly one of image, point, tokens and series.
 
         image: integers [N, H, W] or [N, H, W, C] in {0 .. levels-1}; levels None: 2 if no value is above 1, else 256. point: floats [N, d].
         tokens: integers [N, L], each row a string, the stop token 0 and zeros after it. label: integers [N], vector: floats [N, D]; either
-        may stand beside any of the three. Raises ConfigError for none or two of them, DataError for wrong shapes, types and values.
+        may stand beside any of the three. series: numbers [T] in the order of time; each is an example with the `context` values before it.
+
+        Raises ConfigError for none or two of the four, DataError for wrong shapes, types and values.
         """
-        given = {"image": image, "point": point, "tokens": tokens}
+        given = {"image": image, "point": point, "tokens": tokens, "series": series}
         about = [column for column, array in given.items() if array is not None]
         if len(about) != 1:
-            raise ConfigError("image, point, tokens", "one of them", " and ".join(about) or "none")
+            raise ConfigError("image, point, tokens, series", "one of them", " and ".join(about) or "none")
         column, array = about[0], _array(given[about[0]], name, about[0])
         label, vector = _array(label, name, "label"), _array(vector, name, "vector")
+        if column == "series":
+            if label is not None or vector is not None:
+                raise ConfigError("label, vector", "neither beside a series", "label" if vector is None else "vector")
+            return Dataset(series_source(check_values(array, f"{name}:series"), context, name), name, "train")
         if column != "tokens":
             return Dataset(array_source(array, label, f"{name}:{column}", levels, vector, column=column), name, "train")
         if array.ndim != 2:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxgen.data import images, photographs, points, text, tfds
+from jaxgen.data import images, photographs, points, series, text, tfds
 from jaxgen.data.augment import AUGMENTATIONS
 from jaxgen.data.class_names import named
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.decoding import Reading
-from jaxgen.data.features import Tokens
+from jaxgen.data.features import Feature
 from jaxgen.data.images import RULE, check_split
 from jaxgen.data.kind import Kind, UnknownName
 from jaxgen.data.pairs import FUNCTIONS, OF_PICTURES, PAIRS, with_input
@@ -23,6 +23,7 @@ from jaxgen.errors import ConfigError, DataError, did_you_mean
 ARRAYS = "arrays"
 """The name of a data set made from arrays in memory; `load` refuses it, since there is no file to read."""
 KINDS: tuple[Kind, ...] = (
+    series.KIND,  # before images: it takes the files of arrays that hold a series
     images.KIND,
     points.KIND,
     text.KIND,
@@ -57,6 +58,7 @@ class DataConfig:
     # pairs of images: of a folder of pictures "folders" (input and output), "left_to_right" or "right_to_left" (halves of each); or what
     # the input is that is made of the images of any set: "grey", "outline" or "smaller"; None: no pairs
     pairs: Literal["folders", "left_to_right", "right_to_left", "grey", "outline", "smaller"] | None = None
+    column: str | None = None  # of a .csv file, by its name, or its number where columns have no names; None: the only one
     EARLIER = {"splits": 1}  # not a field: what a saved configuration without the field meant
 
     def __post_init__(self) -> None:
@@ -82,10 +84,11 @@ class DataConfig:
         """The `split` ("train", "validation" or "test") of this set, checked."""
         return load(**self._arguments, split=split)
 
-    def load_keeping(self, split: str, folder: Path | None, coded: Tokens | None = None) -> Dataset:
+    def load_keeping(self, split: str, folder: Path | None, coded: Feature | None = None) -> Dataset:
         """As `load`, for a run. Pictures converted by size or mode are cached in `folder`, and read from it until a picture file changes.
 
-        coded: the strings of the run's model, by whose symbols and length text is coded; None, or without symbols: by those of the text.
+        coded: what the run's model models. Text is coded by its symbols and length, by those of the text where it has no symbols; a series
+        is cut into windows of its context.
         """
         own = type(self).load is not DataConfig.load  # a subclass with its own `load`, which knows neither
         return self.load(split) if own else load(**self._arguments, split=split, cache=folder, coded=coded)
@@ -125,6 +128,7 @@ class DataConfig:
     def _arguments(self) -> dict[str, Any]:
         """The arguments of `load`: all fields that say how data are read."""
         names = ("name", "levels", "data_dir", "manual_dir", "size", "mode", "background", "class_names", "splits", "validation", "pairs")
+        names += ("column",)
         return {name: getattr(self, name) for name in names}
 
 
@@ -144,7 +148,7 @@ class _Asked(DataConfig):
     """The arguments of `load`, as `Kind.load` gets them."""
 
     cache: Path | None = None
-    coded: Tokens | None = None
+    coded: Feature | None = None
 
 
 def load(
@@ -161,18 +165,20 @@ def load(
     splits: int = RULE,
     validation: int | None = None,
     pairs: str | None = None,
+    column: str | None = None,
     cache: Path | None = None,
-    coded: Tokens | None = None,
+    coded: Feature | None = None,
 ) -> Dataset:
     """One split of a data set; the arguments are the fields of `DataConfig`, and two of a run.
 
-    cache: folder for converted pictures, or None. coded: for text, the strings of a model, `model.config.features["tokens"]`: the text is
-    coded by their symbols and length, not by its own.
+    cache: folder for converted pictures, or None. coded: what a model models, `model.config.features[model.config.modelled]`: text is coded
+    by its symbols and length, not by its own; a series is cut into windows of its context, not into single values.
 
     Raises DataError for a name that is unknown and for faulty data (file, index, wanted, got), ConfigError for a faulty argument.
     """
     check_split(split)
     how = {"size": size, "mode": mode, "background": background, "splits": splits, "validation": validation, "pairs": pairs}
+    how["column"] = column
     config = _Asked(name, levels, data_dir, manual_dir, **how, cache=cache, coded=coded)
     if validation == 0 and split == "validation":
         raise ConfigError("split", "train or test", split, "the data have no validation split: with --data.validation 0 all is trained on")
@@ -183,6 +189,8 @@ def load(
     folder = isinstance(place, Path) and place.is_dir()
     if (size or mode) and not folder:
         raise ConfigError("data.size, data.mode", "a folder of pictures, which they convert", name, "leave them out")
+    if column is not None and not (isinstance(place, Path) and place.suffix.lower() == ".csv"):
+        raise ConfigError("data.column", "a .csv file, whose column it names", name, "leave it out")
     if pairs in OF_PICTURES and not folder:
         raise ConfigError("data.pairs", f"a folder of pictures, for {pairs}", name, f"of the images of any set: {', '.join(FUNCTIONS)}")
     try:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from jaxgen.data.arrays import ArraySource
-from jaxgen.data.features import Tokens, smallest_unsigned
+from jaxgen.data.features import Feature, Tokens, smallest_unsigned
 from jaxgen.data.images import fraction
 from jaxgen.data.kind import Kind
 from jaxgen.data.simple_molecules import simple_molecules
@@ -135,9 +135,9 @@ def coded_by(strings: Sequence[str], feature: Tokens, origin: str) -> Strings:
     return Strings(encode(strings, feature.symbols, feature.length, origin), feature)
 
 
-def text_source(strings: Sequence[str], origin: str, split: str, coded: Tokens | None = None) -> ArraySource:
+def text_source(strings: Sequence[str], origin: str, split: str, coded: Feature | None = None) -> ArraySource:
     """One split of the strings, with the column "tokens"; symbols and length are those of `coded`, or if it has none of all splits."""
-    whole = coded_by(strings, coded, origin) if coded and coded.symbols else tokenised(strings, origin)
+    whole = coded_by(strings, coded, origin) if isinstance(coded, Tokens) and coded.symbols else tokenised(strings, origin)
     source = ArraySource({"tokens": whole.tokens}, {"tokens": whole.feature}, version="1")
     return source.select(fraction(len(source), split, Path(origin), "string"))
 

@@ -5,6 +5,7 @@ from flax import nnx
 
 from jaxgen.errors import ConfigError
 from jaxgen.models.autoencoder import Autoencoder, AutoencoderConfig
+from jaxgen.models.autoregression import Autoregression, AutoregressionConfig
 from jaxgen.models.classifier import Classifier, ClassifierConfig
 from jaxgen.models.conditional_gan import ConditionalGAN, ConditionalGANConfig
 from jaxgen.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalBiLSTMConfig
@@ -66,6 +67,7 @@ MODELS = {
     PCAConfig: PCA,
     LanguageModelConfig: LanguageModel,
     StackGRUConfig: StackGRU,
+    AutoregressionConfig: Autoregression,
 }
 """Configuration class -> model class. From a file's configuration only these are built, unless the caller of `load` names others."""
 

@@ -11,6 +11,7 @@ from jaxgen import sharding
 from jaxgen.data import Dataset, features
 from jaxgen.data.class_names import names_of
 from jaxgen.data.features import given_to
+from jaxgen.data.series import before_and_after
 from jaxgen.errors import ConfigError
 from jaxgen.runs import directory, figures
 
@@ -114,6 +115,27 @@ def has(model, argument: str) -> bool:
     return hasattr(model, "sample") and argument in inspect.signature(model.sample).parameters
 
 
+def complete_examples(model, dataset: Dataset, keep: str, n: int, path, key, label: int | None = None, **options) -> str:
+    """Write a picture of n completions of images, or of the continuation of a series; returns what was given, in words."""
+    if hasattr(model, "forecast"):
+        if keep != KEEP[0]:
+            raise ConfigError("--keep", "nothing for a series, of which all before the split is given", keep)
+        return continue_series(model, dataset, n, path, key, **options)
+    complete_images(model, dataset, keep, n, path, key, label, **options)
+    return f"{keep} given (outlined in orange)"
+
+
+def continue_series(model, dataset: Dataset, n: int, path, key, **options) -> str:
+    """Write a plot of a series, of the forecast of the values of a set given all before, with its 95 % band, and of n draws of them."""
+    before, values = before_and_after(dataset)
+    forecast = model.forecast(len(values), before)
+    draws = sharding.to_host(jnp.asarray(model.continuations(key, n, len(values), before, **options)))
+    if jax.process_index() == 0:
+        write_file(path, figures.png(figures.forecast_plot(before, forecast, values, draws)))
+    inside = int(((forecast.low <= values) & (values <= forecast.high)).sum())
+    return f"{len(before)} values given, {inside} of the next {len(values)} in the 95 % band of the forecast"
+
+
 def complete_images(model, dataset: Dataset, keep: str, n: int, path, key, label: int | None = None, **options) -> None:
     """Write a grid of completions of the set's first images, four of each, with the given pixels outlined."""
     mask = known_mask(modelled(model).shape, keep)
@@ -144,8 +166,8 @@ def known_mask(image_shape: tuple[int, ...], keep: str) -> np.ndarray:
 
 
 def completes(model) -> bool:
-    """Whether the model can complete images of which some pixels are given."""
-    return has(model, "known") and isinstance(modelled(model), features.Image)
+    """Whether the model can complete images of which some pixels are given, or forecast a series."""
+    return hasattr(model, "forecast") or has(model, "known") and isinstance(modelled(model), features.Image)
 
 
 def modelled(model):

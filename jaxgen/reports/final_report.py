@@ -15,15 +15,16 @@ from etils import epath
 
 from jaxgen import benchmark, evaluation, sharding, trained
 from jaxgen import stages as staging
-from jaxgen.data import Dataset
+from jaxgen.data import Dataset, features
 from jaxgen.data.arrays import NO_SPLIT
 from jaxgen.data.loading import NotThere
 from jaxgen.errors import DataError
 from jaxgen.measures import scores
 from jaxgen.measures.metrics import FLOORS
 from jaxgen.reports.drawing import (
+    KEEP,
     captions_for,
-    complete_images,
+    complete_examples,
     completes,
     draw_for,
     has,
@@ -43,11 +44,11 @@ RULER_DIMENSIONS = 4096
 def read_data(experiment: Any, split: str) -> Dataset:
     """One split by name; converted pictures are cached in WORKDIR/data-cache, unless workdir is an object store.
 
-    Text is coded by the symbols and the length of the experiment's model, if it has symbols.
+    Text is coded by the symbols and the length of the experiment's model, if it has symbols; a series has the windows that the model reads.
     """
     folder = Path(experiment.workdir) / "data-cache" if directory.is_local(experiment.workdir) else None
     try:
-        return experiment.data.load_keeping(split, folder, experiment.model.features.get("tokens"))
+        return experiment.data.load_keeping(split, folder, features.modelled(experiment.model))
     except NotThere as error:
         if checkpoint.newest(experiment.workdir) is None:
             raise
@@ -113,7 +114,7 @@ def finish(experiment: Any, sets: tuple[Dataset, Dataset | None] | None = None) 
         write_grid(pictures[-1], drawn, model, **captions_for(model, test, wanted.samples))
     if wanted.completions and completes(model):
         pictures.append(folder / "completions.png")
-        complete_images(model, test, "top", wanted.completions, pictures[-1], key)
+        complete_examples(model, test, KEEP[0], wanted.completions, pictures[-1], key)
     if wanted.time_samplers and has(model, "method") and jax.process_count() == 1:
         benchmark.print_methods(model)
     elif has(model, "method"):

@@ -131,6 +131,58 @@ def point_plot(points: Float[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "height wi
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def series_grid(series: Float[np.ndarray, "n T"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Series as lines, each in a panel of its own and all on the same axes, as one RGB picture; its title says the range of the panels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    n, length = series.shape
+    columns, low, high = columns_of(n), series.min(), series.max()
+    rows, spread = math.ceil(n / columns), (high - low) or 1.0
+    figure = Figure(figsize=(min(3.0 * columns, 12), min(1.2 * rows + 0.6, 9)), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    time = np.linspace(0, 0.9, length)
+    for i, values in enumerate(series):
+        across, down = i % columns, -(i // columns)
+        axes.axhline(down, color="0.85", linewidth=0.5, zorder=0)
+        axes.plot(across + time, down + 0.9 * (values - low) / spread, linewidth=0.8, marker="." if length < 3 else None)
+    axes.set(xticks=[], yticks=[], title=f"{n} series of {length} values, each panel from {low:.4g} to {high:.4g}")
+    axes.spines[:].set_visible(False)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def forecast_plot(
+    before: Float[np.ndarray, " P"], forecast: Any, after: Float[np.ndarray, " N"] | None = None, draws: Float[Any, "n N"] | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A series, its forecast with the band of the interval and, if given, the true values and draws of them, as one RGB picture.
+
+    forecast: has mean, low and high [N], and level, the probability of the interval. Of a long past the last values are shown.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    n = len(forecast.mean)
+    shown = before[-max(4 * n, 40) :]
+    figure = Figure(figsize=(9, 4), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    future = np.arange(n) + len(before)
+    for i, draw in enumerate([] if draws is None else draws):
+        axes.plot(future, draw, color="tab:blue", alpha=0.15, linewidth=0.7, label=None if i else "draws")
+    axes.fill_between(future, forecast.low, forecast.high, color="tab:blue", alpha=0.2, linewidth=0, label=f"{forecast.level:.0%} interval")
+    axes.plot(future, forecast.mean, color="tab:blue", linewidth=2, label="forecast")
+    axes.plot(np.arange(len(before) - len(shown), len(before)), shown, color="black", linewidth=1, label="given")
+    if after is not None:
+        axes.plot(future, after, color="tab:orange", linewidth=1.2, marker=".", label="true")
+    axes.set(xlabel="place in the series", ylabel="value")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def class_plot(
     points: Float[np.ndarray, "n 2"], labels: Integer[np.ndarray, " n"] | None, names: Sequence[str], axes: tuple[str, str], title: str
 ) -> UInt8[np.ndarray, "height width 3"]:
