@@ -109,6 +109,10 @@ class _Pictures(_ReadsData):
     """diffusion models: steps of the sampler; None: the model's own number"""
     guidance: float | None = None
     """class-conditional diffusion models: how far samples go beyond the estimate given the class; None: the model's own"""
+    top_k: int | None = None
+    """models of strings: only the k likeliest tokens of each place are drawn; None: all"""
+    top_p: float | None = None
+    """models of strings: only the fewest likeliest tokens whose probabilities sum to p or more are drawn; None: all"""
     seed: int = 0
     """the same seed draws the same images"""
     out: str | None = None
@@ -116,8 +120,10 @@ class _Pictures(_ReadsData):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_least(self, "n", "steps")
+        _check_least(self, "n", "steps", "top_k")
         _check_seed(self)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError("--top_p", "a number above 0, at most 1", self.top_p)
 
 
 @dataclass(frozen=True)
@@ -136,12 +142,15 @@ class Sample(_Pictures):
 
 @dataclass(frozen=True)
 class Complete(_Pictures):
-    """Images of a split completed from a given part, the given pixels outlined; or a series continued from where the split begins."""
+    """Images of a split completed from a given part, the given pixels outlined; or a series continued from where the split begins; or strings
+    that go on from a given beginning."""
 
     split: Split = "test"
     """which part of the data set"""
     keep: Literal["top", "bottom", "left", "right", "outside"] = "top"
     """the pixels that are given, of images"""
+    start: str | None = None
+    """models of strings: the beginning of all of them"""
 
 
 @dataclass(frozen=True)

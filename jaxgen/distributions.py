@@ -98,6 +98,31 @@ class Normal:
         return parameters[..., 0] + jnp.sqrt(temperature * jnp.exp(parameters[..., 1])) * noise
 
 
+def keep_likeliest(logits: Float[Array, "*shape V"], k: int | None) -> Float[Array, "*shape V"]:
+    """The logits with all but the k largest set to -inf, so that these are never drawn. Of equal ones the first is kept. None keeps all."""
+    if k is None or k >= logits.shape[-1]:
+        return logits
+    best = jax.lax.top_k(logits, k)[1]
+    kept = jnp.put_along_axis(jnp.zeros(logits.shape, bool), best, jnp.ones((), bool), axis=-1, inplace=False)
+    return jnp.where(kept, logits, -jnp.inf)
+
+
+def keep_nucleus(logits: Float[Array, "*shape V"], p, temperature=1.0) -> Float[Array, "*shape V"]:
+    """The logits with all set to -inf but the nucleus: the fewest likeliest values whose probabilities sum to p or more. Of equal ones the
+    first counts as the likelier. The probabilities are softmax(logits / temperature). None and 1 keep all.
+
+    Holtzman, Buys, Du, Forbes, Choi 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
+    """
+    if p is None:
+        return logits
+    order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
+    chance = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1) / temperature)
+    likelier = jnp.cumsum(chance, axis=-1) - chance  # the sum over those before
+    inside = (likelier < p) | (jnp.asarray(p) >= 1)
+    kept = jnp.put_along_axis(jnp.zeros(logits.shape, bool), order, inside, axis=-1, inplace=False)
+    return jnp.where(kept, logits, -jnp.inf)
+
+
 def pixel_head(levels: int) -> Bernoulli | Categorical:
     """Bernoulli for two levels, else Categorical."""
     return Bernoulli() if levels == 2 else Categorical(levels)

@@ -30,6 +30,7 @@ from jaxgen.reports.drawing import (
     captions,
     captions_for,
     complete_examples,
+    complete_strings,
     completes,
     draw,
     draw_for,
@@ -182,16 +183,32 @@ def _between(experiment: Experiment, model, options, label: int | None) -> tuple
 
 
 def complete(options: Complete, models: Sequence[type] = ()) -> int:
-    """Images of a split completed from a given part, the given pixels outlined; or a series continued from its beginning."""
+    """Images of a split completed from a given part, the given pixels outlined; a series continued; strings that go on from a beginning."""
     experiment, model = _open(options, models)
     if not completes(model):
-        raise ConfigError("RUN", "a model that can complete images, or continue a series", type(model).__name__)
+        raise ConfigError("RUN", "a model that can complete images or strings, or continue a series", type(model).__name__)
     extra = _sampler_options(model, options)
+    if isinstance(modelled(model), Tokens):
+        return _complete_strings(options, model, extra)
+    if options.start is not None:
+        raise ConfigError("--start", "a model of strings", type(model).__name__, "--keep says which pixels are given")
     label, of = _class(experiment, model, options)
     out = _out(options, "completions.png")
     dataset = _reader(options, experiment)(options.split)
     given_part = complete_examples(model, dataset, options.keep, options.n, out, jax.random.key(options.seed), label, **extra)
     say(f"{options.n} completions{of}, {given_part}: {out}")
+    return 0
+
+
+def _complete_strings(options: Complete, model, extra: dict) -> int:
+    for name in ("keep", "split", "data", "label", "allow_data_change"):
+        if getattr(options, name) != getattr(Complete, name):
+            raise ConfigError(f"--{name}", "nothing for a model of strings: --start is what is given", getattr(options, name))
+    if options.start is None:
+        raise ConfigError("--start", "the beginning of the strings", "nothing", 'as in --start "c1ccc"')
+    out = _out(options, "completions.txt", modelled(model).ending)
+    complete_strings(model, options.start, options.n, out, jax.random.key(options.seed), **extra)
+    say(f"{options.n} strings that begin with {options.start}: {out}")
     return 0
 
 
@@ -215,7 +232,7 @@ def _out(options, name: str, ending: str = ".png"):
 
 def _sampler_options(model, options, **defaults) -> dict:
     """The options of the sampler that differ from their defaults; ConfigError where the model's sampler has no such option."""
-    defaults |= {"temperature": 1.0, "sampler": None, "steps": None, "guidance": None}
+    defaults |= {"temperature": 1.0} | dict.fromkeys(("sampler", "steps", "guidance", "top_k", "top_p"))
     given = {name: getattr(options, name) for name, default in defaults.items() if getattr(options, name) != default}
     for name in given:
         if not has(model, name):

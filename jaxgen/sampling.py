@@ -1,7 +1,7 @@
 """Exact samplers for p(x) = prod_i p(x_i | x_<i): sequences, and images on top; with known values and temperature.
 
-Sequences: `sample_sequence` with a model's `init_cache / step`, a stop token and top-k; `SequenceSteps`: the same with one call for each
-place. Images are drawn in raster order, channel by channel (R, G, B) or as whole pixels, or in the model's own `order`, an index array
+Sequences: `sample_sequence` with a model's `init_cache / step`, a stop token, top-k and top-p; `SequenceSteps`: the same with one call for
+each place. Images are drawn in raster order, channel by channel (R, G, B) or as whole pixels, or in the model's own `order`, an index array
 [N, 3] of (r, c, k) or [N, 2] of (r, c). Methods, for N places:
 
   naive        one full pass for every place; slow, what the others are tested against
@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
 from jaxgen.checks import check_count, check_key, check_known_places, check_temperature
 from jaxgen.checks import interpolate as interpolate  # for notebooks, which import it from this file
-from jaxgen.distributions import Categorical
+from jaxgen.distributions import Categorical, keep_likeliest, keep_nucleus
 from jaxgen.errors import ConfigError
 
 METHODS = ("cached", "naive", "fixed_point")
@@ -71,19 +71,11 @@ def place_by_place(step, finish):
     return body
 
 
-def keep_likeliest(logits: Float[Array, "*shape V"], k: int | None) -> Float[Array, "*shape V"]:
-    """The logits with all but the k largest set to -inf, so that these are never drawn. Of equal ones the first is kept. None keeps all."""
-    if k is None or k >= logits.shape[-1]:
-        return logits
-    best = jax.lax.top_k(logits, k)[1]
-    kept = jnp.put_along_axis(jnp.zeros(logits.shape, bool), best, jnp.ones((), bool), axis=-1, inplace=False)
-    return jnp.where(kept, logits, -jnp.inf)
-
-
-def draw_place(head, key: PRNGKeyArray, parameters: Array, i, temperature=1.0, top_k: int | None = None) -> Array:
+def draw_place(head, key: PRNGKeyArray, parameters: Array, i, temperature=1.0, top_k: int | None = None, top_p=None) -> Array:
     """Draw the values [B] of place i, with noise from `fold_in(key, i)`."""
     noise = head.noise(jax.random.fold_in(key, i), (parameters.shape[0],))
-    return head.sample(keep_likeliest(parameters, top_k), noise, temperature).astype(head.dtype)
+    kept = keep_nucleus(keep_likeliest(parameters, top_k), top_p, temperature)
+    return head.sample(kept, noise, temperature).astype(head.dtype)
 
 
 def sample_sequence(
@@ -97,32 +89,34 @@ def sample_sequence(
     known: tuple[Any, Any] | None = None,
     stop: int | None = None,
     method: str = "cached",
+    top_p: float | None = None,
 ) -> Array:
-    """n sequences [n, length] in the dtype of `model.head`, drawn from p(x) if temperature is 1 and top_k None.
+    """n sequences [n, length] in the dtype of `model.head`, drawn from p(x) if temperature is 1, top_k None and top_p None.
 
     given: {name: array [n, ...]} for `model.init_cache`. temperature: below 1 every p(x_i | x_<i) is sharper. top_k: only the k likeliest
-    values of each are drawn. known=(values, mask): values are taken where the boolean mask ([n, length] or [length]) is True, the others
-    drawn given all before them. stop: the token that ends a sequence; all later places are 0, known or not, and the loop ends when all
-    sequences have ended. method: "cached" or "naive". Raises ConfigError for a wrong argument.
+    values of each are drawn. top_p: only the fewest likeliest values whose probabilities, at this temperature, sum to top_p or more.
+    known=(values, mask): values are taken where the boolean mask ([n, length] or [length]) is True, the others drawn given all before them.
+    stop: the token that ends a sequence; all later places are 0, known or not, and the loop ends when all sequences have ended. method:
+    "cached" or "naive". Raises ConfigError for a wrong argument.
     """
     check_key(key)
     n, length, temperature = check_count(n), check_count(length, "length"), check_temperature(temperature)
-    top_k = _check_top_k(top_k, model.head)
+    top_k, top_p = _check_top_k(top_k, model.head), _check_top_p(top_p, model.head)
     if method not in ("cached", "naive"):
         raise ConfigError("method", "cached or naive", method)
     if stop is not None and not 0 <= stop < getattr(model.head, "levels", 0):
         raise ConfigError("stop", "None, or a value that the model can draw", stop)
     known = check_known_places(known, n, length, model.head)
-    return _sample_sequence(model, key, n, length, given or {}, temperature, top_k, known, stop, method)
+    return _sample_sequence(model, key, n, length, given or {}, temperature, top_k, known, stop, method, top_p)
 
 
 @partial(jax.jit, static_argnames=("n", "length", "top_k", "stop", "method"))
-def _sample_sequence(model, key, n, length, given, temperature, top_k, known, stop, method) -> Array:
+def _sample_sequence(model, key, n, length, given, temperature, top_k, known, stop, method, top_p) -> Array:
     values, mask = known
 
     def finish(state, parameters, i, value, keep):
         cache, ended = state
-        value = jnp.where(keep, value, draw_place(model.head, key, parameters, i, temperature, top_k))
+        value = jnp.where(keep, value, draw_place(model.head, key, parameters, i, temperature, top_k, top_p))
         value = jnp.where(ended, jnp.zeros_like(value), value)
         return (cache, ended if stop is None else ended | (value == stop)), value
 
@@ -156,11 +150,13 @@ class SequenceSteps:
     """
 
     def __init__(
-        self, model: SequenceModel, key: PRNGKeyArray, n: SupportsIndex, temperature: float = 1.0, top_k: int | None = None, **given
-    ):
+        self, model: SequenceModel, key: PRNGKeyArray, n: SupportsIndex, temperature: float = 1.0, top_k: int | None = None,
+        top_p: float | None = None, **given,
+    ):  # fmt: skip
         check_key(key)
         self._model, self._key, self._n, self.place = model, key, check_count(n), 0
         self._temperature, self._top_k = check_temperature(temperature), _check_top_k(top_k, model.head)
+        self._top_p = _check_top_p(top_p, model.head)
         self._cache = _init_cache(model, self._n, given)
 
     def step(self, previous=None) -> tuple[Array, Array]:
@@ -170,7 +166,7 @@ class SequenceSteps:
         previous = jnp.zeros((self._n,), self._model.head.dtype) if previous is None else jnp.asarray(previous, self._model.head.dtype)
         if previous.shape != (self._n,):
             raise ConfigError("previous", f"shape [{self._n}]", list(previous.shape))
-        arguments = self._key, self._cache, previous, jnp.int32(self.place), self._temperature
+        arguments = self._key, self._cache, previous, jnp.int32(self.place), self._temperature, self._top_p
         self._cache, parameters, drawn = _host_step(self._model, *arguments, top_k=self._top_k)
         self.place += 1
         return parameters, drawn
@@ -180,6 +176,14 @@ def _check_top_k(top_k, head) -> int | None:
     if top_k is not None and not isinstance(head, Categorical):
         raise ConfigError("top_k", f"None (values of a {type(head).__name__} have no logits to choose from)", top_k)
     return None if top_k is None else check_count(top_k, "top_k")
+
+
+def _check_top_p(top_p, head) -> Float[Array, ""] | None:
+    if top_p is not None and not isinstance(head, Categorical):
+        raise ConfigError("top_p", f"None (values of a {type(head).__name__} have no logits to choose from)", top_p)
+    if top_p is not None and not (isinstance(top_p, int | float) and 0 < top_p <= 1):
+        raise ConfigError("top_p", "a number above 0, at most 1", top_p)
+    return None if top_p is None else jnp.float32(top_p)
 
 
 def _kind(values) -> str:
@@ -192,9 +196,9 @@ def _init_cache(model, n, given):
 
 
 @partial(jax.jit, static_argnames="top_k")
-def _host_step(model, key, cache, previous, i, temperature, top_k):
+def _host_step(model, key, cache, previous, i, temperature, top_p, top_k):
     cache, parameters = model.step(cache, previous, i)
-    return cache, parameters, draw_place(model.head, key, parameters, i, temperature, top_k)
+    return cache, parameters, draw_place(model.head, key, parameters, i, temperature, top_k, top_p)
 
 
 # --- Images -------------------------------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def there(folder, monkeypatch):
 
 CONFIGS = {cli.module_name(model): config_class for config_class, model in MODELS.items()}
 MODEL_NAMES = ", ".join(CONFIGS)
-SETS = "sunspots, digits, ring, grid, number_words, simple_molecules, photographs"
+SETS = "sunspots, ring, grid, number_words, simple_molecules, digits, photographs"
 UNKNOWN = "wanted a known option, got an unknown one"
 OTHER_MODEL = "checkpoint is VAEConfig, config is GatedPixelCNNConfig: choose another workdir, or start over with --restart"
 PLAYERS = "wanted a learning rate for every submodule with parameters, got ['generator']; add 'discriminator'"

@@ -16,7 +16,7 @@ from scipy.stats import chisquare
 from test_models import drawn, full_pass, images_of, log_prob, seen_inputs, step_by_step, with_noise
 
 from jaxgen import cli, data, run_commands, sampling
-from jaxgen.data.features import box_filter
+from jaxgen.data.box_filter import box_filter
 from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment
 from jaxgen.layers.attention import attend, make_blocks

@@ -62,23 +62,20 @@ MAY_IMPORT = {
 # Inside a room: a file and the files of its room that it may import.
 ROOMS = {
     "data": {
-        "features": set(),
+        **dict.fromkeys(("archives", "augment", "box_filter", "kind", "simple_molecules", "tokenizers"), set()),
+        "features": {"box_filter"},
         "arrays": {"features"},
-        "archives": set(),
         "class_names": {"archives"},
         "decoding": {"archives"},
         "pictures": {"archives", "class_names", "decoding"},
-        "kind": set(),
-        "pairs": {"archives", "decoding", "features", "pictures"},
+        "pairs": {"archives", "box_filter", "decoding", "features", "pictures"},
         "images": {"archives", "arrays", "decoding", "features", "kind", "pairs", "pictures"},
         "tfds": {"arrays", "features", "images", "kind"},
         "series": {"archives", "arrays", "features", "kind"},
         "dataset": {"arrays", "features", "images", "series", "tfds"},
         "points": {"arrays", "dataset", "features", "kind"},
-        "simple_molecules": set(),
-        "text": {"arrays", "features", "images", "kind", "simple_molecules"},
+        "text": {"arrays", "features", "images", "kind", "simple_molecules", "tokenizers"},
         "photographs": {"arrays", "features", "kind"},
-        "augment": set(),
         "loading": {"augment", "class_names", "dataset", "decoding", "features", "images", "kind", "pairs", "photographs", "points"}
         | {"series", "text", "tfds"},
         "__init__": {"dataset", "loading"},
@@ -86,8 +83,10 @@ ROOMS = {
     "layers": {
         "convolutions": set(),
         **dict.fromkeys(("attention", "autoregressive", "fronts", "logistic_mixture", "masked"), {"convolutions"}),
-        **dict.fromkeys(("masked_dense", "recurrent", "residual_cells", "spectral", "weight_norm"), {"convolutions"}),
+        **dict.fromkeys(("masked_dense", "residual_cells", "spectral", "weight_norm"), {"convolutions"}),
         **dict.fromkeys(("adversarial", "bijections", "image_flows", "learned_schedule", "strings"), set()),
+        "recurrent": {"convolutions", "masked"},
+        "transformer": {"attention", "convolutions"},
         "denoiser_parts": {"attention", "convolutions"},
         "denoising_mlp": {"denoiser_parts", "residual_cells"},
         "dit": {"denoiser_parts", "residual_cells"},
@@ -120,7 +119,7 @@ ROOMS = {
         "__init__": {"codes", "generative_classifier", "neighbours"},
     },
     "measures": dict.fromkeys(("metrics", "rulers", "flops", "frechet", "jackknife", "neighbours", "train_on_samples", "__init__"), set())
-    | dict.fromkeys(("pairs", "molecules", "n_gram_samples"), set())
+    | dict.fromkeys(("pairs", "molecules", "n_gram", "n_gram_samples"), set())
     | {"kernel_distance": {"jackknife"}, "classifier_score": {"jackknife"}, "memorisation": {"neighbours"}}
     | {"scores": {"metrics", "rulers"}},
     "processes": {

@@ -11,7 +11,7 @@ import jaxgen
 from jaxgen import data, evaluation
 from jaxgen.__main__ import main
 from jaxgen.data.features import Tokens
-from jaxgen.data.text import encode, number_words
+from jaxgen.data.text import encode, number_words, tokenised
 from jaxgen.errors import DataError
 
 LINES = [f"{'ab' * (i % 4)}{'cde'[i % 3]}" for i in range(60)]  # at most 7 characters
@@ -91,6 +91,62 @@ def test_what_a_run_cannot_code_is_one_line_with_its_number(there, capsys, name,
     assert str(error.value) == message
     assert main([*TRAIN, f"--data.name={name}", "--train.steps=4", "--allow-data-change"]) == 3
     assert capsys.readouterr().err == f"jaxgen: {message}\n"
+
+
+def completed(run: str, *words: str) -> list[str]:
+    assert main(["complete", run, *words]) == 0
+    return Path(run, "completions.txt").read_text().splitlines()
+
+
+def test_a_run_goes_on_from_a_given_beginning(there, capsys):
+    strings = completed("run", "--start=abc", "--n=20")
+    assert capsys.readouterr().out == f"20 strings that begin with abc: {Path('run', 'completions.txt')}\n"
+    assert len(strings) == 20 and all(string.startswith("abc") for string in strings) and len(set(strings)) > 5
+    assert completed("run", "--start=abc", "--n=20") == strings != completed("run", "--start=abc", "--n=20", "--seed=1")
+    assert len(set(completed("run", "--start=abc", "--n=20", "--top_k=1"))) == 1
+    assert len(set(completed("run", "--start=abc", "--n=20", "--top_p=0.01"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--start=abz"], 3, "--start: wanted only the model's 5 symbols, 'abcde', got 'z' as character 3; a model keeps its symbols"),
+        (["--start=abababab"], 3, "--start: wanted at most 7 characters, as the model has, got 8; "),
+        ([], 2, '--start: wanted the beginning of the strings, got nothing; as in --start "c1ccc"'),
+        (["--start=a", "--keep=left"], 2, "--keep: wanted nothing for a model of strings: --start is what is given, got left"),
+        (["--start=a", "--top_p=2"], 2, "--top_p: wanted a number above 0, at most 1, got 2"),
+        (["--start=a", "--steps=3"], 2, "--steps: wanted a model whose sampler takes it, got LanguageModel"),
+    ],
+)
+def test_a_beginning_that_cannot_be_one_is_one_line(there, capsys, words, code, message):
+    assert main(["complete", "run", *words]) == code
+    error = capsys.readouterr().err
+    assert error.startswith(f"jaxgen: {message}") and error.count("\n") == 1
+
+
+def test_a_run_of_smiles_codes_and_decodes_by_its_symbols(there, capsys):
+    molecules = [f"{'C' * (1 + i % 4)}(Cl){'[nH]' * (i % 3)}Br" for i in range(40)]
+    write("m.smi", molecules)
+    write("n.smi", [molecule.replace("Br", "[Br]") for molecule in molecules])
+    train = ["train", "language_model", "--data.name=m.smi", "--data.tokenizer=smiles", "--model.network=transformer", "--model.width=8"]
+    assert main([*train, "--train.batch_size=8", "--train.steps=2", "--train.eval_every=2", "--workdir=smiles"]) == 0
+    model = jaxgen.load("smiles")
+    assert model.config.symbols == ("(", ")", "Br", "C", "Cl", "[nH]") and model.config.length == 11
+    assert main(["sample", "smiles", "--n=6", "--top_p=0.9"]) == 0
+    tokenised(Path("smiles", "samples.txt").read_text().splitlines() + ["C"], "samples", "smiles")
+    assert all(string.startswith("CC(Cl") for string in completed("smiles", "--start=CC(Cl", "--n=6"))
+    capsys.readouterr()
+    assert main(["complete", "smiles", "--start=CC(Cl)Zn"]) == 3
+    assert capsys.readouterr().err == "jaxgen: --start: wanted a SMILES string, got 'Zn' from character 7 on; a model keeps its tokenizer\n"
+    assert main(["evaluate", "smiles"]) == 0
+    test = data.load("m.smi", "test", tokenizer="smiles")
+    characters = sum(len(test.features["tokens"].text(row)) + 1 for row in test.images)
+    bits = -np.asarray(model.log_prob(jnp.asarray(test.images))).sum() / np.log(2) / characters
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"bits_per_character {bits:.4f}" in out and "6-gram ruler" in out
+    assert main(["evaluate", "smiles", "--data=n.smi", "--allow-data-change"]) == 3
+    got = "n.smi:1: wanted only the model's 6 symbols, '( ) Br C Cl [nH]', got '[Br]' as symbol 5; a model keeps its symbols"
+    assert capsys.readouterr().err == f"jaxgen: {got}\n"
 
 
 def test_a_run_goes_on_with_its_symbols_on_other_text(there, capsys):

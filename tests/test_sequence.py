@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 from scipy.stats import chisquare
 
-from jaxgen.distributions import Categorical
+from jaxgen.distributions import Categorical, keep_likeliest, keep_nucleus
 from jaxgen.errors import ConfigError
-from jaxgen.sampling import SequenceSteps, draw_place, keep_likeliest, sample_sequence
+from jaxgen.sampling import SequenceSteps, draw_place, sample_sequence
 
 KEY = jax.random.key(0)
 
@@ -62,7 +62,10 @@ def draws(model, n=4, length=6, key=KEY, **more):
     return np.asarray(sample_sequence(model, key, n, length, **more))
 
 
-@pytest.mark.parametrize("more", [{}, {"temperature": 0.5}, {"top_k": 2}, {"stop": 0}, {"given": {"start": jnp.arange(4)}}], ids=str)
+OPTIONS = [{}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.6, "temperature": 0.8}, {"stop": 0}, {"given": {"start": jnp.arange(4)}}]
+
+
+@pytest.mark.parametrize("more", OPTIONS, ids=str)
 def test_naive_and_cached_draw_the_same(more):
     known = jnp.array([2, 0, 0, 1, 0, 0]), jnp.array([True, False, False, True, False, False])
     for kept in (None, known):
@@ -137,6 +140,44 @@ def test_top_k_leaves_the_likeliest_and_their_proportions():
     np.testing.assert_array_equal(draws(model, top_k=1)[:, 0], table.argmax())
 
 
+def nucleus(logits, p: float, temperature: float) -> list[bool]:
+    """Which values of one place are in the nucleus, value by value in float64."""
+    chance = np.exp(np.asarray(logits, np.float64) / temperature)
+    chance, inside, total = chance / chance.sum(), [False] * len(chance), 0.0
+    for value in sorted(range(len(chance)), key=lambda value: (-chance[value], value)):
+        if total >= p:
+            break
+        inside[value], total = True, total + chance[value]
+    return inside
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+@pytest.mark.parametrize("p", [1e-6, 0.3, 0.77, 0.95])
+def test_the_nucleus_is_the_fewest_likeliest_values_that_sum_to_p(p, temperature):
+    logits = np.random.default_rng(0).standard_normal((40, 9)).astype(np.float32)
+    logits[:5, 3] = logits[:5].max(1)  # equal ones: the first counts as the likelier
+    kept = keep_nucleus(jnp.asarray(logits), jnp.float32(p), temperature)
+    np.testing.assert_array_equal(np.isfinite(kept), [nucleus(row, p, temperature) for row in logits])
+    np.testing.assert_array_equal(np.asarray(kept)[np.isfinite(kept)], logits[np.isfinite(kept)])
+
+
+def test_top_p_draws_from_the_nucleus_in_its_proportions_after_top_k():
+    logits = jnp.array([[-40.0, 3.0, 0.0]])
+    for p in (1, 1.0, None):
+        np.testing.assert_array_equal(keep_nucleus(logits, p), logits)
+    model = Chain(vocabulary=5)
+    table = np.asarray(model.table[...], np.float64)[0]
+    for more in ({}, {"top_k": 3}):
+        of_k = np.where(np.arange(5)[table.argsort()[::-1].argsort()] < more.get("top_k", 5), table, -np.inf)
+        inside = np.array(nucleus(of_k, 0.8, 1.0))
+        chance = np.where(inside, np.exp(of_k), 0) / np.exp(of_k[inside]).sum()
+        counts = np.bincount(draws(model, 4000, 1, top_p=0.8, **more)[:, 0], minlength=5)
+        assert 1 < inside.sum() < 5 and not counts[~inside].any()
+        assert chisquare(counts[inside], chance[inside] * 4000).pvalue > 1e-4
+    steps = SequenceSteps(model, KEY, 4, top_p=0.5)
+    np.testing.assert_array_equal(steps.step()[1], draws(model, top_p=0.5)[:, 0])
+
+
 def test_steps_from_the_host_draw_what_the_loop_draws_and_take_forced_values():
     model, start = Chain(), jnp.arange(4)
     x = draws(model, given={"start": start}, temperature=0.7)
@@ -179,6 +220,9 @@ BAD = {
     "cold": ({"temperature": 0.0}, "temperature"),
     "nothing to choose from": ({"top_k": 0}, "top_k"),
     "logits of real numbers": ({"model": Walk(), "top_k": 2}, "top_k"),
+    "no probability": ({"top_p": 0.0}, "top_p"),
+    "more than all": ({"top_p": 1.5}, "top_p"),
+    "a nucleus of real numbers": ({"model": Walk(), "top_p": 0.5}, "top_p"),
     "a stop token that is none": ({"stop": 3}, "stop"),
     "method": ({"method": "fixed_point"}, "method"),
     "no mask": ({"known": np.zeros(6, int)}, "known"),

@@ -14,8 +14,9 @@ from math import prod
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt
+from jaxtyping import Int
 
+from jaxgen.data.box_filter import box_filter
 from jaxgen.errors import ConfigError, DataError
 
 
@@ -209,8 +210,8 @@ class Tokens:
     """Strings as integers [N, length] in {0 .. vocabulary-1}. 0 is the stop token: it ends a string, and the places after it are 0 too. A
     string of `length` tokens has no stop token.
 
-    symbols: the characters of the tokens 1 .. vocabulary-1, if they are text. The true length of a string is the number of tokens before
-    the first 0.
+    symbols: the texts of the tokens 1 .. vocabulary-1, if they are text. The true length of a string is the number of tokens before the
+    first 0.
     """
 
     length: int
@@ -219,9 +220,19 @@ class Tokens:
     unit, noun, ending = "bits/character", "string", ".txt"
     discrete = True
 
+    @property
+    def tokenizer(self) -> str:
+        """The tokenizer that codes text by these symbols. Where none has several characters, both of tokenizers.py give the same tokens."""
+        return "smiles" if any(len(symbol) > 1 for symbol in self.symbols) else "character"
+
+    @property
+    def characters(self) -> Int[np.ndarray, " V"]:
+        """How many characters each token counts: those of its symbol, 1 without symbols, and 1 for the stop token."""
+        return np.array([1, *map(len, self.symbols)] if self.symbols else [1] * self.vocabulary)
+
     def counts(self, array: np.ndarray) -> np.ndarray:
-        """Tokens of every string: its true length, plus 1 for the stop token if it has one."""
-        return np.minimum(self.lengths(array) + 1, self.length)
+        """Characters of every string, plus 1 for the stop token if it has one."""
+        return np.where(array != 0, self.characters[array], 0).sum(-1) + (self.lengths(array) < self.length)
 
     def text(self, row: np.ndarray) -> str:
         """One string: its characters; without `symbols`, the token numbers with spaces between them."""
@@ -385,15 +396,3 @@ def random_batch(config, n: int) -> dict:
     """A batch of n random examples with every column that the model needs, for timings; equal in every call (seed 0)."""
     generator = np.random.default_rng(0)
     return {name: feature.random(n, generator) for name, feature in config.features.items()}
-
-
-def box_filter(image: UInt[Any, "B H W C"], shape: tuple[int, int, int]) -> UInt[Any, "B h w C"]:
-    """The image at size `shape` = (h, w, C): the mean of every H/h x W/w box, rounded to the nearest level, halves up.
-
-    Computed in integers, so exact; h and w must divide H and W, which the caller checks.
-    """
-    batch, height, width, channels = image.shape
-    down, across = height // shape[0], width // shape[1]
-    boxes = image.astype("int32").reshape(batch, shape[0], down, shape[1], across, channels)
-    total, size = boxes.sum((2, 4)), down * across
-    return ((2 * total + size) // (2 * size)).astype(image.dtype)

@@ -23,10 +23,10 @@ from jaxgen.errors import ConfigError, DataError, did_you_mean
 ARRAYS = "arrays"
 """The name of a data set made from arrays in memory; `load` refuses it, since there is no file to read."""
 KINDS: tuple[Kind, ...] = (
-    series.KIND,  # before images: it takes the files of arrays that hold a series
-    images.KIND,
+    series.KIND,
     points.KIND,
     text.KIND,
+    images.KIND,  # after text: it reads every folder
     photographs.KIND,
     tfds.KIND,
 )
@@ -53,6 +53,8 @@ class DataConfig:
     mode: Literal["L", "RGB"] | None = None  # make every picture grey (L) or colour (RGB) of 8 bits
     background: str = "white"  # the colour behind what is transparent, with mode: a name or #rrggbb
     class_names: tuple[str, ...] = ()  # names of the classes in the order of their labels; (): those of the data, which a run then keeps
+    # what a token of text is: a "character", or in molecules' SMILES an atom, a bond, a ring; None: a character
+    tokenizer: Literal["character", "smiles"] | None = None
     splits: int = RULE  # the rule by which splits are made and classes are ordered; 1 to 3 are those of runs made by earlier versions
     validation: int | None = None  # 0 trains on the validation split too: nothing is validated, the newest step counts as the best
     # pairs of images: of a folder of pictures "folders" (input and output), "left_to_right" or "right_to_left" (halves of each); or what
@@ -128,7 +130,7 @@ class DataConfig:
     def _arguments(self) -> dict[str, Any]:
         """The arguments of `load`: all fields that say how data are read."""
         names = ("name", "levels", "data_dir", "manual_dir", "size", "mode", "background", "class_names", "splits", "validation", "pairs")
-        names += ("column",)
+        names += ("column", "tokenizer")
         return {name: getattr(self, name) for name in names}
 
 
@@ -166,6 +168,7 @@ def load(
     validation: int | None = None,
     pairs: str | None = None,
     column: str | None = None,
+    tokenizer: Literal["character", "smiles"] | None = None,
     cache: Path | None = None,
     coded: Feature | None = None,
 ) -> Dataset:
@@ -178,7 +181,7 @@ def load(
     """
     check_split(split)
     how = {"size": size, "mode": mode, "background": background, "splits": splits, "validation": validation, "pairs": pairs}
-    how["column"] = column
+    how |= {"column": column, "tokenizer": tokenizer}
     config = _Asked(name, levels, data_dir, manual_dir, **how, cache=cache, coded=coded)
     if validation == 0 and split == "validation":
         raise ConfigError("split", "train or test", split, "the data have no validation split: with --data.validation 0 all is trained on")
@@ -191,6 +194,8 @@ def load(
         raise ConfigError("data.size, data.mode", "a folder of pictures, which they convert", name, "leave them out")
     if column is not None and not (isinstance(place, Path) and place.suffix.lower() == ".csv"):
         raise ConfigError("data.column", "a .csv file, whose column it names", name, "leave it out")
+    if tokenizer and kind is not text.KIND:
+        raise ConfigError("data.tokenizer", "text, which it splits into tokens", name, "leave it out")
     if pairs in OF_PICTURES and not folder:
         raise ConfigError("data.pairs", f"a folder of pictures, for {pairs}", name, f"of the images of any set: {', '.join(FUNCTIONS)}")
     try:

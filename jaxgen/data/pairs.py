@@ -23,8 +23,9 @@ import numpy as np
 from jaxtyping import UInt
 
 from jaxgen.data.archives import Raw, listed
+from jaxgen.data.box_filter import box_filter
 from jaxgen.data.decoding import Reading
-from jaxgen.data.features import Image, box_filter
+from jaxgen.data.features import Image
 from jaxgen.data.pictures import read_pictures
 from jaxgen.errors import DataError
 

@@ -40,6 +40,7 @@ from jaxgen.measures.kernel_distance import kernel_distance
 from jaxgen.measures.memorisation import memorisation
 from jaxgen.measures.metrics import METRICS, OF_MODES, OF_PAIRS, OF_SAMPLES, headline
 from jaxgen.measures.molecules import molecule_metrics
+from jaxgen.measures.n_gram import NGram, most
 from jaxgen.measures.n_gram_samples import n_gram_samples
 from jaxgen.measures.neighbours import density_coverage, precision_recall
 from jaxgen.measures.pairs import all_of_pairs
@@ -234,15 +235,22 @@ def _standard_error(values: np.ndarray) -> float:
 
 
 def rulers(fit, test, *, batch_size: int = 64, key: PRNGKeyArray | None = None, samples: int | None = None) -> dict[str, dict]:
-    """The results of the rulers on a test set by name: uniform, histogram, gaussian, ridge_gaussian (see rulers.py).
+    """The results of the rulers on a test set by name: uniform, histogram, gaussian, ridge_gaussian (see rulers.py); of strings uniform
+    and the n-grams up to 6 (see n_gram.py).
 
     fit: the data sets to fit them on, of which the last is the validation split, or one set. The results of the histogram and the ridge say
     what was chosen on validation, as "smoothing" and "ridge". A ruler for which `fit` has too few images (`RULERS`) has the result {}.
     samples: draws of u for each image; by default 16, or 1 for images of more than 1024 values, where one draw can take a minute.
     """
-    samples = samples or (16 if np.prod(test.image_shape) <= 1024 else 1)
     sets = fit if isinstance(fit, tuple | list) else [fit]
     training, validation = split([np.asarray(dataset.images) for dataset in sets])
+    if "tokens" in test.features:
+        vocabulary = test.features["tokens"].vocabulary
+        grams = NGram.fit(training, validation, vocabulary, range(most(vocabulary) + 1))
+        chosen = [{"strength": gram.strength} if gram.n else {} for gram in grams]
+        results = [evaluate(gram, test, batch_size=batch_size) | more for gram, more in zip(grams, chosen, strict=True)]
+        return {f"{gram.n}-gram" if gram.n else "uniform": result for gram, result in zip(grams, results, strict=True)}
+    samples = samples or (16 if np.prod(test.image_shape) <= 1024 else 1)
     images, levels = np.concatenate([training, validation]), test.levels
 
     def ridge_gaussian():

@@ -76,12 +76,13 @@ class AutoregressiveStrings(nnx.Module):
         return self._terms(self._check(tokens)).sum(-1)
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
-        """-log2 p of the batch's strings, divided by their number of tokens, stop tokens included: bits per character.
+        """-log2 p of the batch's strings, divided by their number of characters, stop tokens included: bits per character.
 
-        That number is `metrics["weight"]`, since the loss is a mean over tokens, not rows.
+        That number is `metrics["weight"]`, since the loss is a mean over characters, not rows.
         """
         tokens = self._check(image_of(batch, "tokens"))
-        weight = predicted(tokens).sum().astype(jnp.float32)
+        characters = jnp.asarray(self.config.features["tokens"].characters)[tokens]
+        weight = jnp.where(predicted(tokens), characters, 0).sum().astype(jnp.float32)
         bits = -self._terms(tokens).sum() / (weight * log(2))
         return bits, {"bits_per_character": bits, "weight": weight}
 
@@ -92,9 +93,11 @@ class AutoregressiveStrings(nnx.Module):
         known=None,
         temperature: float = 1.0,
         top_k: int | None = None,
+        top_p: float | None = None,
     ) -> UInt[Array, "n L"]:
-        """n strings [n, L], zeros after each. known, temperature and top_k: see `sampling.sample_sequence`, which raises the errors."""
-        return sample_sequence(self, key, n, self.config.length, temperature=temperature, top_k=top_k, known=known, stop=0)
+        """n strings [n, L], zeros after each. known and the other options: see `sampling.sample_sequence`, which raises the errors."""
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "known": known}
+        return sample_sequence(self, key, n, self.config.length, stop=0, **options)
 
     def _terms(self, tokens: UInt[Array, "B L"]) -> Float[Array, "B L"]:
         """log p(x_i | x_<i) in nats where `predicted` is true, 0 at all other places."""

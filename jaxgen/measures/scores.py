@@ -25,7 +25,7 @@ def lines(
         yield f"{'  ' + term:<27} {result[term]:.3f}" + (f" +- {error:.3f}" if math.isfinite(error) else "")
     for ruler, of_ruler in ruled.items():
         few = "" if of_ruler else too_few(fitted, RULERS[ruler])
-        chosen = "".join(f", {name} {of_ruler[name]:.3g}" for name in ("smoothing", "ridge") if name in of_ruler)
+        chosen = "".join(f", {name} {of_ruler[name]:.3g}" for name in ("smoothing", "ridge", "strength") if name in of_ruler)
         bits = headline(of_ruler)[1] if of_ruler else math.nan
         worse = ", worse than uniform: no measure of a model" if "uniform" in ruled and bits > headline(ruled["uniform"])[1] else ""
         yield _line(f"  {ruler.replace('_', ' ')} ruler", bits, of_ruler, noun, few) + chosen + worse

@@ -31,7 +31,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Integer, UInt
 
 from jaxgen.checks import check_image_config, check_images
-from jaxgen.data.features import OfImages, box_filter
+from jaxgen.data.box_filter import box_filter
+from jaxgen.data.features import OfImages
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.layers.attention import Attention, Blocks, Memory, make_blocks, scan_in_blocks
@@ -49,6 +50,7 @@ from jaxgen.layers.convolutions import (
     zeros,
 )
 from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
+from jaxgen.layers.transformer import LayerNorm
 from jaxgen.sampling import in_order
 
 
@@ -102,21 +104,6 @@ class ImageTransformerConfig(OfImages):
         return cls(image_shape=(28, 28, 1), levels=2, dropout=0.0, **sizes)
 
 
-class Norm(nnx.Module):
-    """Layer normalisation: scale (x - mean) / sqrt(variance + 1e-6) + bias over the features, computed in float32."""
-
-    def __init__(self, width: int):
-        self.scale, self.bias = nnx.Param(jnp.ones((width,), jnp.float32)), zeros((width,))
-
-    def __call__(self, x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
-        """The result in the dtype of x."""
-        centred = x.astype(jnp.float32)
-        centred = centred - centred.mean(-1, keepdims=True)
-        y = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-        one = (1,) * (x.ndim - 1)
-        return (y * self.scale[...].reshape(*one, -1) + self.bias[...].reshape(*one, -1)).astype(x.dtype)
-
-
 class Layer(nnx.Module):
     """One layer of the equations; source: with the second attention."""
 
@@ -126,7 +113,7 @@ class Layer(nnx.Module):
         self.source = Attention(width, config.heads, rngs) if source else None
         self.inner, self.inner_bias = normal(rngs, (width, hidden), width / 2), zeros((hidden,))
         self.outer, self.outer_bias = normal(rngs, (hidden, width), hidden), zeros((width,))
-        self.norms = nnx.List([Norm(width) for _ in range(3 if source else 2)])
+        self.norms = nnx.List([LayerNorm(width) for _ in range(3 if source else 2)])
         self.dropout = config.dropout
 
     def after(self, x: Float[Array, "B L D"], attended: Float[Array, "B L D"], encoded=None, key=None) -> Float[Array, "B L D"]:

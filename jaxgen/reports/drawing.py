@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import sharding
-from jaxgen.data import Dataset, features
+from jaxgen.data import Dataset, features, text
 from jaxgen.data.class_names import names_of
 from jaxgen.data.features import given_to
 from jaxgen.data.series import before_and_after
@@ -144,6 +144,15 @@ def complete_images(model, dataset: Dataset, keep: str, n: int, path, key, label
     write_grid(path, images, model, mask, **captions(model, names_of(dataset.features), n, label, batch))
 
 
+def complete_strings(model, start: str, n: int, path, key, **options) -> None:
+    """Write a file of n strings that begin with `start`. DataError where the model's tokens are no text that could do so."""
+    feature = modelled(model)
+    given = text.beginning(start, feature, "--start")
+    values, mask = np.zeros(feature.length, given.dtype), np.arange(feature.length) < len(given)
+    values[: len(given)] = given
+    write_grid(path, draw(model, key, n, known=(values, mask), **options), model)
+
+
 def upscale_images(model, dataset: Dataset, n: int, path, key, label: int | None = None, **options) -> None:
     """Write a grid: for each of the set's first images its small version, enlarged and outlined, then three samples given it."""
     batch = first_examples(dataset, n)
@@ -166,8 +175,8 @@ def known_mask(image_shape: tuple[int, ...], keep: str) -> np.ndarray:
 
 
 def completes(model) -> bool:
-    """Whether the model can complete images of which some pixels are given, or forecast a series."""
-    return hasattr(model, "forecast") or has(model, "known") and isinstance(modelled(model), features.Image)
+    """Whether the model can complete images of which some pixels are given or strings of which the beginning is, or forecast a series."""
+    return hasattr(model, "forecast") or has(model, "known") and isinstance(modelled(model), features.Image | features.Tokens)
 
 
 def modelled(model):

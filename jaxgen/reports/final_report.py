@@ -112,7 +112,7 @@ def finish(experiment: Any, sets: tuple[Dataset, Dataset | None] | None = None) 
         pictures.append(folder / f"samples{modelled(model).ending}")
         drawn = with_inputs(model, test, draw_for(model, test, key, wanted.samples))
         write_grid(pictures[-1], drawn, model, **captions_for(model, test, wanted.samples))
-    if wanted.completions and completes(model):
+    if wanted.completions and completes(model) and not isinstance(modelled(model), features.Tokens):
         pictures.append(folder / "completions.png")
         complete_examples(model, test, KEEP[0], wanted.completions, pictures[-1], key)
     if wanted.time_samplers and has(model, "method") and jax.process_count() == 1:
@@ -152,8 +152,8 @@ def print_evaluation(
     bound: str = "elbo",
     read: Callable[[str], Dataset] | None = None,
 ) -> None:
-    """Prints the headline with its standard error, computed on all devices. For bits/dim of images up to RULER_DIMENSIONS values also
-    those of the rulers, by the same evaluator, unless report.rulers is off.
+    """Prints the headline with its standard error, computed on all devices. For bits/dim of images up to RULER_DIMENSIONS values and for
+    bits/character of strings also those of the rulers, by the same evaluator, unless report.rulers is off.
 
     read(split): the other splits, on which the rulers are fitted; None loads them as the experiment names them.
     """
@@ -165,8 +165,9 @@ def print_evaluation(
     if set(FLOORS) & set(result):
         result = evaluation.with_floor(result, model, dataset, read("test" if dataset.split == "train" else "train"))
     ruled, fitted = {}, 0
-    small = np.prod(dataset.image_shape) <= RULER_DIMENSIONS
-    if experiment.report.rulers and small and evaluation.headline(result)[0].startswith("bits_per_dim") and "image" in dataset.features:
+    small, ruled_kinds = np.prod(dataset.image_shape) <= RULER_DIMENSIONS, {"image": "bits_per_dim", "tokens": "bits_per_character"}
+    unit = next((unit for column, unit in ruled_kinds.items() if column in dataset.features), "none")
+    if experiment.report.rulers and small and evaluation.headline(result)[0].startswith(unit):
         fit = [read(split) for split in ("train", "validation") if split != dataset.split and (split == "train" or validates(experiment))]
         if fit:
             ruled, fitted = evaluation.rulers(fit, dataset), sum(map(len, fit))
