@@ -2,7 +2,7 @@
 
     python -m experiments.language_model_smiles --data.name FOLDER                               FOLDER has train.smi, valid.smi, test.smi
     python -m experiments.language_model_smiles --data.name FOLDER --model.network lstm --workdir runs/language_model_smiles_lstm
-    python -m experiments.language_model_smiles --laptop                                         names of numbers, seconds
+    python -m experiments.language_model_smiles --laptop                                         simple molecules, seconds
 
 Data: 141,040 training strings derived from ZINC and ChEMBL, 24,445 for validation (they choose the step), 5,000 for the test: the last two
 are the validation and test files of the split of ZINC's 250,000 molecules by Jin et al. 2018. Named before any training: bits/character on
@@ -18,7 +18,7 @@ from jaxgen.models import LanguageModelConfig
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 SMILES = tuple("#()+-/12345678=@BCFHINOPS[\\]clnors")
-NUMBERS = tuple(" -adefghilnorstuvwxy")
+SIMPLE = tuple("#()12=BCFNOSclnors")
 
 config = Experiment(
     model=LanguageModelConfig(length=115, vocabulary=len(SMILES) + 1, symbols=SMILES, width=256),
@@ -29,8 +29,8 @@ config = Experiment(
 )
 laptop = replace(
     config,
-    model=LanguageModelConfig(length=32, vocabulary=len(NUMBERS) + 1, symbols=NUMBERS, width=32),
-    data=DataConfig("number_words"),
+    model=LanguageModelConfig(length=37, vocabulary=len(SIMPLE) + 1, symbols=SIMPLE, width=32),
+    data=DataConfig("simple_molecules"),
     train=replace(config.train, steps=60, eval_every=30),
     workdir="runs/language_model_smiles_laptop",
 )

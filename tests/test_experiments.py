@@ -43,7 +43,7 @@ PARAMETERS = {
     "image_transformer_mnist": (401_665, 18_753),
     "image_transformer_upscale": (63_962_368, 37_970),
     "implicit_autoencoder_digits": (86_592, 86_592),
-    "language_model_smiles": (412_707, 7_701),
+    "language_model_smiles": (412_707, 7_571),
     "latent_diffusion_digits": (286_004, 106_484),
     "made_digits": (362_048, 74_880),
     "made_mnist": (76_560_784, 785_284),
@@ -120,7 +120,7 @@ def test_configurations_are_data(name):
         assert config.from_json([Experiment, *MODELS], json.loads(json.dumps(config.to_json(one)))) == one
     assert (full.workdir, laptop.workdir) == (f"runs/{name}", f"runs/{name}_laptop")
     if full.model.modelled == "tokens":
-        assert laptop.data.name == "number_words"  # strings that the library brings, with symbols of their own
+        assert laptop.data.name == "simple_molecules"  # strings that the library brings, with symbols of their own
     else:
         assert (full.data, full.model.image_shape, full.model.levels) == (laptop.data, laptop.model.image_shape, laptop.model.levels)
     assert laptop.train.steps < full.train.steps
@@ -144,7 +144,7 @@ def test_laptop_mode_runs(name, monkeypatch, tmp_path, capsys):
     laptop = script(name).laptop
     words = ["--laptop", "--train.steps=2", "--train.eval_every=2", "--train.batch_size=8", f"--workdir={tmp_path / 'run'}"]
     words += [f"--stages.{stage}.train.steps=2" for stage in laptop.stages]
-    if laptop.data.name not in ("digits", "ring", "number_words"):
+    if laptop.data.name not in ("digits", "ring", "simple_molecules"):
         shape, random, data = laptop.model.image_shape, np.random.default_rng(0), tmp_path / "data"
         data.mkdir()
         for split, size in (("train", 10), ("valid", 2), ("test", 2)):
