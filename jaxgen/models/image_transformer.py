@@ -31,8 +31,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Integer, UInt
 
 from jaxgen.checks import check_image_config, check_images
-from jaxgen.data.box_filter import box_filter
-from jaxgen.data.features import OfImages
+from jaxgen.data.features import OfImages, box_filter
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.layers.attention import Attention, Blocks, Memory, make_blocks, scan_in_blocks
