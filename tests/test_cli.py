@@ -166,7 +166,7 @@ ERRORS = [
     ("bench --model gatd_pixelcnn", 2, "--model: wanted one of gated_pixelcnn, ..., got gatd_pixelcnn; did you mean gated_pixelcnn?"),
     ("evaluate vae --run gan", 2, f"--run: {UNKNOWN}; see --help"),
     ("bench --train_batch -1", 2, "--train_batch: wanted 0 or more, got -1"),
-    ("complete gan", 2, "RUN: wanted a model that can complete images, or continue a series, got GAN"),
+    ("complete gan", 2, "RUN: wanted a model that can complete images or strings, or continue a series, got GAN"),
 ]  # fmt: skip
 
 

@@ -45,10 +45,10 @@ class NGram:
         counts, _ = model._counts(validation)
         fitted = []
         for n in orders:
-            made = cls.__new__(cls)
-            made.vocabulary, made.n, made.pairs, made.contexts = vocabulary, n, model.pairs[:n], model.contexts[:n]
-            made.strength = max(STRENGTHS, key=lambda a, n=n: model._log_p(counts[:, :n], a).sum()) if n else STRENGTHS[0]
-            fitted.append(made)
+            gram = cls.__new__(cls)
+            gram.vocabulary, gram.n, gram.pairs, gram.contexts = vocabulary, n, model.pairs[:n], model.contexts[:n]
+            gram.strength = max(STRENGTHS, key=lambda a, n=n: model._log_p(counts[:, :n], a).sum()) if n else STRENGTHS[0]
+            fitted.append(gram)
         return fitted
 
     def log_prob(self, tokens: UInt[np.ndarray, "B L"]) -> Float[np.ndarray, " B"]:
