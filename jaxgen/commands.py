@@ -142,7 +142,7 @@ class Sample(_Pictures):
 
 @dataclass(frozen=True)
 class Complete(_Pictures):
-    """Images of a split completed from a given part, the given pixels outlined; or a series continued from where the split begins; or strings
+    """Images of a split completed from a given part, the given pixels outlined; a series continued from where the split begins; strings
     that go on from a given beginning."""
 
     split: Split = "test"

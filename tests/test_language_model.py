@@ -209,7 +209,7 @@ def trained(tokens, config, steps=250, size=64):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_samples_of_a_language_of_three_words_are_its_words(network):
     words, symbols = ["abcabca", "bcabc", "cacb"], ("a", "b", "c")
-    model = trained(encode(words, symbols, 8), LanguageModelConfig(8, 4, symbols, 16, network=network), steps=300, size=32)
+    model = trained(encode(words, symbols, 8), LanguageModelConfig(8, 4, symbols, 32, network=network), steps=400, size=32)
     drawn = decode(model.sample(jax.random.key(0), 300), symbols)
     counts = np.array([drawn.count(word) for word in words])
     assert counts.sum() >= 294 and counts.min() > 60, dict.fromkeys(drawn)
