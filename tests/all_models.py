@@ -36,6 +36,7 @@ from jaxgen.models import (
     FlowConfig,
     FlowMatchingConfig,
     GANConfig,
+    IAFConfig,
     ImplicitAutoencoderConfig,
     LanguageModelConfig,
     LatentDiffusionConfig,
@@ -45,6 +46,7 @@ from jaxgen.models import (
     PCAConfig,
     Pix2PixConfig,
     RealNVPConfig,
+    RIDEConfig,
     StackGRUConfig,
     VAEConfig,
     VAEGANConfig,
@@ -97,6 +99,8 @@ CONFIGS |= {
     "flows of images": FlowConfig(SHAPE, LEVELS, maps="coupling", transform="affine", layers=2, hidden=(6,)),
     "flows of a vector": FlowConfig((3,), vector_size=2, layers=2, hidden=(6,), bins=3),
     "nice": NICEConfig(SHAPE, LEVELS, layers=2, hidden=(6,)),
+    "iaf": IAFConfig(SHAPE, LEVELS, latent=3, hidden=(6, 5), flow_hidden=4),
+    "ride": RIDEConfig(SHAPE, LEVELS, hidden=4, components=2, scales=2, filters=3),
     "realnvp": RealNVPConfig(SHAPE, LEVELS, width=4, blocks=0),
     "gan": GANConfig(SHAPE, LEVELS, 3, 6, 1, "resnet", halvings=1),
     "gan of points": GANConfig((2,), 0, latent=3, hidden=6, penalty="gradient", spectral=True),
@@ -112,7 +116,7 @@ CONFIGS |= {
 CONFIGS["pixelcnn_pp of a label"] = replace(CONFIGS["pixelcnn_pp of a label"], resolutions=1)  # the other one has two
 ONE_EACH = {type(config): name for name, config in CONFIGS.items()}  # of each model the last configuration, which is given most
 
-FLOAT32 = ["made", "made over orders", "flows, planar", "flows of images", "flows of a vector", "nice", "realnvp"]
+FLOAT32 = ["made", "made over orders", "flows, planar", "flows of images", "flows of a vector", "nice", "iaf", "ride", "realnvp"]
 FLOAT32 += ["gan", "gan of points", "conditional_gan", "pix2pix", "classifier", "pca", "pca of points"]
 FLOAT32 += ["language_model", "stack_gru", "autoregression"]
 NOT_FOR = {  # what a model does not have, why, and which models; a test finds that these are all

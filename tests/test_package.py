@@ -150,6 +150,7 @@ ROOMS = {
 
 # A model that is made of others: their files.
 COMPOSED = {
+    "iaf": {"vae"},
     "conditional_gan": {"gan"},
     "latent_diffusion": {"diffusion", "vae"},
     "vae_gan": {"vae"},

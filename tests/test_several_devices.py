@@ -54,6 +54,8 @@ MORE |= {
     "vqvae": [*DIGITS, "--model.codes=8", "--model.code_width=4", "--model.width=8", "--model.blocks=1"],
     "nvae": [*DIGITS, "--model.widths", "8", "8", "--model.groups", "1", "1", "--model.latent=2", "--model.expansion=1"],
     "flows": ["--data.name=ring", "--model.layers=2", "--model.hidden", "8", "--model.bins=4"],
+    "iaf": [*DIGITS, "--model.hidden", "16", "--model.latent=4", "--model.flow_hidden=8"],
+    "ride": [*DIGITS, "--model.hidden=8", "--model.components=2"],
     "nice": [*DIGITS, "--model.hidden", "16"],
     "realnvp": [*DIGITS, "--model.width=4", "--model.blocks=1"],
     "flow_matching": [*DIGITS, "--model.num_classes=10", "--model.network=mlp", "--model.mlp.width=8", "--model.mlp.depth=1"]
@@ -70,7 +72,7 @@ MORE |= {
 }
 IMAGES = ["latent_diffusion", "vae_gan", "autoencoder", "implicit_autoencoder", "nvae", "vqvae", "vqvae2_codes", "vqvae2"]
 DRAWN |= dict.fromkeys([*IMAGES, "conditional_gan", "pix2pix"], ["samples.png"]) | dict.fromkeys(STRINGS, ["samples.txt"])
-DRAWN |= dict.fromkeys(["flows", "nice", "realnvp"], ["samples.png"]) | {"made": ["completions.png", "samples.png"]}
+DRAWN |= dict.fromkeys(["flows", "nice", "realnvp", "iaf", "ride"], ["samples.png"]) | {"made": ["completions.png", "samples.png"]}
 FOUR = [*RUNS, *(MORE if THOROUGH else [])]
 # One that is split, one whose loss is a mean over tokens, one without steps: what processes do differs between these.
 TWO_OF_TWO = FOUR if THOROUGH else ["vae", "language_model", "pca"]

@@ -14,6 +14,7 @@ from jaxgen.models.flow_matching import FlowMatching, FlowMatchingConfig
 from jaxgen.models.flows import Flow, FlowConfig
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
+from jaxgen.models.iaf import IAF, IAFConfig
 from jaxgen.models.image_transformer import ImageTransformer, ImageTransformerConfig
 from jaxgen.models.implicit_autoencoder import ImplicitAutoencoder, ImplicitAutoencoderConfig
 from jaxgen.models.language_model import LanguageModel, LanguageModelConfig
@@ -28,6 +29,7 @@ from jaxgen.models.pixelcnn import PixelCNN, PixelCNNConfig
 from jaxgen.models.pixelcnn_pp import PixelCNNPP, PixelCNNPPConfig
 from jaxgen.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from jaxgen.models.realnvp import RealNVP, RealNVPConfig
+from jaxgen.models.ride import RIDE, RIDEConfig
 from jaxgen.models.row_lstm import RowLSTM, RowLSTMConfig
 from jaxgen.models.stack_gru import StackGRU, StackGRUConfig
 from jaxgen.models.vae import VAE, VAEConfig
@@ -60,6 +62,8 @@ MODELS = {
     FlowConfig: Flow,
     NICEConfig: NICE,
     RealNVPConfig: RealNVP,
+    IAFConfig: IAF,
+    RIDEConfig: RIDE,
     GANConfig: GAN,
     ConditionalGANConfig: ConditionalGAN,
     Pix2PixConfig: Pix2Pix,
