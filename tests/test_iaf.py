@@ -60,6 +60,7 @@ def inverse(step, z, features):
 @pytest.mark.parametrize("flow", ["iaf", "planar", "none"])
 def test_the_posterior_integrates_to_one_and_its_draws_have_the_density_that_is_said(flow):
     model, side, reach = with_weights(replace(TINY, flow=flow)), 400, 9
+    model = jax.tree.map(lambda leaf: leaf / 2, model)  # so that no gate is nearly closed, and every map can be inverted in float32
     axis = (np.arange(side) + 0.5) * 2 * reach / side - reach
     grid = jnp.asarray(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2), jnp.float32)
     image = jnp.asarray([[[[0], [1], [1]]]], jnp.uint8)

@@ -95,5 +95,5 @@ def test_errors():
         RIDEConfig((4, 4, 3))
     with pytest.raises(ConfigError, match="hidden: wanted 1 or more, got 0"):
         RIDEConfig(hidden=0)
-    with pytest.raises(ConfigError, match=r"v: wanted shape \[B, 4, 5, 1\], got \[2, 4, 5\]"):
-        with_weights(SMALL).log_density(jnp.zeros((2, 4, 5)))
+    with pytest.raises(ConfigError, match=r"v: wanted shape \[B, 4, 5, 1\], got \[2, 4, 4, 1\]"):
+        with_weights(SMALL).log_density(jnp.zeros((2, 4, 4, 1)))

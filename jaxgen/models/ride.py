@@ -69,11 +69,11 @@ class Mixture(nnx.Module):
         self.weights = zeros((k, s))  # e - r / 2
         self.filters, self.loadings = normal(rngs, (d, n), d), nnx.Param(jnp.full((n, k), 0.1))  # f and b
 
-    def parts(self, h: Float[Array, "... D"]) -> tuple[Float[Array, "... K S"], Float[Array, "... K"], Float[Array, "K S"]]:
+    def parts(self, h: Float[Array, "... D"]) -> tuple[Float[Array, "... K S"], Float[Array, "... K"], Float[Array, "... K S"]]:
         """log p(k, s | h), the means, and the log-precisions r."""
-        energy = dot(dot(h, self.filters[...]) ** 2, self.loadings[...] ** 2)  # h' K_k h
-        r = self.precisions[...]
-        logits = self.weights[...] + r / 2 - 0.5 * jnp.exp(r) * energy[..., None]
+        energy = dot(dot(h, self.filters[...]) ** 2, self.loadings[...] ** 2)[..., None]  # h' K_k h
+        r, weights = (jnp.broadcast_to(own[...], (*energy.shape[:-1], own.shape[1])) for own in (self.precisions, self.weights))
+        logits = weights + r / 2 - 0.5 * jnp.exp(r) * energy
         log_weights = jax.nn.log_softmax(logits.reshape(*logits.shape[:-2], -1)).reshape(logits.shape)
         return log_weights, add_bias(dot(h, self.means[...]), self.mean_bias[...]), r
 
@@ -87,8 +87,9 @@ class Mixture(nnx.Module):
         """x for each h."""
         (log_weights, means, r), (key_part, key_noise) = self.parts(h), jax.random.split(key)
         part = jax.random.categorical(key_part, log_weights.reshape(len(h), -1))
-        mean = jnp.take_along_axis(means, (part // r.shape[1])[:, None], axis=1)[:, 0]
-        return mean + jnp.exp(-0.5 * r.reshape(-1)[part]) * jax.random.normal(key_noise, (len(h),))
+        mean = jnp.take_along_axis(means, (part // r.shape[2])[:, None], axis=1)[:, 0]
+        r = jnp.take_along_axis(r.reshape(len(h), -1), part[:, None], axis=1)[:, 0]
+        return mean + jnp.exp(-0.5 * r) * jax.random.normal(key_noise, (len(h),))
 
 
 class RIDE(nnx.Module):
