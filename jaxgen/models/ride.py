@@ -64,10 +64,10 @@ class Mixture(nnx.Module):
     def __init__(self, config: RIDEConfig, rngs: nnx.Rngs):
         k, s, n, d = config.components, config.scales, config.filters, config.hidden
         self.means, self.mean_bias = normal(rngs, (d, k), d), nnx.Param(jnp.linspace(-0.8, 0.8, k))  # w and m
-        spread = jnp.linspace(0, 6, s) if s > 1 else jnp.full((1,), 2.0)
+        spread = jnp.linspace(0, 6, s) if s > 1 else jnp.full((1,), 2.0, jnp.float32)
         self.precisions = nnx.Param(jnp.broadcast_to(spread, (k, s)))  # r: deviations from 1 to e^-3
         self.weights = zeros((k, s))  # e - r / 2
-        self.filters, self.loadings = normal(rngs, (d, n), d), nnx.Param(jnp.full((n, k), 0.1))  # f and b
+        self.filters, self.loadings = normal(rngs, (d, n), d), nnx.Param(jnp.full((n, k), 0.1, jnp.float32))  # f and b
 
     def parts(self, h: Float[Array, "... D"]) -> tuple[Float[Array, "... K S"], Float[Array, "... K"], Float[Array, "... K S"]]:
         """log p(k, s | h), the means, and the log-precisions r."""
