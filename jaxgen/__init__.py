@@ -10,6 +10,7 @@ from importlib import import_module
 TYPE_CHECKING = False  # true for editors and type checkers; a name that they know, so that typing need not be imported
 if TYPE_CHECKING:
     from jaxgen import (
+        attacks,
         benchmark,
         checks,
         cli,
@@ -48,9 +49,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "__version__", "load", "train",
-    "benchmark", "checks", "cli", "commands", "config", "data", "denoising", "distributions", "errors", "evaluation", "experiment",
-    "latent", "layers", "measures", "models", "notebook", "optimizers", "places", "processes", "reinforcement", "reports", "run_commands",
-    "runs", "sampling", "sharding", "stages", "statistics", "synonyms", "trained", "training",
+    "attacks", "benchmark", "checks", "cli", "commands", "config", "data", "denoising", "distributions", "errors", "evaluation",
+    "experiment", "latent", "layers", "measures", "models", "notebook", "optimizers", "places", "processes", "reinforcement", "reports",
+    "run_commands", "runs", "sampling", "sharding", "stages", "statistics", "synonyms", "trained", "training",
 ]  # fmt: skip
 
 _FUNCTIONS = {"load": "jaxgen.trained", "train": "jaxgen.notebook"}

@@ -19,6 +19,7 @@ COMMANDS = {
     "codemap": "the codes of the test set in two dimensions, coloured by class: jaxgen codemap RUN",
     "neighbours": "samples beside their nearest training examples, a check on memorising: jaxgen neighbours RUN",
     "classify": "accuracy of a class-conditional model as a classifier: jaxgen classify RUN",
+    "attack": "accuracy of a classifier on images made to fool it, and a picture: jaxgen attack RUN --attack pgd --eps 0.1 0.2",
     "bench": "sampling throughput, naive, cached and fixed-point: jaxgen bench RUN",
     "show": "configuration, parameters and checkpoints: jaxgen show RUN",
 }

@@ -263,6 +263,31 @@ class Classify(Evaluate):
 
 
 @dataclass(frozen=True)
+class Attack(_OfCodes):
+    """Accuracy of a classifier on images that were changed to fool it, and a PNG grid of original, perturbation and adversarial image."""
+
+    attack: Literal["fgsm", "fast_gradient", "iterative_sign", "least_likely", "pgd", "multi_targeted"] = "pgd"
+    """how the images are changed; pgd and multi_targeted are the strongest"""
+    eps: tuple[float, ...] = (0.1,)
+    """largest norms of the change, where pixels go from 0 to 1; the picture is of the first"""
+    norm: Literal["inf", "2", "1"] = "inf"
+    """largest change of a pixel, Euclidean length, or sum of all changes"""
+    steps: int | None = None
+    """None: the attack's own number"""
+    restarts: int | None = None
+    """pgd: how often it starts from another random image; None: once"""
+    n: int | None = None
+    """only the first n images; None: all"""
+    seed: int = 0
+    """the same seed draws the same starts"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_least(self, "steps", "restarts", "n")
+        _check_seed(self)
+
+
+@dataclass(frozen=True)
 class Bench:
     """Sampling and training speed in images per CPU second (accelerator: second), beside the peak of this machine's matrix products."""
 
@@ -299,7 +324,7 @@ class Bench:
 OF_EXPERIMENT = re.compile(r"(model|data|optimizer|train|report|stages)\.[\w.]+")
 """Fields of an experiment, which are options of a training."""
 OF_CODES = (Reconstruct, Interpolate, Traverse, CodeMap, Neighbours, Classify)
-COMMANDS = {cls.__name__.lower(): cls for cls in (Evaluate, Quality, Sample, Complete, Upscale, *OF_CODES, Bench, Show)}
+COMMANDS = {cls.__name__.lower(): cls for cls in (Evaluate, Quality, Sample, Complete, Upscale, *OF_CODES, Attack, Bench, Show)}
 """Name -> dataclass of every command that works on a run."""
 
 
@@ -317,8 +342,7 @@ def _check_seed(command) -> None:
 
 def parse(name: str, words: Sequence[str], prog: str = "jaxgen"):
     """The dataclass of the command `name` from the words of its command line; `--help` prints its options and exits with 0."""
-    command = COMMANDS[name]
-    return config.parse_command(command, words, f"{command.__doc__}\n\n--debug shows the traceback of an error.", f"{prog} {name}")
+    return config.parse_command((command := COMMANDS[name]), words, f"{command.__doc__}\n\n--debug adds the traceback.", f"{prog} {name}")
 
 
 def written(command) -> str:

@@ -16,7 +16,7 @@ from etils import epath
 
 from jaxgen import benchmark, config, sharding, trained
 from jaxgen.checks import interpolate
-from jaxgen.commands import OF_CODES, Bench, Complete, Evaluate, Quality, Sample, Show, Upscale
+from jaxgen.commands import OF_CODES, Attack, Bench, Complete, Evaluate, Quality, Sample, Show, Upscale
 from jaxgen.data import DataConfig, Dataset, class_names
 from jaxgen.data.arrays import NoSplit
 from jaxgen.data.features import Points, Tokens
@@ -26,6 +26,7 @@ from jaxgen.experiment import Experiment
 from jaxgen.models import count_parameters
 from jaxgen.processes.printing import printable, say
 from jaxgen.reports import latent_verbs, molecules
+from jaxgen.reports.attacked import print_attack
 from jaxgen.reports.drawing import (
     captions,
     captions_for,
@@ -240,6 +241,14 @@ def _sampler_options(model, options, **defaults) -> dict:
     return given
 
 
+def attack(options: Attack, models: Sequence[type] = ()) -> int:
+    """The accuracy of a classifier under attack, and a picture of the images."""
+    experiment, model = _open(options, models)
+    out = _out(options, "attack.png")
+    print_attack(model, options, _reader(options, experiment)(options.split), out)
+    return 0
+
+
 def bench(options: Bench, models: Sequence[type] = ()) -> int:
     """Sampling and training speed in images per CPU second (accelerator: second), beside the peak of this machine's matrix products."""
     cores = benchmark.pin(options.cores)  # jax has started no thread yet
@@ -268,5 +277,5 @@ def of_codes(options, models: Sequence[type] = ()) -> int:
 
 
 COMMANDS = {Evaluate: evaluate, Quality: quality, Sample: sample, Complete: complete, Upscale: upscale, Bench: bench, Show: show}
-COMMANDS |= dict.fromkeys(OF_CODES, of_codes)
+COMMANDS |= {Attack: attack} | dict.fromkeys(OF_CODES, of_codes)
 """The dataclass of a command -> the function that carries it out."""

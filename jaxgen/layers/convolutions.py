@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float, Integer, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Real
 
 from jaxgen.errors import ConfigError
 
@@ -75,7 +75,7 @@ def embed(table: Float[Array, "K D"], label: Array) -> Float[Array, "B D"]:
     return table[label] if jnp.issubdtype(label.dtype, jnp.integer) else dot(label, table)
 
 
-def scale_pixels(image: Integer[Array, "*shape"], levels: int, dtype=jnp.float32) -> Float[Array, "*shape"]:
+def scale_pixels(image: Real[Array, "*shape"], levels: int, dtype=jnp.float32) -> Float[Array, "*shape"]:
     """2 x / (levels - 1) - 1, from {0 .. levels-1} to [-1, 1]. The padding around an image, 0, is the middle of that range."""
     return (image.astype(jnp.float32) * (2.0 / (levels - 1)) - 1.0).astype(dtype)
 

@@ -97,12 +97,22 @@ class Classifier(nnx.Module):
         """The output of the layer with that name: [B, units], [B, h, w, channels], or [B, K] for "logits"; ConfigError for another name."""
         return self._activations(image, name)
 
+    def relaxed(self, pixels: Float[Array, "B H W C"], name: str = "logits") -> Float[Array, "B ..."]:
+        """`activations` of real pixel values in 0 .. levels-1, which have gradients; at integers bit for bit the same."""
+        if pixels.shape[1:] != tuple(self.config.image_shape):
+            raise ConfigError("pixels", f"shape [B, {', '.join(map(str, self.config.image_shape))}]", list(pixels.shape))
+        return self._outputs(scale_pixels(pixels, self.config.levels), name)
+
     def _activations(self, image: UInt[Array, "B H W C"], name: str, key: PRNGKeyArray | None = None) -> Float[Array, "B ..."]:
         """`activations`, with dropout if there is a key."""
+        config = self.config
+        return self._outputs(scale_pixels(check_images(image, config.image_shape, config.levels), config.levels), name, key)
+
+    def _outputs(self, x: Float[Array, "B H W C"], name: str, key: PRNGKeyArray | None = None) -> Float[Array, "B ..."]:
+        """The outputs of a layer for images on [-1, 1]."""
         if name not in self.layers:
             raise ConfigError("name", "one of " + ", ".join(self.layers), name)
         config = self.config
-        x = scale_pixels(check_images(image, config.image_shape, config.levels), config.levels)
         x = x.reshape(x.shape[0], -1) if config.architecture == "mlp" else x
         for i, (layer, each) in enumerate(zip(self.hidden, self.layers, strict=False)):
             x = nnx.relu(layer(x))

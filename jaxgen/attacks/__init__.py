@@ -1,0 +1,32 @@
+"""Attacks on classifiers: pure functions `attack(logits_fn, x, y, key, eps, ...) -> Result` for any function of images in [0, 1] to logits.
+
+    logits_fn = attacks.on_unit_box(jaxgen.load("runs/classifier_digits"))       # or any function of your own
+    x = attacks.to_unit(images, levels=17)
+    found = jax.jit(partial(attacks.pgd, steps=100))(logits_fn, x, labels, jax.random.key(0), 0.1)
+    found.success.mean(), found.x_adv
+
+losses.py says what is made large, and why it is not the usual cross entropy. Errors are one line.
+"""
+
+from jaxgen.attacks.black_box import (
+    estimate,
+    estimated,
+    finite_differences,
+    nes,
+    principal_directions,
+    random_groups,
+    spsa,
+    transfer,
+)
+from jaxgen.attacks.functions import ensemble, from_unit, on_unit_box, to_level, to_unit
+from jaxgen.attacks.gradient import fast_gradient, fgsm, iterative_sign, least_likely, multi_targeted, pgd
+from jaxgen.attacks.inputs import Result
+from jaxgen.attacks.losses import cross_entropy, log_ratio, margin
+from jaxgen.attacks.minimal import deepfool, lbfgs
+from jaxgen.attacks.robustness import Robustness, robust_accuracy
+
+__all__ = [
+    "Result", "Robustness", "cross_entropy", "deepfool", "ensemble", "estimate", "estimated", "fast_gradient", "fgsm",
+    "finite_differences", "from_unit", "iterative_sign", "lbfgs", "least_likely", "log_ratio", "margin", "multi_targeted", "nes",
+    "on_unit_box", "pgd", "principal_directions", "random_groups", "robust_accuracy", "spsa", "to_level", "to_unit", "transfer",
+]  # fmt: skip

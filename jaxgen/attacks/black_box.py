@@ -1,0 +1,140 @@
+"""Attacks that only ask the network for its logits (estimated gradients), or another network first (transfer).
+
+The slope of a function L of one image along a direction u is (L(x + h u) - L(x - h u)) / 2h, for two queries. Estimates of its gradient are
+sums of slopes times directions, g = a sum_i slope_i u_i:
+
+    finite_differences    u_i = the D unit vectors, a = 1: the gradient but for O(h^2), 2 D queries              Bhagoji et al. 2018
+    random_groups         u_i = indicators of k random groups of values, over the root of the group's size, a = 1: the gradient's projection
+                          on what is constant in each group, 2 k queries                                         Bhagoji et al. 2018
+    principal_directions  u_i = the first k principal components of images, a = 1: its projection on them        Bhagoji et al. 2018
+    nes                   u_i Gaussian, k of them, a = 1 / k: unbiased for a linear L                            Ilyas et al. 2018
+    spsa                  u_i of random signs, a = 1 / k: unbiased for a linear L                                Spall 1992
+
+Every row has its own draws, and its estimate is that of its own loss alone, so a batch gives what single images give.
+
+`estimated` is pgd with such a gradient and a budget of queries. `transfer` asks once, for what fools a substitute.
+"""
+
+from collections.abc import Callable
+from math import inf, prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxgen.attacks.gradient import Loss, climb
+from jaxgen.attacks.inputs import Box, LogitsFn, Result, check_ball, check_inputs, hit
+from jaxgen.attacks.losses import log_ratio
+from jaxgen.errors import ConfigError
+
+BOX = (0.0, 1.0)
+AT_ONCE = 64
+"""Directions whose slopes are computed in one call of the network."""
+
+Directions = Callable[[Any, Any], tuple[Any, float]]
+
+
+def finite_differences(key, shape: tuple[int, ...]) -> tuple[Float[Array, "k D"], float]:
+    """The unit vectors, and a = 1; key is not used."""
+    return jnp.eye(prod(shape), dtype=jnp.float32), 1.0
+
+
+def random_groups(key, shape: tuple[int, ...], groups: int) -> tuple[Float[Array, "k D"], float]:
+    """k = `groups` groups of equal size but for one, each value in one of them."""
+    size = prod(shape)
+    if not 1 <= groups <= size:
+        raise ConfigError("groups", f"1..{size}, at most one for each value", groups)
+    group = jax.random.permutation(key, jnp.arange(size) % groups)
+    member = (group[None] == jnp.arange(groups)[:, None]).astype(jnp.float32)
+    return member / jnp.sqrt(member.sum(axis=1, keepdims=True)), 1.0
+
+
+def principal_directions(key, shape: tuple[int, ...], directions: Float[Array, "k D"]) -> tuple[Float[Array, "k D"], float]:
+    """Orthonormal rows, such as `components_` of scikit-learn's PCA; key is not used."""
+    if directions.shape[1] != prod(shape):
+        raise ConfigError("directions", f"shape [k, {prod(shape)}]", list(directions.shape))
+    return jnp.asarray(directions, jnp.float32), 1.0
+
+
+def nes(key, shape: tuple[int, ...], samples: int = 50) -> tuple[Float[Array, "k D"], float]:
+    """k = `samples` Gaussian directions, each used in both senses."""
+    return jax.random.normal(key, (samples, prod(shape))), 1.0 / samples
+
+
+def spsa(key, shape: tuple[int, ...], samples: int = 50) -> tuple[Float[Array, "k D"], float]:
+    """k = `samples` directions of random signs."""
+    return jax.random.rademacher(key, (samples, prod(shape)), jnp.float32), 1.0 / samples
+
+
+def estimate(
+    value: Callable[[Any], Any], x: Float[Array, "B ..."], keys: Key[Array, " B"], directions: Directions = nes, step: float = 0.01
+) -> Float[Array, "B ..."]:
+    """The estimated gradient of each row of value: [n, ...] -> [n], row by row; 2 k queries a row.
+
+    value must judge every row by itself and takes any number of rows. directions: (key, shape of an image) -> (u [k, D], a); step: h.
+    """
+
+    def of_row(image, key):
+        u, a = directions(key, image.shape)
+
+        def slope(u):
+            move = step * u.reshape(image.shape)
+            return value(jnp.stack([image + move, image - move]))
+
+        ends = jax.lax.map(slope, u, batch_size=min(AT_ONCE, len(u)))
+        return jnp.matmul(a * (ends[:, 0] - ends[:, 1]) / (2 * step), u, precision="highest").reshape(image.shape)
+
+    return jax.vmap(of_row)(x, keys)
+
+
+def estimated(
+    logits_fn: LogitsFn,
+    x,
+    y,
+    key,
+    eps,
+    norm: float = inf,
+    *,
+    directions: Directions = nes,
+    step: float = 0.01,
+    budget: int = 2000,
+    step_size: Any = None,
+    loss: Loss = log_ratio,
+    targeted: bool = False,
+    box: Box = BOX,
+) -> Result:
+    """pgd from x with estimated gradients, as many steps as the budget of queries for one image allows; a row stays at its first success.
+
+    The network is asked at images up to `step` |u| outside of the box. directions: as in `estimate`. ConfigError for a budget that does not
+    reach for one step.
+    """
+    x, y, keys = check_inputs(logits_fn, x, y, key, box)
+    check_ball(eps, norm, x, box)
+    sign = -1.0 if targeted else 1.0
+    cost = 2 * jax.eval_shape(lambda key: directions(key, x.shape[1:])[0], keys[0]).shape[0] + 1
+    steps = (budget - 1) // cost
+    if steps < 1:
+        raise ConfigError("budget", f"{cost + 1} or more queries, for one step", budget)
+
+    def evaluate(point, keys):
+        logits = logits_fn(point)
+
+        def of_one(image, label, key):
+            def value(images):
+                return sign * loss(logits_fn(images), jnp.broadcast_to(label, images.shape[:1]))
+
+            return estimate(value, image[None], key[None], directions, step)[0]
+
+        return sign * loss(logits, y), hit(logits, y, targeted), jax.vmap(of_one)(point, y, keys)
+
+    found = climb(evaluate, x, keys, eps, norm, steps, step_size, keep="first", box=box, cost=cost)
+    return found._replace(queries=found.queries - (cost - 1))  # at its last image a row needs no gradient
+
+
+def transfer(substitute: LogitsFn, attack: Callable[..., Result], logits_fn: LogitsFn, x, y, key, eps) -> Result:
+    """What the attack finds for the substitute, judged by logits_fn: one query. attack: (logits_fn, x, y, key, eps) -> Result."""
+    x, y, keys = check_inputs(logits_fn, x, y, key)
+    found = attack(substitute, x, y, keys, eps)
+    logits = logits_fn(found.x_adv)
+    return found._replace(success=hit(logits, y, False), loss=log_ratio(logits, y), queries=jnp.ones_like(found.queries))

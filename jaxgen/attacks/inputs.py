@@ -1,0 +1,136 @@
+"""What every attack is given and gives: checks of its arguments, and `Result`.
+
+`logits_fn` is any function from images [B, ...] to logits [B, K] that judges every image by itself. Inside `jit` the values of arguments
+are not known, so only shapes and types are checked there; what a function answers is looked at on the first images outside of it.
+"""
+
+from collections.abc import Callable
+from math import inf, prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
+
+from jaxgen.attacks.balls import NORMS
+from jaxgen.errors import ConfigError, shown
+
+LogitsFn = Callable[[Any], Any]
+Box = tuple[float, float]
+FEW = 8
+"""Images on which the answers of a function are looked at."""
+
+
+class Result(NamedTuple):
+    """What an attack found for each of B images."""
+
+    x_adv: Float[Array, "B ..."]  # the images, in the box
+    success: Bool[Array, " B"]  # whether the function predicts another class than y there; targeted: the target
+    norm: Float[Array, " B"]  # |x_adv - x| in the norm of the attack
+    loss: Float[Array, " B"]  # what the attack made large, at x_adv
+    queries: Int[Array, " B"]  # how often the function was asked about the image; a gradient counts as once
+
+
+def hit(logits: Float[Array, "B K"], y: Integer[Array, " B"], targeted: bool) -> Bool[Array, " B"]:
+    """Whether the attack has what it wants: another class than y, or the target y."""
+    predicted = logits.argmax(axis=1)
+    return predicted == y if targeted else predicted != y
+
+
+def better(new: Result, old: Result) -> Result:
+    """Row by row the result that succeeds, and of two equal in that the one with the larger loss; the queries are those of both."""
+    take = (new.success & ~old.success) | ((new.success == old.success) & (new.loss > old.loss))
+    chosen = Result(*(where(take, a, b) for a, b in zip(new, old, strict=True)))
+    return chosen._replace(queries=new.queries + old.queries)
+
+
+def where(rows: Bool[Array, " B"], a: Array, b: Array) -> Array:
+    """Row i of a where rows[i], else of b."""
+    return jnp.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+
+def row_keys(key, n: int) -> Key[Array, " n"]:
+    """A key for each of n rows, the same for a row however many there are; n keys are taken as they are."""
+    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+        raise ConfigError("key", "a key such as jax.random.key(0), or one for each image", shown(key))
+    if key.shape not in ((), (n,)):
+        raise ConfigError("key", f"one key, or {n}, one for each image", f"keys of shape {list(key.shape)}")
+    return key if key.shape else fold(jnp.broadcast_to(key, (n,)), jnp.arange(n))
+
+
+def fold(keys: Key[Array, " B"], number) -> Key[Array, " B"]:
+    """New keys from these and a number, or a number for each."""
+    return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(jnp.asarray(number), keys.shape))
+
+
+def check_inputs(logits_fn: LogitsFn, x, y, key, box: Box = (0.0, 1.0)) -> tuple[Array, Array, Array]:
+    """(x as float32 [B, ...], y as int32 [B], keys [B]); ConfigError, one line, for what no attack can work with."""
+    x, y = check_images(x, box), _integers(y)
+    if y.shape != x.shape[:1]:
+        raise ConfigError("y", f"shape [{x.shape[0]}], one class for each image", list(y.shape))
+    classes = check_logits(logits_fn, x)
+    if not isinstance(y, jax.core.Tracer) and (outside := (np.asarray(y) < 0) | (np.asarray(y) >= classes)).any():
+        raise ConfigError("y", f"classes in 0..{classes - 1}", int(np.asarray(y)[outside][0]))
+    return x, y, row_keys(key, x.shape[0])
+
+
+def check_images(x, box: Box = (0.0, 1.0)) -> Float[Array, "B ..."]:
+    """x as float32; ConfigError unless it is a batch of real numbers in the box."""
+    low, high = box
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise ConfigError("box", "two finite numbers, the lower one first", shown(box))
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        hint = "on_unit_box(model) takes such images, x / (levels - 1)" if (low, high) == (0, 1) else ""
+        raise ConfigError("x", f"real numbers in {low:g}..{high:g}", dtype or shown(x), hint)
+    if x.ndim == 0 or x.shape[0] == 0 or prod(x.shape) == 0:
+        raise ConfigError("x", "a batch of images [B, ...], at least one", f"shape {list(x.shape)}")
+    if not isinstance(x, jax.core.Tracer):
+        values = np.asarray(x)
+        if not ((values >= low) & (values <= high)).all():  # also false for NaN
+            raise ConfigError("x", f"images with values in {low:g}..{high:g}", f"values from {values.min():g} to {values.max():g}")
+    return jnp.asarray(x, jnp.float32)
+
+
+def check_logits(logits_fn: LogitsFn, x: Float[Array, "B ..."]) -> int:
+    """The number of classes; ConfigError unless the function gives logits [B, K], and the same ones twice."""
+    shape = getattr(jax.eval_shape(logits_fn, x), "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != x.shape[0] or shape[1] < 2:
+        raise ConfigError("logits_fn", f"logits [{x.shape[0]}, K] of two or more classes", f"shape {shape and list(shape)}")
+    if isinstance(x, jax.core.Tracer):
+        return shape[1]
+    first = logits_fn(x[:FEW])
+    if isinstance(first, jax.core.Tracer):  # the function closes over traced weights
+        return shape[1]
+    logits, again = np.asarray(first), np.asarray(logits_fn(x[:FEW]))
+    if not np.isfinite(logits).all():
+        raise ConfigError("logits_fn", "finite logits", "NaN or infinity")
+    if (logits != again).any():
+        hint = "switch dropout and noise off, or attack the mean over draws with eot"
+        raise ConfigError("logits_fn", "the same logits for the same images", f"answers {np.abs(logits - again).max():.2g} apart", hint)
+    if (logits >= 0).all() and np.abs(logits.sum(axis=1) - 1).max() < 1e-3:
+        hint = "give the numbers before the softmax, since probabilities near 0 and 1 have no gradients"
+        raise ConfigError("logits_fn", "logits", "probabilities: rows of positive numbers that sum to 1", hint)
+    return shape[1]
+
+
+def check_ball(eps, norm: float, x: Float[Array, "B ..."], box: Box) -> None:
+    """ConfigError unless norm is 1, 2 or infinity, and eps at least 0 and not beyond the box, whose farthest corners are that far apart."""
+    if norm not in NORMS:
+        raise ConfigError("norm", "1, 2 or jnp.inf", shown(norm))
+    if isinstance(eps, jax.core.Tracer):
+        return
+    most = (box[1] - box[0]) * (1 if norm == inf else prod(x.shape[1:]) ** (1 / norm))
+    if not (np.ndim(eps) == 0 and 0 <= float(eps) <= most * (1 + 1e-6)):
+        raise ConfigError("eps", f"a number in 0..{most:.6g}, since no two images of the box are farther apart", shown(eps))
+
+
+def _integers(y):
+    dtype = getattr(y, "dtype", None)
+    if dtype is None:
+        y = np.asarray(y)
+        dtype = y.dtype
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ConfigError("y", "classes, integers [B]", dtype)
+    return jnp.asarray(y, jnp.int32)

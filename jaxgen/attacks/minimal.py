@@ -1,0 +1,155 @@
+"""Attacks that look for the smallest Euclidean change |d|_2 with which an image is misclassified; no ball, x + d stays in the box.
+
+    lbfgs       minimise c |d|^2 + log(1 + exp m_t(x + d)) by L-BFGS for a target t, with the largest c that still succeeds (bisection in
+                log c); untargeted: over all t, row by row the smallest                                       Szegedy et al. 2014
+    deepfool    steps to the nearest decision boundary of the function made linear at the present image,
+                d += |f_j| / |w_j|^2 w_j,  f_j = z_j - z_y,  w_j = grad f_j,  j = argmin |f_j| / |w_j|         Moosavi-Dezfooli et al. 2016
+
+What each found last is moved back towards x as far as it stays misclassified, by bisection on the segment. For a linear function the
+distance is known, min_j (z_y - z_j) / |w_y - w_j|_2, and both come within 1 % of it where the softmax is steep.
+
+m_t is the log-ratio of the target (losses.py). Every function is `attack(logits_fn, x, y, key, ...) -> Result`, in which loss is -|d|_2
+where it succeeds, else that of the last image. A row that is misclassified from the start keeps d = 0; one that is not fooled keeps x too.
+"""
+
+from math import inf
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from jaxgen.attacks.balls import each, norms
+from jaxgen.attacks.inputs import Box, LogitsFn, Result, check_inputs, hit, where
+from jaxgen.attacks.losses import log_ratio
+from jaxgen.errors import ConfigError
+
+BOX = (0.0, 1.0)
+SEGMENT = 12
+"""Halvings of the segment from x to x_adv at the end."""
+
+
+def deepfool(logits_fn: LogitsFn, x, y, key, *, steps: int = 50, overshoot: float = 0.02, box: Box = BOX) -> Result:
+    """DeepFool; overshoot: by which share d goes beyond the boundary, so that it is crossed. queries: K gradients count as K."""
+    x, y, _ = check_inputs(logits_fn, x, y, key, box)
+    _positive(steps=steps)
+    classes, tiny = jax.eval_shape(logits_fn, x).shape[1], jnp.finfo(x.dtype).tiny
+
+    def step(carry, _):
+        d, best = carry
+        point = jnp.clip(x + (1 + overshoot) * d, *box)
+        logits, back = jax.vjp(logits_fn, point)
+        rows = [back(jnp.zeros_like(logits).at[:, j].set(1))[0] for j in range(classes)]
+        of_own = sum(where(y == j, rows[j], jnp.zeros_like(x)) for j in range(classes))
+        w = jnp.stack(rows) - of_own[None]
+        f = (logits - jnp.take_along_axis(logits, y[:, None], axis=1)).T
+        w = jnp.where(((point <= box[0])[None] & (w < 0)) | ((point >= box[1])[None] & (w > 0)), 0, w)  # what the box holds back
+        length = jnp.sqrt(jnp.square(w.reshape(classes, x.shape[0], -1)).sum(axis=2))
+        ratio = jnp.where(jnp.arange(classes)[:, None] == y[None], inf, jnp.abs(f) / jnp.maximum(length, tiny))
+        nearest = ratio.argmin(axis=0)
+        own = (nearest, jnp.arange(x.shape[0]))
+        move = each(jnp.abs(f[own]) / jnp.maximum(jnp.square(length[own]), tiny), x) * w[own]
+        now = _at(point, logits, x, y, False, classes)
+        now = now._replace(queries=jnp.where(best.success, 0, now.queries))
+        return (where(hit(logits, y, False), d, d + move), _smaller(now, best)), None
+
+    (d, best), _ = jax.lax.scan(step, (jnp.zeros_like(x), _start(logits_fn, x, y, False)), None, length=steps)
+    point = jnp.clip(x + (1 + overshoot) * d, *box)
+    return _closer(logits_fn, x, y, _smaller(_at(point, logits_fn(point), x, y, False, 1), best), False)
+
+
+def lbfgs(logits_fn: LogitsFn, x, y, key, *, steps: int = 40, searches: int = 10, targeted: bool = False, box: Box = BOX) -> Result:
+    """L-BFGS in w with x + d = low + (high - low) sin^2 w, which is in the box; searches: bisections of log c in 1e-3 .. 1e3.
+
+    Untargeted, every other class is a target in turn. queries: searches (steps + 1) for each target; those of line searches
+    are not counted.
+    """
+    x, y, _ = check_inputs(logits_fn, x, y, key, box)
+    _positive(steps=steps, searches=searches)
+    low, high = box
+    classes = jax.eval_shape(logits_fn, x).shape[1]
+    best = _start(logits_fn, x, y, targeted)
+
+    def image(w):
+        return low + (high - low) * jnp.square(jnp.sin(w))
+
+    w0 = jnp.arcsin(jnp.sqrt(jnp.clip((x - low) / (high - low), 0.01, 0.99)))  # at 0 and 1 there is no slope in w to start with
+    method = optax.lbfgs()
+
+    def minimum(x, w, target, c):
+        """The w of the smallest energy of one image."""
+
+        def energy(w):
+            point = image(w)[None]
+            return c * jnp.square(point - x[None]).sum() + jax.nn.softplus(log_ratio(logits_fn(point), target[None]))[0]
+
+        def step(carry, _):
+            w, state = carry
+            value, g = optax.value_and_grad_from_state(energy)(w, state=state)
+            update, state = method.update(g, state, w, value=value, grad=g, value_fn=energy)
+            return (optax.apply_updates(w, update), state), None
+
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            (w, _), _ = jax.lax.scan(step, (w, method.init(w)), None, length=steps)
+        return w
+
+    def towards(best, offset):
+        target = y if targeted else (y + offset) % classes
+
+        def search(carry, _):
+            best, least, most = carry
+            middle = (least + most) / 2
+            point = image(jax.vmap(minimum)(x, w0, target, 10.0**middle))
+            logits = logits_fn(point)
+            now = _at(point, logits, x, y, targeted, steps + 1)
+            reached = hit(logits, target, True)
+            return (_smaller(now, best), jnp.where(reached, middle, least), jnp.where(reached, most, middle)), None
+
+        ends = (best, jnp.full(x.shape[:1], -3.0, x.dtype), jnp.full(x.shape[:1], 3.0, x.dtype))
+        return jax.lax.scan(search, ends, None, length=searches)[0][0], None
+
+    best, _ = jax.lax.scan(towards, best, jnp.arange(1, 2 if targeted else classes))
+    return _closer(logits_fn, x, y, best, targeted)
+
+
+# --- What they share ---------------------------------------------------------------------------------------------------------------------
+
+
+def _at(point, logits, x, y, targeted: bool, queries: int) -> Result:
+    size = norms(point - x, 2)
+    return Result(point, hit(logits, y, targeted), size, -size, jnp.full(size.shape, queries, jnp.int32))
+
+
+def _start(logits_fn: LogitsFn, x, y, targeted: bool) -> Result:
+    """x itself: a success of norm 0, or the failure that every success beats."""
+    start = _at(x, logits_fn(x), x, y, targeted, 1)
+    return start._replace(norm=jnp.where(start.success, 0, inf), loss=jnp.zeros_like(start.loss))
+
+
+def _smaller(new: Result, old: Result) -> Result:
+    """Row by row the success of the smaller norm."""
+    take = new.success & (~old.success | (new.norm < old.norm))
+    chosen = Result(*(where(take, a, b) for a, b in zip(new, old, strict=True)))
+    return chosen._replace(queries=new.queries + old.queries)
+
+
+def _closer(logits_fn: LogitsFn, x: Float[Array, "B ..."], y, found: Result, targeted: bool) -> Result:
+    """The success nearest to x on the segment from x to x_adv, as far as halving finds it; a row without success is x."""
+
+    def halve(_, ends):
+        inside, outside = ends
+        middle = (inside + outside) / 2
+        wanted = hit(logits_fn(x + each(middle, x) * (found.x_adv - x)), y, targeted)
+        return jnp.where(wanted, middle, inside), jnp.where(wanted, outside, middle)
+
+    one = jnp.ones_like(found.norm)
+    share, _ = jax.lax.fori_loop(0, SEGMENT, halve, (one, jnp.zeros_like(one)))
+    x_adv = where(found.success, where(share < 1, x + each(share, x) * (found.x_adv - x), found.x_adv), x)
+    size = norms(x_adv - x, 2)
+    return found._replace(x_adv=x_adv, norm=size, loss=-size, queries=found.queries + SEGMENT)
+
+
+def _positive(**options) -> None:
+    for name, value in options.items():
+        if not isinstance(value, jax.core.Tracer) and not 0 < float(value) < inf:
+            raise ConfigError(name, "a positive number", value)

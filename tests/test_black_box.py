@@ -1,0 +1,97 @@
+"""Attacks without gradients: estimates of linear functions are unbiased, budgets hold, rows do not depend on each other."""
+
+from functools import partial
+from math import inf
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linear_softmax import perceptron
+
+from jaxgen import attacks
+from jaxgen.attacks import black_box
+from jaxgen.errors import ConfigError
+
+KEY = jax.random.key(0)
+BASIS = np.linalg.qr(np.random.default_rng(0).normal(size=(16, 16)))[0][:5].astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def net():
+    logits_fn, numbers = perceptron()
+    x = np.random.default_rng(2).uniform(0, 1, (40, 4, 4, 1)).astype(np.float32)
+    return logits_fn, numbers, x, numbers(x).argmax(1).astype(np.int32)
+
+
+@pytest.mark.parametrize("directions", [attacks.nes, attacks.spsa, partial(attacks.random_groups, groups=4)])
+def test_estimates_are_unbiased_on_a_linear_function(directions):
+    """The mean of many estimates over the true slope is 1; of groups it is on what the mean of the groups' projections keeps."""
+    w = jnp.asarray(np.random.default_rng(1).normal(size=16), jnp.float32)
+    n = 4000
+    x = jnp.full((n, 4, 4, 1), 0.5)
+    found = attacks.estimate(lambda x: jnp.matmul(x.reshape(-1, 16), w), x, jax.random.split(KEY, n), directions, 0.1).reshape(n, 16)
+    exact = np.asarray(w)
+    if directions not in (attacks.nes, attacks.spsa):  # the share of a value in its group of 4, and of the others in the same group
+        exact = exact / 4 + (exact.sum() - exact) / 4 * (3 / 15)
+    mean, error = np.asarray(found.mean(0)), np.asarray(found.std(0)) / np.sqrt(n)
+    assert (np.abs(mean - exact) < 4.5 * error).all()
+    assert mean @ exact / (exact @ exact) == pytest.approx(1, abs=0.02)
+
+
+def test_finite_differences_are_the_gradient_and_principal_directions_its_projection(net):
+    logits_fn, _, x, y = net
+
+    def value(x):
+        return jnp.square(logits_fn(x)[:, 0])
+
+    keys = jax.random.split(KEY, len(x))
+    g = np.asarray(jax.grad(lambda x: value(x).sum())(jnp.asarray(x))).reshape(40, 16)
+    exact = attacks.estimate(value, jnp.asarray(x), keys, attacks.finite_differences, 1e-3).reshape(40, 16)
+    smooth = np.abs(exact - g).max(1) < 0.02 * np.abs(g).max()  # a step over the kink of a relu changes the slope
+    assert smooth.mean() > 0.9
+    some = attacks.estimate(value, jnp.asarray(x), keys, partial(attacks.principal_directions, directions=jnp.asarray(BASIS)), 1e-3)
+    np.testing.assert_allclose(some.reshape(40, 16)[smooth], (np.asarray(exact) @ BASIS.T @ BASIS)[smooth], atol=0.03 * np.abs(g).max())
+
+
+@pytest.mark.parametrize("directions", [attacks.nes, attacks.finite_differences])
+def test_a_batch_gives_what_single_images_give_and_budgets_hold(net, directions):
+    logits_fn, numbers, x, y = net
+    keys = jax.random.split(KEY, len(x))
+
+    @jax.jit
+    def run(x, y, keys):
+        def attack(x, y, key):
+            return black_box.estimated(logits_fn, x, y, key, 0.15, directions=directions, budget=1000)
+
+        return attack(x, y, keys), jax.vmap(lambda x, y, key: attack(x[None], y[None], key[None]))(x, y, keys)
+
+    found, alone = run(x, y, keys)
+    same = np.abs(np.asarray(alone.x_adv)[:, 0] - np.asarray(found.x_adv)).max((1, 2, 3)) < 1e-4
+    assert same.mean() >= 0.95  # a sign of a slope that is 0 but for rounding may differ
+    np.testing.assert_array_equal(np.asarray(alone.queries)[same, 0], np.asarray(found.queries)[same])
+    success = np.asarray(found.success)
+    assert success.mean() > 0.5 and (np.asarray(found.norm) <= 0.15001).all()
+    assert (np.asarray(found.queries) <= 1000).all() and (np.asarray(found.queries)[~success] > 800).all()
+    assert (np.asarray(found.queries)[success] < 1000).any()
+    white = attacks.pgd(logits_fn, x, y, KEY, 0.15)
+    assert success.mean() <= np.asarray(white.success).mean() + 0.026
+
+
+def test_transfer_is_judged_by_the_other_function(net):
+    logits_fn, numbers, x, y = net
+    found = attacks.transfer(perceptron(5)[0], attacks.fgsm, logits_fn, x, y, KEY, 0.3)
+    np.testing.assert_array_equal(found.success, logits_fn(found.x_adv).argmax(1) != y)
+    np.testing.assert_array_equal(found.x_adv, attacks.fgsm(perceptron(5)[0], x, y, KEY, 0.3).x_adv)
+    assert (np.asarray(found.queries) == 1).all()
+
+
+def test_bad_options_are_one_line(net):
+    logits_fn, _, x, y = net
+    with pytest.raises(ConfigError, match="budget: wanted 102 or more queries, for one step, got 90"):
+        attacks.estimated(logits_fn, x, y, KEY, 0.1, inf, budget=90)
+    with pytest.raises(ConfigError, match=r"groups: wanted 1\.\.16"):
+        attacks.estimated(logits_fn, x, y, KEY, 0.1, directions=partial(attacks.random_groups, groups=17))
+    narrow = partial(attacks.principal_directions, directions=jnp.asarray(BASIS[:, :15]))
+    with pytest.raises(ConfigError, match=r"directions: wanted shape \[k, 16\], got \[5, 15\]"):
+        attacks.estimated(logits_fn, x, y, KEY, 0.1, directions=narrow)

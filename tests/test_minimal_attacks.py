@@ -1,0 +1,66 @@
+"""Attacks that look for the smallest change, beside the exact distance of a linear function."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from linear_softmax import distances, linear, logits, nearest, perceptron
+
+from jaxgen import attacks
+from jaxgen.errors import ConfigError
+
+KEY = jax.random.key(0)
+ALL = {
+    "deepfool": (attacks.deepfool, 1.002, 1, 0.7),
+    "lbfgs": (partial(attacks.lbfgs, steps=15, searches=8), 1.01, 50, 0.9),
+}  # attack, norm over the exact one, scale of the logits, share that is fooled where the box is in the way
+
+
+@pytest.fixture(scope="module", params=ALL)
+def found(request):
+    """(name, result, the same of a perceptron, their arguments) of an attack."""
+    attack, _, scale, _ = ALL[request.param]
+    logits_fn, weights, bias, x, y = linear(n=60, scale=scale)
+    y = logits(weights, bias, x).argmax(1).astype(np.int32)
+    y[::10] = (y[::10] + 1) % 5
+    inside = ((points := nearest(weights, bias, x, y)) >= 0).all((1, 2, 3)) & (points <= 1).all((1, 2, 3))
+    assert inside.mean() > 0.9  # where the nearest boundary is behind a side of the box, it is farther than the closed form says
+    x, y = x[inside], y[inside]
+    net, numbers = perceptron()
+    z = np.random.default_rng(0).choice([0.0, 0.3, 1.0], (40, 4, 4, 1)).astype(np.float32)  # most boundaries are behind a side of the box
+    run = jax.jit(lambda x, y, z, labels: (attack(logits_fn, x, y, KEY), attack(net, z, labels, KEY)))
+    labels = numbers(z).argmax(1).astype(np.int32)
+    return request.param, *run(x, y, z, labels), (weights, bias, x, y), (numbers, z, labels)
+
+
+def test_norms_are_at_least_exact_and_nearly_so_on_a_linear_function(found):
+    name, result, _, (weights, bias, x, y), _ = found
+    exact = distances(weights, bias, x, y, 2)
+    assert (np.asarray(result.success)).all() and (exact == 0).sum() >= 5
+    np.testing.assert_array_equal(result.x_adv[exact == 0], x[exact == 0])
+    size = np.linalg.norm((np.asarray(result.x_adv, np.float64) - x).reshape(len(x), -1), axis=1)
+    np.testing.assert_allclose(result.norm, size, atol=1e-6)
+    assert (size >= exact - 1e-6).all()
+    assert (size <= exact * ALL[name][1] + 1e-6).all(), np.quantile(size[exact > 0] / exact[exact > 0], [0.5, 0.9, 1])
+
+
+def test_the_box_is_respected_and_success_is_that_of_numpy(found):
+    name, _, result, _, (numbers, z, labels) = found
+    x_adv = np.asarray(result.x_adv)
+    assert (x_adv >= 0).all() and (x_adv <= 1).all() and np.isfinite(x_adv).all()
+    gaps = np.sort(numbers(x_adv), axis=1)
+    clear = gaps[:, -1] - gaps[:, -2] > 1e-4
+    assert ((numbers(x_adv).argmax(1) != labels) == np.asarray(result.success))[clear].all()
+    assert np.asarray(result.success).mean() > ALL[name][3]
+    np.testing.assert_array_equal(x_adv[~np.asarray(result.success)], z[~np.asarray(result.success)])
+
+
+@pytest.mark.parametrize(
+    ("attack", "options"),
+    [(attacks.lbfgs, {"steps": 0}), (attacks.lbfgs, {"searches": 0}), (attacks.deepfool, {"steps": -1})],
+)
+def test_options_out_of_range_are_one_line(attack, options):
+    logits_fn, _, _, x, y = linear(n=3)
+    with pytest.raises(ConfigError, match=f"{next(iter(options))}: wanted a positive number"):
+        attack(logits_fn, x, y, KEY, **options)
