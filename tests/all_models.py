@@ -36,11 +36,13 @@ from jaxgen.models import (
     FlowConfig,
     FlowMatchingConfig,
     GANConfig,
+    GMMConfig,
     IAFConfig,
     ImplicitAutoencoderConfig,
     LanguageModelConfig,
     LatentDiffusionConfig,
     MADEConfig,
+    MultivariateGaussianConfig,
     NICEConfig,
     NVAEConfig,
     PCAConfig,
@@ -109,6 +111,9 @@ CONFIGS |= {
     "classifier": ClassifierConfig(SHAPE, LEVELS, 3, (6, 5)),
     "pca": PCAConfig(SHAPE, LEVELS, 3),
     "pca of points": PCAConfig((4,), 0, 2),
+    "gaussian": MultivariateGaussianConfig(SHAPE, LEVELS),
+    "gmm": GMMConfig(SHAPE, LEVELS, 2),
+    "gaussian of low rank": MultivariateGaussianConfig((4,), 0, "low_rank", 2),
     "language_model": LanguageModelConfig(5, 4, ("a", "b", "c"), width=6, layers=2),
     "stack_gru": StackGRUConfig(5, 4, ("a", "b", "c"), width=6, stack_width=2, stack_depth=3),
     "autoregression": AutoregressionConfig(order=2, length=3),
@@ -118,9 +123,11 @@ ONE_EACH = {type(config): name for name, config in CONFIGS.items()}  # of each m
 
 FLOAT32 = ["made", "made over orders", "flows, planar", "flows of images", "flows of a vector", "nice", "iaf", "ride", "realnvp"]
 FLOAT32 += ["gan", "gan of points", "conditional_gan", "pix2pix", "classifier", "pca", "pca of points"]
+FLOAT32 += ["gaussian", "gmm", "gaussian of low rank"]
 FLOAT32 += ["language_model", "stack_gru", "autoregression"]
+CLOSED_FORM = ["pca", "pca of points", "gaussian", "gmm", "gaussian of low rank", "autoregression"]
 NOT_FOR = {  # what a model does not have, why, and which models; a test finds that these are all
-    "loss": ("fitted in closed form, so it has no gradient and no step to resume from", ["pca", "pca of points", "autoregression"]),
+    "loss": ("fitted in closed form, so it has no gradient and no step to resume from", CLOSED_FORM),
     "sample": ("gives the label of an image", ["classifier"]),
     "dtype": ("a small model that computes in float32 only", FLOAT32),
 }
@@ -180,7 +187,7 @@ def score(model, batch: dict, key) -> jax.Array:
 
 
 RATE = 0.125
-ONES = (".gain", ".scale", "explained")  # parameters that a model multiplies by, near 1
+ONES = (".gain", ".scale", ".whiten", "explained")  # parameters that a model multiplies by, near 1
 
 
 def players(config):

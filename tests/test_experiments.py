@@ -86,6 +86,8 @@ NO_SINGLE_RUN = {  # scripts of another form
     "flow_matching_points",
     "flow_points",
     "gan_pictures",
+    "gaussian_cifar10",
+    "gmm_digits",
     "judge_samples",
     "known_samples",
     "layer_speed",

@@ -33,7 +33,8 @@ APPLIES = {  # command -> the models of the table that it works on
 }
 # Nothing depends on which autoregressive model draws the samples or has the likelihood: few are tested, `make thorough` has the others.
 REPEATED = [f"{entry.name} of a label" for entry in TABLE[2:]]
-WITHOUT_PICTURE = dict.fromkeys(["pca of points", "gan of points", "flows of a vector"], ("neighbours",))  # by default ("classify",)
+WITHOUT_PICTURE = ["pca of points", "gan of points", "flows of a vector", "gaussian of low rank"]
+WITHOUT_PICTURE = dict.fromkeys(WITHOUT_PICTURE, ("neighbours",))  # by default ("classify",)
 OPTIONS = {
     "reconstruct": commands.Reconstruct("run", n=3),
     "interpolate": commands.Interpolate("run", n=2, steps=3, way="spherical"),

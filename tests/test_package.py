@@ -93,6 +93,7 @@ ROOMS = {
         "gated_resnet": {"autoregressive", "convolutions", "weight_norm"},
         "gan_networks": {"convolutions", "spectral"},
         "image_to_image": {"convolutions"},
+        "dequantised": set(),
         "denoising_network": {"convolutions", "denoising_mlp", "dit", "unet"},
         "__init__": set(),
     },

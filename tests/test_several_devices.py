@@ -66,13 +66,16 @@ MORE |= {
     + ["--model.terms=2", "--model.sample_steps=2", "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"],
     "vqvae2_codes": [*DIGITS, "--model.codes=8", "--model.code_width=4", "--model.width=8", "--model.blocks=1"],
     "stack_gru": ["--data.name={folder}/words.txt", "--model.width=6", "--model.stack_width=2", "--model.stack_depth=3"],
+    "multivariate_gaussian": [*DIGITS, "--model.covariance=low_rank", "--model.rank=3"],
+    "gmm": [*DIGITS, "--model.covariance=diagonal", "--model.components=3"],
     "autoregression": ["--data.name=sunspots", "--model.length=12"],
     "vqvae2": [*DIGITS, "--model.codes.codes=8", "--model.codes.width=8", "--model.top.width=8", "--model.lower.width=8"]
     + ["--model.top.blocks=1", "--model.lower.layers=1", "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"],
 }
 IMAGES = ["latent_diffusion", "vae_gan", "autoencoder", "implicit_autoencoder", "nvae", "vqvae", "vqvae2_codes", "vqvae2"]
 DRAWN |= dict.fromkeys([*IMAGES, "conditional_gan", "pix2pix"], ["samples.png"]) | dict.fromkeys(STRINGS, ["samples.txt"])
-DRAWN |= dict.fromkeys(["flows", "nice", "realnvp", "iaf", "ride"], ["samples.png"]) | {"made": ["completions.png", "samples.png"]}
+DRAWN |= dict.fromkeys(["flows", "nice", "realnvp", "iaf", "ride", "multivariate_gaussian", "gmm"], ["samples.png"])
+DRAWN |= {"made": ["completions.png", "samples.png"]}
 FOUR = [*RUNS, *(MORE if THOROUGH else [])]
 # One that is split, one whose loss is a mean over tokens, one without steps: what processes do differs between these.
 TWO_OF_TWO = FOUR if THOROUGH else ["vae", "language_model", "pca"]

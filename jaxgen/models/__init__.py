@@ -14,12 +14,14 @@ from jaxgen.models.flow_matching import FlowMatching, FlowMatchingConfig
 from jaxgen.models.flows import Flow, FlowConfig
 from jaxgen.models.gan import GAN, GANConfig
 from jaxgen.models.gated_pixelcnn import GatedPixelCNN, GatedPixelCNNConfig
+from jaxgen.models.gmm import GMM, GMMConfig
 from jaxgen.models.iaf import IAF, IAFConfig
 from jaxgen.models.image_transformer import ImageTransformer, ImageTransformerConfig
 from jaxgen.models.implicit_autoencoder import ImplicitAutoencoder, ImplicitAutoencoderConfig
 from jaxgen.models.language_model import LanguageModel, LanguageModelConfig
 from jaxgen.models.latent_diffusion import LatentDiffusion, LatentDiffusionConfig
 from jaxgen.models.made import MADE, MADEConfig
+from jaxgen.models.multivariate_gaussian import MultivariateGaussian, MultivariateGaussianConfig
 from jaxgen.models.nade import NADE, NADEConfig
 from jaxgen.models.nice import NICE, NICEConfig
 from jaxgen.models.nvae import NVAE, NVAEConfig
@@ -69,6 +71,8 @@ MODELS = {
     Pix2PixConfig: Pix2Pix,
     ClassifierConfig: Classifier,
     PCAConfig: PCA,
+    MultivariateGaussianConfig: MultivariateGaussian,
+    GMMConfig: GMM,
     LanguageModelConfig: LanguageModel,
     StackGRUConfig: StackGRU,
     AutoregressionConfig: Autoregression,

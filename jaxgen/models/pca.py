@@ -27,12 +27,10 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from jaxgen.checks import check_count, check_key, check_levels
 from jaxgen.config import check_types
-from jaxgen.data.features import Feature, OfImagesOrPoints, modelled, smallest_unsigned
+from jaxgen.data.features import Feature, OfImagesOrPoints, modelled
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.layers.convolutions import dot
-
-ROWS = 1024
-"""Examples that `fit` reads at a time."""
+from jaxgen.layers.dequantised import NOISE, as_vectors, rows, to_examples
 
 
 @dataclass(frozen=True)
@@ -79,12 +77,12 @@ class PCA(nnx.Module):
         n, k, d = len(dataset), config.components, prod(config.image_shape)
         if n < 2:
             raise DataError("dataset", "at least 2 examples to fit a covariance", n)
-        mean = sum(x.sum(axis=0) for x in _rows(dataset, config)) / n
-        covariance = sum((x - mean).T @ (x - mean) for x in _rows(dataset, config)) / (n - 1)
+        mean = sum(x.sum(axis=0) for x in rows(dataset, config)) / n
+        covariance = sum((x - mean).T @ (x - mean) for x in rows(dataset, config)) / (n - 1)
         values, vectors = np.linalg.eigh(covariance)
         values, vectors = np.maximum(values[::-1], 0), vectors.T[::-1]
         if modelled(config).discrete:  # of u ~ U[0, 1)
-            mean, values = mean + 0.5, values + 1 / 12
+            mean, values = mean + 0.5, values + NOISE
         noise = values[k:].mean() if k < d else 0.0
         if (values[k - 1] if k == d else noise) < 1e-12 * values[0] or values[0] == 0:
             wanted = f"points that vary in more than {k} directions" if k < d else f"points that vary in all {d} directions"
@@ -111,7 +109,7 @@ class PCA(nnx.Module):
 
     def picture(self, z: Float[Array, "B K"]) -> Num[Array, "B ..."]:
         """mu + U_K z: points as they are, images rounded down to a level and clipped."""
-        return self._levels(self.inverse_transform(z))
+        return to_examples(self.inverse_transform(z), self.config)
 
     def reconstruct(self, x: Num[Array, "B ..."]) -> Num[Array, "B ..."]:
         """What the codes of x decode to."""
@@ -135,22 +133,7 @@ class PCA(nnx.Module):
         scale = jnp.sqrt(jnp.maximum(self.explained_variance[...] - self.noise_variance[...], 0))
         v = self.inverse_transform(scale[None] * jax.random.normal(key_z, (n, self.config.components)))
         v += jnp.sqrt(self.noise_variance[...]) * jax.random.normal(key_noise, v.shape)
-        return self._levels(v)
-
-    def _levels(self, v: Float[Array, "B ..."]) -> Num[Array, "B ..."]:
-        """Points as they are; of images the level below, clipped to 0 .. levels-1."""
-        if not modelled(self.config).discrete:
-            return v
-        return jnp.clip(jnp.floor(v), 0, self.config.levels - 1).astype(smallest_unsigned(self.config.levels))
+        return to_examples(v, self.config)
 
     def _centred(self, v: Float[Array, "B ..."]) -> Float[Array, "B D"]:
-        if tuple(v.shape[1:]) != tuple(self.config.image_shape):
-            raise ConfigError("v", f"shape [B, {', '.join(map(str, self.config.image_shape))}]", list(v.shape))
-        return v.reshape(v.shape[0], -1) - self.mean[...][None]
-
-
-def _rows(dataset, config: PCAConfig):
-    """All examples once, ROWS at a time, as vectors: float64 [B, D]."""
-    for batch, real in dataset.epoch(ROWS, process=(0, 1)):
-        x = np.asarray(batch[config.modelled], np.float64)[real > 0]
-        yield x.reshape(len(x), -1)
+        return as_vectors(v, self.config) - self.mean[...][None]
