@@ -5,8 +5,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 KILLS ?= 30
-# Half of the suite's time is XLA compiling on one core.
-WORKERS ?= 2
+# Half of the suite's time is XLA compiling on one core. One worker more than the two cores: a test that waits for its processes or for the
+# disk leaves a core to it.
+WORKERS ?= 3
 # A worker that dies ends the run, with the name of its test: with another worker in its place the rest may never be dealt out.
 TESTS := --numprocesses $(WORKERS) --dist loadscope --max-worker-restart 0
 

@@ -72,10 +72,13 @@ def virtual_devices(n: int) -> dict[str, str]:
 
 
 def collect_rarely() -> None:
-    """Garbage is collected rarely, and not among what was imported: with the thresholds of Python it takes a tenth of the time and more."""
+    """Garbage is collected rarely, and not among what was imported: with the thresholds of Python it takes a tenth of the time and more.
+
+    To look through all objects takes one or two seconds once a process holds many programs.
+    """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 10, 20)
+    gc.set_threshold(50_000, 10, 60)
 
 
 def in_a_process() -> None:
