@@ -81,6 +81,7 @@ NO_SINGLE_RUN = {  # scripts of another form
     "compare_latent",
     "compare_pairs",
     "completions",
+    "counting_languages",
     "estimator_variances",
     "flow_energies",
     "flow_matching_points",
@@ -94,6 +95,7 @@ NO_SINGLE_RUN = {  # scripts of another form
     "memory",
     "paired_bounds",
     "sampler_steps",
+    "stack_gru_smiles",
     "step_cost",
 }
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
