@@ -78,11 +78,11 @@ def main(options: Options) -> None:
         learnt, tested = strings(letters, LEARNT), strings(letters, TESTED)
         feature = Tokens(learnt.shape[1], len(letters) + 1, tuple(letters))
         dataset = Dataset.from_columns({"tokens": learnt}, {"tokens": feature})
-        stack = StackGRUConfig(**StackGRUConfig.sizes_from(dataset.features), width=8, stack_width=2, stack_depth=24)
+        stack = StackGRUConfig(**StackGRUConfig.sizes_from(dataset.features), width=16, stack_width=4, stack_depth=24)
         for name, config in (("stack", stack), ("plain", plain_of_as_many(stack))):
             for seed in SEEDS[:1] if options.laptop else SEEDS:
                 steps = 50 if options.laptop else STEPS
-                model = jaxgen.train(config, dataset, steps, validation=dataset, learning_rate=1e-2, eval_every=steps, seed=seed)
+                model = jaxgen.train(config, dataset, steps, validation=dataset, learning_rate=5e-3, eval_every=steps, seed=seed)
                 found = [f"{right(model, tokens).mean():.1f}" for tokens in (learnt, tested)]
                 found.append(f"{right(hardened(model), tested).mean():.1f}" if name == "stack" else "")
                 rows.append(f"| {language} | {name} | {count_parameters(model)} | {seed} | {' | '.join(found)} |")
