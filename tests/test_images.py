@@ -347,10 +347,10 @@ def test_spaces_umlauts_and_relative_paths(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("./meine Bilder ä", "meine Bilder ä/", "~/meine Bilder ä", "meine Bilder ä/train.npz"):
         assert len(data.load(name, "train")) in (16, 18)
-    (folder / "a.csv").write_text("x")
+    (folder / "a.doc").write_text("x")
     with pytest.raises(DataError) as caught:
-        data.load("meine Bilder ä/a.csv", "train")
-    one_line(caught.value, "an .npz file or a folder", "ends with .csv")
+        data.load("meine Bilder ä/a.doc", "train")
+    one_line(caught.value, "an .npz file or a folder", "ends with .doc")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- real data, if there

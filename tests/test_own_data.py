@@ -18,7 +18,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.runs import directory
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA, MODEL = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "your_own_data.md").read_text(), re.DOTALL)
+DATA, MODEL, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "your_own_data.md").read_text(), re.DOTALL)
 WORDS = ["--data.name=mine", "--data.first=1", "--train.steps=20", "--train.eval_every=10", "--train.batch_size=32"]
 SCORES = np.array([2.0, 1.0, 0.0, -1.0, 0.5])
 
@@ -117,7 +117,10 @@ def test_bench_measures_it(trained, run, monkeypatch):
     assert (code, err) == (0, "") and {row["method"] for row in rows} == {"sample", "train"}
 
 
-@pytest.mark.parametrize("command, wanted", [("complete", "can complete images"), ("upscale", "upscales images (low_resolution is set)")])
+COMPLETES = "can complete images or strings, or continue a series"
+
+
+@pytest.mark.parametrize("command, wanted", [("complete", COMPLETES), ("upscale", "upscales images (low_resolution is set)")])
 def test_what_it_cannot_do_is_one_line(trained, run, command, wanted):
     code, out, err = run(command, "runs/ranker")
     assert (code, out) == (2, "") and err == f"jaxgen: RUN: wanted a model that {wanted}, got Ranker\n"

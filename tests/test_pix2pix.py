@@ -249,7 +249,7 @@ def test_commands(tmp_path, capsys, monkeypatch):
     loaded = jaxgen.load("runs/x")
     assert loaded.config == Pix2PixConfig((8, 8, 1), 17, 1, 2, width=4, halvings=3)
     for command, line in (
-        (["complete", "runs/x"], "RUN: wanted a model that can complete images, got Pix2Pix"),
+        (["complete", "runs/x"], "RUN: wanted a model that can complete images or strings, or continue a series, got Pix2Pix"),
         (["upscale", "runs/x"], "RUN: wanted a model that upscales images (low_resolution is set), got Pix2Pix"),
         (["sample", "runs/x", "--label", "3"], "--label: wanted none, since the model is not class-conditional, got 3"),
         (["sample", "runs/x", "--truncation", "1"], "--truncation: wanted a model whose sampler takes it, got Pix2Pix"),

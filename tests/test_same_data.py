@@ -112,7 +112,7 @@ def test_every_command_that_reads_data_compares_them(there, monkeypatch, capsys,
     monkeypatch.setattr(run_commands, "completes", lambda model: True)
     monkeypatch.setattr(run_commands, "small_shape", lambda model: (2, 2, 1))
     monkeypatch.setattr(run_commands, "print_evaluation", lambda _, model, dataset, *more: drawn.append(dataset))
-    for function in ("complete_images", "upscale_images"):
+    for function in ("complete_examples", "upscale_images"):
         monkeypatch.setattr(run_commands, function, lambda model, dataset, *more: drawn.append(dataset))
     for split in ("train", "validation", "test"):
         before = len(data.load("./pictures", split))
