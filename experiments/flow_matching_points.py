@@ -68,13 +68,19 @@ def fitted(points, steps: int):
     return jaxgen.train(CONFIG, dataset, steps, validation=validation, learning_rate=2e-3, eval_every=steps)
 
 
-def draw(figure, column: int, name: str, model, points: np.ndarray) -> None:
-    """Three pictures, one below the other: the points, samples over the density, and paths of the ODE to samples."""
-    reach = 1.15 * np.abs(points).max()
+def density_on_grid(model, reach: float) -> tuple[np.ndarray, float]:
+    """log p in the middles of SIDE x SIDE squares of [-reach, reach]^2, row by row, and what the density integrates to on them."""
     axis = (np.arange(SIDE) + 0.5) * 2 * reach / SIDE - reach
     grid = jnp.asarray(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2), jnp.float32)
     logs = np.asarray(jax.jit(model.log_density)(grid), np.float64)
-    print(f"{name}: the density integrates to {np.exp(logs).sum() * (2 * reach / SIDE) ** 2:.3f} on the picture", flush=True)
+    return logs, float(np.exp(logs).sum() * (2 * reach / SIDE) ** 2)
+
+
+def draw(figure, column: int, name: str, model, points: np.ndarray) -> None:
+    """Three pictures, one below the other: the points, samples over the density, and paths of the ODE to samples."""
+    reach = 1.15 * np.abs(points).max()
+    logs, total = density_on_grid(model, reach)
+    print(f"{name}: the density integrates to {total:.3f} on the picture", flush=True)
     samples, times = np.asarray(model.sample(jax.random.key(1), 1000)), jnp.linspace(1, 0, 41)
     noise, path = jax.random.normal(jax.random.key(2), (PATHS, 2)), []
     velocity = jax.jit(model.velocity)

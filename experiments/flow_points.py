@@ -10,13 +10,11 @@ Writes experiments/results/flow_points.png. Measured: experiments/results/flows.
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from sklearn.datasets import make_moons
 
 import jaxgen
+from experiments.flow_matching_points import SIDE, density_on_grid, moons, spiral
 from jaxgen import evaluation
 from jaxgen.data import Dataset
 from jaxgen.models import FlowConfig
@@ -30,22 +28,6 @@ FLOWS = {
     "planar, 32": FlowConfig((2,), maps="planar", layers=32),
     "radial, 32": FlowConfig((2,), maps="radial", layers=32),
 }
-SIDE = 160
-"""Points of the density along one side of a picture."""
-
-
-def moons(n: int, seed: int) -> np.ndarray:
-    """Two half circles with Gaussian noise of deviation 0.07, moved to the middle."""
-    points, _ = make_moons(n, noise=0.07, random_state=seed)
-    return ((points - [0.5, 0.25]) * 1.6).astype(np.float32)
-
-
-def spiral(n: int, seed: int) -> np.ndarray:
-    """One arm, with noise of deviation 0.05."""
-    generator = np.random.default_rng(seed)
-    angle = 1.5 * np.pi * (1 + 2 * generator.random(n))
-    points = np.stack([angle * np.cos(angle), angle * np.sin(angle)], axis=1) / 7 + 0.05 * generator.standard_normal((n, 2))
-    return points.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -66,14 +48,11 @@ def main() -> None:
     for row, draw in enumerate(sets):
         dataset, validation, test = (Dataset.from_arrays(point=draw(n, seed)) for n, seed in ((20000, 0), (500, 1), (2000, 2)))
         reach = 1.15 * float(np.abs(draw(1000, 2)).max())
-        axis = (np.arange(SIDE) + 0.5) * 2 * reach / SIDE - reach
-        grid = jnp.asarray(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2), jnp.float32)
         pictures = [(draw.__name__, None)]
         for name, config in FLOWS.items():
             model = jaxgen.train(config, dataset, steps, validation=validation, learning_rate=3e-3, batch_size=128, eval_every=steps)
             result = evaluation.evaluate(model, test, batch_size=500)
-            logs = np.asarray(jax.jit(model.log_density)(grid), np.float64)
-            total = np.exp(logs).sum() * (2 * reach / SIDE) ** 2
+            logs, total = density_on_grid(model, reach)
             print(f"{draw.__name__:<7} {name:<25} {result['nats']:.3f} +- {result['standard_error']:.3f} nats, sum {total:.3f}", flush=True)
             pictures.append((f"{name}: {result['nats']:.2f}", logs))
         for column, (title, logs) in enumerate(pictures):

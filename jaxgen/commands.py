@@ -342,7 +342,7 @@ def _check_seed(command) -> None:
 
 def parse(name: str, words: Sequence[str], prog: str = "jaxgen"):
     """The dataclass of the command `name` from the words of its command line; `--help` prints its options and exits with 0."""
-    return config.parse_command((command := COMMANDS[name]), words, f"{command.__doc__}\n\n--debug adds the traceback.", f"{prog} {name}")
+    return config.parse_command(COMMANDS[name], words, f"{COMMANDS[name].__doc__}\n\n--debug adds the traceback.", f"{prog} {name}")
 
 
 def written(command) -> str:

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 NORMS = (1, 2, inf)
+BOX = (0.0, 1.0)
+"""The usual (low, high) of images."""
 HALVINGS = 30
 SHARE = 0.05
 """Of the values of an image, how many a step of norm 1 changes."""
@@ -44,7 +46,7 @@ def norms(d: Images, norm: float) -> Float[Array, " B"]:
     return rows.max(axis=1)
 
 
-def project(x_adv: Images, x: Images, eps: float | Float[Array, ""], norm: float, box: tuple[float, float] = (0.0, 1.0)) -> Images:
+def project(x_adv: Images, x: Images, eps: float | Float[Array, ""], norm: float, box: tuple[float, float] = BOX) -> Images:
     """The image nearest to x_adv, in the Euclidean distance, among those within eps of x and in the box. x itself must be in the box."""
     low, high = box
     d, size = x_adv - x, jnp.asarray(eps, x.dtype)
@@ -79,7 +81,7 @@ def project(x_adv: Images, x: Images, eps: float | Float[Array, ""], norm: float
     return jnp.clip(x + near(jnp.where(whole, outside, inside)), low, high)
 
 
-def steepest(g: Images, norm: float, x: Images, box: tuple[float, float] = (0.0, 1.0)) -> Images:
+def steepest(g: Images, norm: float, x: Images, box: tuple[float, float] = BOX) -> Images:
     """The direction of norm 1 for the gradient g at the image x; 0 where g is. Any positive multiple of g gives the same."""
     g = g / each(jnp.maximum(norms(g, inf), jnp.finfo(g.dtype).tiny), g)  # squares of tiny gradients would be 0
     if norm == inf:

@@ -24,11 +24,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxgen.attacks.gradient import Loss, climb
-from jaxgen.attacks.inputs import Box, LogitsFn, Result, check_ball, check_inputs, hit
+from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_inputs, hit
 from jaxgen.attacks.losses import log_ratio
 from jaxgen.errors import ConfigError
 
-BOX = (0.0, 1.0)
 AT_ONCE = 64
 """Directions whose slopes are computed in one call of the network."""
 

@@ -28,14 +28,13 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxgen.attacks import balls
-from jaxgen.attacks.inputs import Box, LogitsFn, Result, better, check_ball, check_inputs, fold, hit, where
+from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, better, check_ball, check_inputs, fold, hit, where
 from jaxgen.attacks.losses import log_ratio, of_class
 from jaxgen.errors import ConfigError
 
 Loss = Callable[[Any, Any], Any]
 Keep = Literal["best", "last", "first"]
 Evaluate = Callable[[Any, Any], tuple[Any, Any, Any]]
-BOX = (0.0, 1.0)
 
 
 def fgsm(logits_fn: LogitsFn, x, y, key, eps, *, loss: Loss = log_ratio, targeted: bool = False, box: Box = BOX) -> Result:

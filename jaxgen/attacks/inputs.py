@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
-from jaxgen.attacks.balls import NORMS
+from jaxgen.attacks.balls import BOX, NORMS
 from jaxgen.errors import ConfigError, shown
 
 LogitsFn = Callable[[Any], Any]
@@ -64,7 +64,7 @@ def fold(keys: Key[Array, " B"], number) -> Key[Array, " B"]:
     return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(jnp.asarray(number), keys.shape))
 
 
-def check_inputs(logits_fn: LogitsFn, x, y, key, box: Box = (0.0, 1.0)) -> tuple[Array, Array, Array]:
+def check_inputs(logits_fn: LogitsFn, x, y, key, box: Box = BOX) -> tuple[Array, Array, Array]:
     """(x as float32 [B, ...], y as int32 [B], keys [B]); ConfigError, one line, for what no attack can work with."""
     x, y = check_images(x, box), _integers(y)
     if y.shape != x.shape[:1]:
@@ -75,7 +75,7 @@ def check_inputs(logits_fn: LogitsFn, x, y, key, box: Box = (0.0, 1.0)) -> tuple
     return x, y, row_keys(key, x.shape[0])
 
 
-def check_images(x, box: Box = (0.0, 1.0)) -> Float[Array, "B ..."]:
+def check_images(x, box: Box = BOX) -> Float[Array, "B ..."]:
     """x as float32; ConfigError unless it is a batch of real numbers in the box."""
     low, high = box
     if not (np.isfinite([low, high]).all() and low < high):
@@ -107,7 +107,7 @@ def check_logits(logits_fn: LogitsFn, x: Float[Array, "B ..."]) -> int:
     if not np.isfinite(logits).all():
         raise ConfigError("logits_fn", "finite logits", "NaN or infinity")
     if (logits != again).any():
-        hint = "switch dropout and noise off, or attack the mean over draws with eot"
+        hint = "switch dropout and noise off"
         raise ConfigError("logits_fn", "the same logits for the same images", f"answers {np.abs(logits - again).max():.2g} apart", hint)
     if (logits >= 0).all() and np.abs(logits.sum(axis=1) - 1).max() < 1e-3:
         hint = "give the numbers before the softmax, since probabilities near 0 and 1 have no gradients"

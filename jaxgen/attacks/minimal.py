@@ -20,11 +20,10 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxgen.attacks.balls import each, norms
-from jaxgen.attacks.inputs import Box, LogitsFn, Result, check_inputs, hit, where
-from jaxgen.attacks.losses import log_ratio
+from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_inputs, hit, where
+from jaxgen.attacks.losses import log_ratio, of_class
 from jaxgen.errors import ConfigError
 
-BOX = (0.0, 1.0)
 SEGMENT = 12
 """Halvings of the segment from x to x_adv at the end."""
 
@@ -42,7 +41,7 @@ def deepfool(logits_fn: LogitsFn, x, y, key, *, steps: int = 50, overshoot: floa
         rows = [back(jnp.zeros_like(logits).at[:, j].set(1))[0] for j in range(classes)]
         of_own = sum(where(y == j, rows[j], jnp.zeros_like(x)) for j in range(classes))
         w = jnp.stack(rows) - of_own[None]
-        f = (logits - jnp.take_along_axis(logits, y[:, None], axis=1)).T
+        f = (logits - of_class(logits, y)[:, None]).T
         w = jnp.where(((point <= box[0])[None] & (w < 0)) | ((point >= box[1])[None] & (w > 0)), 0, w)  # what the box holds back
         length = jnp.sqrt(jnp.square(w.reshape(classes, x.shape[0], -1)).sum(axis=2))
         ratio = jnp.where(jnp.arange(classes)[:, None] == y[None], inf, jnp.abs(f) / jnp.maximum(length, tiny))

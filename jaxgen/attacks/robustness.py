@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from jaxtyping import Bool, Float
 
 from jaxgen.attacks.functions import to_level
-from jaxgen.attacks.inputs import Box, LogitsFn, Result, check_ball, check_inputs
+from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_inputs
 from jaxgen.errors import ConfigError
 
 
@@ -42,7 +42,7 @@ def robust_accuracy(
     *,
     levels: int | None = None,
     batch_size: int = 256,
-    box: Box = (0.0, 1.0),
+    box: Box = BOX,
 ) -> list[Robustness]:
     """The clean accuracy, then that for each eps, in this order.
 

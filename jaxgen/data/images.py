@@ -226,10 +226,11 @@ def _parts(path: Path, rule: int) -> dict[str, Path]:
 
     From rule 4 on, files that end with .npy are parts where there are no others.
     """
-    return _parts_of(path, rule, (".npz", "")) or (_parts_of(path, rule, (".npy",)) if rule >= 4 else {})
+    return parts_of(path, rule, (".npz", "")) or (parts_of(path, rule, (".npy",)) if rule >= 4 else {})
 
 
-def _parts_of(path: Path, rule: int, suffixes: tuple[str, ...]) -> dict[str, Path]:
+def parts_of(path: Path, rule: int, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """{split: file or folder} of the parts in `path` with one of these endings ("" for a folder); DataError for two of one split."""
     found, entries = {}, sorted(path.iterdir())
     for split, names in PART_NAMES.items():
         if rule == 1:

@@ -22,7 +22,7 @@ from jaxtyping import Integer
 
 from jaxgen.data.arrays import ArraySource, NoSplit
 from jaxgen.data.features import Tokens, smallest_unsigned
-from jaxgen.data.images import PART_NAMES, RULE, fraction, without_held_out
+from jaxgen.data.images import PART_NAMES, RULE, fraction, parts_of, without_held_out
 from jaxgen.data.kind import Kind
 from jaxgen.data.simple_molecules import simple_molecules
 from jaxgen.data.tokenizers import symbols
@@ -190,18 +190,6 @@ def _source(strings: Sequence[str], origin: str, coded: Tokens | None, tokenizer
     return ArraySource({"tokens": whole.tokens}, {"tokens": whole.feature}, version="1")
 
 
-def _parts(path: Path) -> dict[str, Path]:
-    """The text files train, validation and test of a folder by the names of PART_NAMES, those that exist; DataError for two of one."""
-    found: dict[str, Path] = {}
-    for split, names in PART_NAMES.items():
-        files = [item for item in sorted(path.iterdir()) if item.stem.lower() in names and item.suffix.lower() in ENDINGS]
-        if len(files) > 1:
-            raise DataError(str(path), wanted=f"one {split} part", got=" and ".join(file.name for file in files))
-        if files:
-            found[split] = files[0]
-    return found
-
-
 def _reads(path: Path) -> bool:
     """Whether it is a text file, or a folder whose only train part is one: train.txt beside train/ may be a list of pictures."""
     if not path.is_dir():
@@ -223,7 +211,7 @@ def _load(place: str | Path, split: str, config: Any) -> ArraySource:
     if coded and coded.tokenizer == "smiles" and config.tokenizer == "character":
         raise ConfigError("data.tokenizer", "smiles, as the model has symbols of several characters", tokenizer)
     if isinstance(place, Path) and place.is_dir():
-        return parts_source(_parts(place), split, coded, tokenizer)
+        return parts_source(parts_of(place, RULE, tuple(sorted(ENDINGS))), split, coded, tokenizer)
     strings = BUNDLED[place]() if place in BUNDLED else read_lines(place)
     return text_source(strings, config.name, split, coded, tokenizer)
 

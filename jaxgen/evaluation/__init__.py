@@ -246,10 +246,9 @@ def rulers(fit, test, *, batch_size: int = 64, key: PRNGKeyArray | None = None, 
     training, validation = split([np.asarray(dataset.images) for dataset in sets])
     if "tokens" in test.features:
         vocabulary = test.features["tokens"].vocabulary
-        grams = NGram.fit(training, validation, vocabulary, range(most(vocabulary) + 1))
-        chosen = [{"strength": gram.strength} if gram.n else {} for gram in grams]
-        results = [evaluate(gram, test, batch_size=batch_size) | more for gram, more in zip(grams, chosen, strict=True)]
-        return {f"{gram.n}-gram" if gram.n else "uniform": result for gram, result in zip(grams, results, strict=True)}
+        uniform, *grams = NGram.fit(training, validation, vocabulary, range(most(vocabulary) + 1))
+        results = {f"{gram.n}-gram": evaluate(gram, test, batch_size=batch_size) | {"strength": gram.strength} for gram in grams}
+        return {"uniform": evaluate(uniform, test, batch_size=batch_size)} | results
     samples = samples or (16 if np.prod(test.image_shape) <= 1024 else 1)
     images, levels = np.concatenate([training, validation]), test.levels
 

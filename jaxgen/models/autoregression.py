@@ -41,6 +41,7 @@ from jaxgen.data.features import Feature
 from jaxgen.data.series import Series, check_values, windows
 from jaxgen.distributions import Normal
 from jaxgen.errors import ConfigError, DataError
+from jaxgen.layers.dequantised import set_parameters
 from jaxgen.sampling import sample_sequence
 
 
@@ -136,8 +137,7 @@ class Autoregression(nnx.Module):
     def of(cls, config: AutoregressionConfig, estimate: Estimate, last: Float[np.ndarray, " p"] | None = None) -> "Autoregression":
         """The model with these numbers. last: the values x_{T-p+1} .. x_T that it continues where none are given; None: zeros."""
         model = cls(config, rngs=nnx.Rngs(0))
-        for name, value in estimate._asdict().items():
-            setattr(model, name, nnx.Param(jnp.asarray(np.asarray(value), jnp.float32)))
+        set_parameters(model, estimate._asdict())
         if last is not None:
             model.last = nnx.Variable(jnp.asarray(np.asarray(last)[::-1].copy(), jnp.float32))
         return model

@@ -32,11 +32,12 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from jaxgen.checks import check_count, check_images, check_key, check_levels, check_vector, image_of
 from jaxgen.config import check_types
-from jaxgen.data.features import Feature, OfImagesOrPoints, Vector, given_to, modelled, smallest_unsigned
+from jaxgen.data.features import Feature, OfImagesOrPoints, Vector, given_to, modelled
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError
 from jaxgen.layers.bijections import affine, affine_inverse, planar, planar_inverse, radial, radial_inverse, spline, spline_inverse
 from jaxgen.layers.convolutions import dot, normal, zeros
+from jaxgen.layers.dequantised import NOISE, as_vectors, to_examples
 from jaxgen.layers.image_networks import check_hidden
 from jaxgen.layers.masked_dense import MaskedDense, unit_numbers
 
@@ -233,16 +234,14 @@ class Flow(nnx.Module):
         model, x = nnx.clone(self), self._checked(image_of(batch, self.config.modelled))
         mean, variance = x.mean(axis=0), x.var(axis=0)
         if self._discrete:
-            mean, variance = mean + 0.5, variance + 1 / 12
+            mean, variance = mean + 0.5, variance + NOISE
         model.mean, model.log_scale = nnx.Param(mean), nnx.Param(0.5 * jnp.log(jnp.where(variance > 0, variance, 1)))
         return model
 
     def transform(self, v: Float[Array, "B ..."], vector=None) -> tuple[Float[Array, "B D"], Float[Array, " B"]]:
         """z and log |det dz/dv|."""
-        if tuple(v.shape[1:]) != tuple(self.config.image_shape):
-            raise ConfigError("v", f"shape [B, {', '.join(map(str, self.config.image_shape))}]", list(v.shape))
-        vector = check_vector(vector, self.config.vector_size, v.shape[0])
-        x = (v.reshape(v.shape[0], -1) - self.mean[...][None]) * jnp.exp(-self.log_scale[...])[None]
+        y, vector = as_vectors(v, self.config), check_vector(vector, self.config.vector_size, v.shape[0])
+        x = (y - self.mean[...][None]) * jnp.exp(-self.log_scale[...])[None]
         log_det = -self.log_scale[...].sum()
         for each in self.maps:
             x, more = each(x, vector)
@@ -290,7 +289,4 @@ class Flow(nnx.Module):
 @partial(jax.jit, static_argnames="n")
 def _sample(model: Flow, key: PRNGKeyArray, vector, *, n: int) -> Array:
     config = model.config
-    v = model.inverse(jax.random.normal(key, (n, prod(config.image_shape))), vector)
-    if not model._discrete:
-        return v
-    return jnp.clip(jnp.floor(v), 0, config.levels - 1).astype(smallest_unsigned(config.levels))
+    return to_examples(model.inverse(jax.random.normal(key, (n, prod(config.image_shape))), vector), config)

@@ -33,7 +33,7 @@ from jaxgen.config import check_types
 from jaxgen.data.features import OfImagesOrPoints, modelled
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.layers.convolutions import dot
-from jaxgen.layers.dequantised import NOISE, as_vectors, moments, rows, to_examples
+from jaxgen.layers.dequantised import NOISE, as_vectors, moments, rows, set_parameters, to_examples, whitening
 
 
 class Mixture(NamedTuple):
@@ -95,8 +95,7 @@ class GMM(nnx.Module):
             found["whiten"] = np.stack([_whiten(one) for one in mixture.covariances])
         else:
             found["scale"] = np.sqrt(mixture.covariances)
-        for name, array in found.items():
-            setattr(model, name, nnx.Param(jnp.asarray(array, jnp.float32)))
+        set_parameters(model, found)
         return model
 
     def log_joint(self, v: Float[Array, "B ..."]) -> Float[Array, "B K"]:
@@ -213,10 +212,8 @@ def _log_joint(dataset: Any, config: GMMConfig, mixture: Mixture, noise: float, 
 
 
 def _whiten(covariance: Float64[np.ndarray, "D D"]) -> Float64[np.ndarray, "D D"]:
-    """L, lower triangular with L^T L = S^{-1}. DataError where S is singular."""
-    from scipy.linalg import solve_triangular
-
+    """`whitening`; DataError where S is singular."""
     try:
-        return solve_triangular(np.linalg.cholesky(covariance), np.eye(len(covariance)), lower=True)
+        return whitening(covariance)
     except np.linalg.LinAlgError:
         raise DataError("dataset", "components that vary in all directions", "a singular covariance", "choose a larger ridge") from None

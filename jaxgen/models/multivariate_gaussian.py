@@ -32,7 +32,7 @@ from jaxgen.config import check_types
 from jaxgen.data.features import OfImagesOrPoints, modelled
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.layers.convolutions import dot
-from jaxgen.layers.dequantised import NOISE, as_vectors, moments, to_examples
+from jaxgen.layers.dequantised import NOISE, as_vectors, moments, set_parameters, to_examples, whitening
 
 MOST, LEAST_GAIN = 1000, 1e-9
 """EM ends after so many iterations, or where one gains less than this many nats of an example."""
@@ -86,17 +86,14 @@ class MultivariateGaussian(nnx.Module):
             values = np.linalg.eigvalsh(covariance)
             if values[0] <= 1e-12 * values[-1]:
                 raise DataError("dataset", f"points that vary in all {len(mean)} directions", "a subspace, where there is no density")
-            from scipy.linalg import solve_triangular
-
-            found["whiten"] = solve_triangular(np.linalg.cholesky(covariance), np.eye(len(mean)), lower=True)
+            found["whiten"] = whitening(covariance)
         elif config.covariance == "diagonal":
             found["scale"] = np.sqrt(variance)
         else:
             factor, noise, _ = factor_analysis(covariance, config.rank, floor)
             found |= {"factor": factor, "scale": np.sqrt(noise)}
         model = cls(config, rngs=nnx.Rngs(0))
-        for name, array in found.items():
-            setattr(model, name, nnx.Param(jnp.asarray(array, jnp.float32)))
+        set_parameters(model, found)
         return model
 
     def log_density(self, v: Float[Array, "B ..."]) -> Float[Array, " B"]:

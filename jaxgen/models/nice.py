@@ -13,7 +13,7 @@ Axes: B batch, D = H W C dimensions.
 """
 
 from dataclasses import dataclass
-from math import log, pi, prod
+from math import log, prod
 from typing import ClassVar, Literal
 
 import jax
@@ -78,13 +78,14 @@ class NICE(ImageFlow):
     def prior(self, z: Float[Array, "B D"]) -> Float[Array, " B"]:
         """sum_d log p(z_d)."""
         if self.config.prior == "normal":
-            return -0.5 * (z**2 + log(2 * pi)).sum(-1)
+            return super().prior(z)
         return -(jax.nn.softplus(z) + jax.nn.softplus(-z)).sum(-1)
 
     def draw_prior(self, key: PRNGKeyArray, n: int) -> Float[Array, "n D"]:
         """Draws of z."""
-        draw = jax.random.normal if self.config.prior == "normal" else jax.random.logistic
-        return draw(key, (n, prod(self.config.image_shape)))
+        if self.config.prior == "normal":
+            return super().draw_prior(key, n)
+        return jax.random.logistic(key, (n, prod(self.config.image_shape)))
 
 
 def _joined(parts: list[Float[Array, "B ..."]]) -> Float[Array, "B D"]:

@@ -30,7 +30,7 @@ from jaxgen.config import check_types
 from jaxgen.data.features import Feature, OfImagesOrPoints, modelled
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.layers.convolutions import dot
-from jaxgen.layers.dequantised import NOISE, as_vectors, rows, to_examples
+from jaxgen.layers.dequantised import NOISE, as_vectors, rows, set_parameters, to_examples
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ class PCA(nnx.Module):
         signs = np.sign(vectors[np.arange(d), np.abs(vectors).argmax(axis=1)])  # the entry of largest magnitude is positive
         model = cls(config, rngs=nnx.Rngs(0))
         arrays = {"mean": mean, "components": (signs[:, None] * vectors)[:k], "explained_variance": values[:k], "noise_variance": noise}
-        for name, array in arrays.items():
-            setattr(model, name, nnx.Param(jnp.asarray(array, jnp.float32)))
+        set_parameters(model, arrays)
         return model
 
     def transform(self, v: Float[Array, "B ..."]) -> Float[Array, "B K"]:

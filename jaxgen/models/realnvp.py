@@ -16,14 +16,14 @@ Axes: B batch, H W C image, D = H W C, S `scales`.
 """
 
 from dataclasses import dataclass
-from math import log, pi, prod
+from math import log, prod
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from jaxgen.checks import check_image_config
 from jaxgen.data.features import OfImages
@@ -168,11 +168,3 @@ class RealNVP(ImageFlow):
             for coupling in reversed(scale.before):
                 x = coupling.inverse(x)
         return (jax.nn.sigmoid(x) - INSIDE) * (self.config.levels / (1 - 2 * INSIDE))
-
-    def prior(self, z: Float[Array, "B D"]) -> Float[Array, " B"]:
-        """log N(z; 0, I)."""
-        return -0.5 * (z**2 + log(2 * pi)).sum(-1)
-
-    def draw_prior(self, key: PRNGKeyArray, n: int) -> Float[Array, "n D"]:
-        """Draws of z."""
-        return jax.random.normal(key, (n, prod(self.config.image_shape)))

@@ -20,21 +20,20 @@ Axes: B batch, H W image, D units (`hidden`), K components, S scales, N features
 """
 
 from dataclasses import dataclass
-from functools import partial
 from math import log, pi, prod
-from typing import ClassVar, SupportsIndex
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray, UInt
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxgen.checks import check_count, check_image_config, check_images, check_key, image_of
+from jaxgen.checks import check_image_config
 from jaxgen.data.features import OfImages
-from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import add_bias, dot, normal, zeros
+from jaxgen.layers.dequantised import DequantisedImages, check_shape
 
 NEIGHBOURS = [(-r, c) for r in (2, 1) for c in range(-2, 3)] + [(0, -2), (0, -1)]
 """(rows down, columns right) of the 12 pixels of n_ij."""
@@ -92,8 +91,8 @@ class Mixture(nnx.Module):
         return mean + jnp.exp(-0.5 * r) * jax.random.normal(key_noise, (len(h),))
 
 
-class RIDE(nnx.Module):
-    """The density p(v). Methods raise ConfigError for what does not fit the config."""
+class RIDE(DequantisedImages):
+    """The density p(v); see `DequantisedImages` for its other methods. Methods raise ConfigError for what does not fit the config."""
 
     def __init__(self, config: RIDEConfig, *, rngs: nnx.Rngs):
         d, inputs = config.hidden, len(NEIGHBOURS)
@@ -132,27 +131,17 @@ class RIDE(nnx.Module):
 
     def log_density(self, v: Float[Array, "B H W 1"]) -> Float[Array, " B"]:
         """log p(v) in nats; v: levels plus noise. Raises ConfigError for another shape."""
-        if tuple(v.shape[1:]) != tuple(self.config.image_shape):
-            raise ConfigError("v", f"shape [B, {', '.join(map(str, self.config.image_shape))}]", list(v.shape))
+        check_shape(v, self.config)
         x = v[..., 0] * (2 / self.config.levels) - 1
         terms = self.mixture.log_density(self.states(x), x)
         return terms.sum((1, 2)) + prod(self.config.image_shape) * log(2 / self.config.levels)
 
-    def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
-        """-mean log2 p(x + u) / D, u drawn from `key`; metrics: it as bits_per_dim_bound, and nats per image."""
-        config = self.config
-        image = check_images(image_of(batch), config.image_shape, config.levels)
-        nats = -self.log_density(image.astype(jnp.float32) + jax.random.uniform(key, image.shape)).mean()
-        bits = bits_per_dim(nats, prod(config.image_shape))
-        return bits, {"bits_per_dim_bound": bits, "nats_bound": nats}
-
-    def sample(self, key: PRNGKeyArray, n: SupportsIndex) -> UInt[Array, "n H W 1"]:
-        """n images: draws of v, pixel after pixel, rounded down to a level and clipped at the end."""
-        check_key(key)
-        return _sample(self, key, n=check_count(n))
+    def draw_v(self, key: PRNGKeyArray, n: int) -> Float[Array, "n H W 1"]:
+        """Draws of v."""
+        return ((self.draw(key, n) + 1) * (self.config.levels / 2))[..., None]
 
     def draw(self, key: PRNGKeyArray, n: int) -> Float[Array, "n H W"]:
-        """Draws of x."""
+        """Draws of x, pixel after pixel."""
         (height, width, _), d = self.config.image_shape, self.config.hidden
         rows, columns = np.divmod(np.arange(height * width), width)
 
@@ -173,10 +162,3 @@ class RIDE(nnx.Module):
         start = jnp.zeros((n, height + 2, width + 4)), (jnp.zeros((width, n, d)),) * 2, zero
         (padded, _, _), _ = jax.lax.scan(pixel, start, (jnp.arange(height * width), jnp.asarray(rows), jnp.asarray(columns)))
         return padded[:, 2:, 2:-2]
-
-
-@partial(jax.jit, static_argnames="n")
-def _sample(model: RIDE, key: PRNGKeyArray, *, n: int) -> UInt[Array, "n H W 1"]:
-    levels = model.config.levels
-    v = (model.draw(key, n) + 1) * (levels / 2)
-    return jnp.clip(jnp.floor(v), 0, levels - 1).astype(np.min_scalar_type(levels - 1))[..., None]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import attacks
-from jaxgen.attacks.inputs import check_ball, row_keys
+from jaxgen.attacks.inputs import BOX, check_ball, row_keys
 from jaxgen.data import Dataset
 from jaxgen.data.class_names import names_of
 from jaxgen.errors import ConfigError
@@ -42,7 +42,7 @@ def print_attack(model, options, dataset: Dataset, out) -> None:
         raise ConfigError("--eps", "one or more numbers", "none")
     for eps in options.eps:
         try:
-            check_ball(eps, NORMS[options.norm], x, (0.0, 1.0))
+            check_ball(eps, NORMS[options.norm], x, BOX)
         except ConfigError as error:
             raise ConfigError("--eps", error.wanted, error.got) from None
     table = attacks.robust_accuracy(logits_fn, x, y, key, options.eps, attack, levels=levels)

@@ -110,6 +110,11 @@ def small_shape(model) -> tuple[int, int, int] | None:
     return None if feature is None else feature.shape
 
 
+def all_rows(dataset: Dataset, column: str) -> np.ndarray:
+    """A column of a set, read at once."""
+    return np.asarray(dataset.source.read(np.arange(len(dataset)))[column])
+
+
 def has(model, argument: str) -> bool:
     """Whether `model.sample` has this argument, for example `known`, `method` or `temperature`."""
     return hasattr(model, "sample") and argument in inspect.signature(model.sample).parameters

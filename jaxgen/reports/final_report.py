@@ -165,9 +165,10 @@ def print_evaluation(
     if set(FLOORS) & set(result):
         result = evaluation.with_floor(result, model, dataset, read("test" if dataset.split == "train" else "train"))
     ruled, fitted = {}, 0
-    small, ruled_kinds = np.prod(dataset.image_shape) <= RULER_DIMENSIONS, {"image": "bits_per_dim", "tokens": "bits_per_character"}
-    unit = next((unit for column, unit in ruled_kinds.items() if column in dataset.features), "none")
-    if experiment.report.rulers and small and evaluation.headline(result)[0].startswith(unit):
+    small, number = np.prod(dataset.image_shape) <= RULER_DIMENSIONS, evaluation.headline(result)[0]
+    units = {"image": "bits_per_dim", "tokens": "bits_per_character"}
+    has_rulers = any(column in dataset.features and number.startswith(unit) for column, unit in units.items())
+    if experiment.report.rulers and small and has_rulers:
         fit = [read(split) for split in ("train", "validation") if split != dataset.split and (split == "train" or validates(experiment))]
         if fit:
             ruled, fitted = evaluation.rulers(fit, dataset), sum(map(len, fit))

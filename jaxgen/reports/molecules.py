@@ -16,7 +16,7 @@ from jaxgen.measures import molecules
 from jaxgen.measures.metrics import OF_MOLECULES
 from jaxgen.measures.molecules import MoleculeSet
 from jaxgen.measures.n_gram_samples import n_gram_samples
-from jaxgen.reports.drawing import modelled
+from jaxgen.reports.drawing import all_rows, modelled
 from jaxgen.runs import figures
 from jaxgen.sharding import announce
 
@@ -38,7 +38,8 @@ def print_molecules(experiment: Any, model, options: Any, read: Callable[[str], 
     test, training = read(options.split), read("train")
     batch_size = options.batch_size or experiment.train.batch_size
     n = min(options.n or len(test), len(test))
-    real, train = _tokens(test, model)[:n], _tokens(training, model)
+    column = model.config.modelled
+    real, train = all_rows(test, column)[:n], all_rows(training, column)
     reference = MoleculeSet(_text(real, model))
     if 2 * len(reference.molecules) < n:
         got = f"strings of which {len(reference.molecules)} of {n} in the {options.split} split are valid SMILES"
@@ -118,10 +119,6 @@ def _crossed(string: str) -> UInt8[np.ndarray, "height width 3"]:
     pen.rectangle(pen.multiline_textbbox(**place), fill="white")
     pen.multiline_text(**place, fill="black")
     return np.asarray(cell)
-
-
-def _tokens(dataset: Dataset, model) -> np.ndarray:
-    return np.asarray(dataset.source.read(np.arange(len(dataset)))[model.config.modelled])
 
 
 def _text(tokens: np.ndarray, model) -> list[str]:

@@ -17,7 +17,7 @@ from jaxgen.data.features import Image
 from jaxgen.errors import ConfigError, JaxgenError
 from jaxgen.measures.metrics import METRICS, OF_FEATURES, OF_MODES
 from jaxgen.measures.scores import too_few
-from jaxgen.reports.drawing import given, modelled
+from jaxgen.reports.drawing import all_rows, given, modelled
 from jaxgen.sharding import announce
 
 OF_POINTS = {name: replace(METRICS[name], printed=".4g") for name in OF_MODES}
@@ -36,14 +36,15 @@ def print_quality(
     data of the run. learned(): the training split of the classifier, to look whether the three sets of images are disjoint; None: that is
     not looked at. Raises ConfigError where the model draws neither, or the network is no classifier of such images.
     """
-    _check(model, network, options)
+    if network is not None:
+        _check(model, network)
     dataset = read(options.split)
     features = _coordinates if network is None else evaluation.classifier_features(network, options.layer)
     batch_size = options.batch_size or experiment.train.batch_size
     mesh = sharding.split_mesh(experiment.train.fsdp) or sharding.make_mesh()
     name, noun = model.config.modelled, modelled(model).noun
     columns, samples = evaluation.draw_like(model, dataset, jax.random.key(options.seed), batch_size, mesh, options.n)
-    real, more, training = columns[name], _more(dataset, read, len(samples)), _all(read("train"), name)
+    real, more, training = columns[name], _more(dataset, read, len(samples)), all_rows(read("train"), name)
     result = evaluation.compare_samples(samples, real, features, more[name], options.k)
     if network is not None:
         result |= _of_classifier(network, samples, real, columns["label"] if "label" in given(model) else None)
@@ -115,7 +116,7 @@ def _overlaps(real: np.ndarray, said: str, training: np.ndarray, learned: Callab
     if learned is None:
         return [here]
     try:
-        theirs = _all(learned(), "image")
+        theirs = all_rows(learned(), "image")
     except (JaxgenError, *NO_SPLIT) as error:
         return [f"{here}; those of the classifier cannot be read: {error}"]
     here += f", {_count(real, _prints(theirs))} among the {len(theirs)} of the classifier"
@@ -132,13 +133,7 @@ def _count(images: np.ndarray, among: set[bytes]) -> int:
     return sum(bool(_prints(image[None]) & among) for image in images)
 
 
-def _all(dataset: Dataset, column: str) -> np.ndarray:
-    return np.asarray(dataset.source.read(np.arange(len(dataset)))[column])
-
-
-def _check(model, network, options: Any) -> None:
-    if network is None:
-        return
+def _check(model, network) -> None:
     if not hasattr(model, "sample") or not isinstance(modelled(model), Image):
         raise ConfigError("RUN", "a model that draws images", type(model).__name__)
     have, wanted = modelled(model), getattr(network, "config", None) and network.config.features.get("image")

@@ -119,28 +119,23 @@ def columns_of(n: int) -> int:
 
 def point_plot(points: Float[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "height width 3"]:
     """Points of the plane, as one RGB picture."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 5), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot(aspect="equal")
     axes.scatter(points[:, 0], points[:, 1], s=6, alpha=0.6, linewidths=0)
     axes.grid(alpha=0.3)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return _drawn(figure)
 
 
 def series_grid(series: Float[np.ndarray, "n T"]) -> UInt8[np.ndarray, "height width 3"]:
     """Series as lines, each in a panel of its own and all on the same axes, as one RGB picture; its title says the range of the panels."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     n, length = series.shape
     columns, low, high = columns_of(n), series.min(), series.max()
     rows, spread = math.ceil(n / columns), (high - low) or 1.0
     figure = Figure(figsize=(min(3.0 * columns, 12), min(1.2 * rows + 0.6, 9)), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     time = np.linspace(0, 0.9, length)
     for i, values in enumerate(series):
@@ -149,8 +144,7 @@ def series_grid(series: Float[np.ndarray, "n T"]) -> UInt8[np.ndarray, "height w
         axes.plot(across + time, down + 0.9 * (values - low) / spread, linewidth=0.8, marker="." if length < 3 else None)
     axes.set(xticks=[], yticks=[], title=f"{n} series of {length} values, each panel from {low:.4g} to {high:.4g}")
     axes.spines[:].set_visible(False)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return _drawn(figure)
 
 
 def forecast_plot(
@@ -160,13 +154,11 @@ def forecast_plot(
 
     forecast: has mean, low and high [N], and level, the probability of the interval. Of a long past the last values are shown.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     n = len(forecast.mean)
     shown = before[-max(4 * n, 40) :]
     figure = Figure(figsize=(9, 4), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     future = np.arange(n) + len(before)
     for i, draw in enumerate([] if draws is None else draws):
@@ -179,8 +171,7 @@ def forecast_plot(
     axes.set(xlabel="place in the series", ylabel="value")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return _drawn(figure)
 
 
 def class_plot(
@@ -192,11 +183,9 @@ def class_plot(
     axes: what stands at the horizontal and the vertical axis.
     """
     from matplotlib import colormaps, font_manager
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 6), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     plot = figure.add_subplot()
     style = {"s": 9, "alpha": 0.7, "linewidths": 0}
     if labels is None:
@@ -214,6 +203,14 @@ def class_plot(
             text.set_fontproperties(font_manager.FontProperties(fname=font or _font(""), size=9))
     plot.set(xlabel=axes[0], ylabel=axes[1], title=title)
     plot.grid(alpha=0.3)
+    return _drawn(figure)
+
+
+def _drawn(figure: Any) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels of a figure of matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
