@@ -100,15 +100,15 @@ def table(rows: dict[str, list[dict]]) -> list[str]:
     return lines
 
 
-def facts(steps: int) -> dict[str, str]:
-    """Where and when, as the run begins: others may commit while it goes on."""
+def facts(command: str) -> dict[str, str]:
+    """Where, when and by which command, as the run begins: others may commit while it goes on."""
     describe = ["git", "describe", "--always", "--dirty"]
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": subprocess.run(describe, capture_output=True, text=True, check=False, cwd=RESULTS).stdout.strip(),
         "device": f"{jax.device_count()} {jax.devices()[0].device_kind}, load {os.getloadavg()[0]:.1f} at the start",
         "versions": f"Python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}",
-        "command": f"python -m experiments.compare_latent --steps {steps}",
+        "command": command,
     }
 
 
@@ -144,7 +144,7 @@ def main() -> None:
     """Every model with every seed, in turn."""
     options = tyro.cli(Options, description=__doc__)
     steps, seeds = (3, SEEDS[:1]) if options.laptop else (options.steps, SEEDS)
-    rows, images, about = {}, {}, facts(steps)
+    rows, images, about = {}, {}, facts(f"python -m experiments.compare_latent --steps {steps}")
     for name, config in CONFIGS.items():
         for seed in seeds:
             print(f"=== {name}, seed {seed}", flush=True)
