@@ -91,7 +91,7 @@ def environment(minutes: float) -> dict[str, str]:
 def write(rows: dict[str, list[dict]], minutes: float, facts: dict[str, str]) -> None:
     """The table, the plot and the numbers."""
     fit = [load("digits", split) for split in ("train", "validation")]
-    rulers = evaluation.rulers(fit, load("digits", "test"))
+    rulers = evaluation.rulers(fit, load("digits", "test"), models.RULERS)
     lines = [
         "# Autoregressive image models on 8x8 digits, equal training time",
         "",

@@ -85,7 +85,7 @@ def table(rows: dict[str, list[dict]]) -> list[str]:
         minutes = np.mean([run["minutes"] for run in runs])
         lines.append(f"| {name} | {bits} | {kind} | {len(runs)} | {runs[0]['parameters']:,} | {minutes:.1f} |")
     sets = [load("digits", split) for split in ("train", "validation")]
-    for name, result in evaluation.rulers(sets, load("digits", "test")).items():
+    for name, result in evaluation.rulers(sets, load("digits", "test"), models.RULERS).items():
         lines.append(f"| {name} ruler | {evaluation.headline(result)[1]:.3f} +- {result['standard_error']:.3f} | | | | |")
     return lines
 

@@ -94,7 +94,7 @@ def table(rows: dict[str, list[dict]]) -> list[str]:
         minutes = np.mean([run["minutes"] for run in runs])
         lines.append(f"| {name} | {bits} | {tighter} | {error} | {runs[0]['parameters']:,} | {minutes:.1f} |")
     sets = [load("digits", split) for split in ("train", "validation")]
-    for name, result in evaluation.rulers(sets, load("digits", "test")).items():
+    for name, result in evaluation.rulers(sets, load("digits", "test"), models.RULERS).items():
         value = evaluation.headline(result)[1]
         lines.append(f"| {name} ruler | {value:.3f} +- {result['standard_error']:.3f} | | | | |")
     return lines

@@ -20,18 +20,11 @@ from jaxgen import evaluation, sharding
 from jaxgen.data import Dataset, load
 from jaxgen.data import points as ring
 from jaxgen.errors import ConfigError, DataError, NonFiniteError
-from jaxgen.evaluation import (
-    GaussianModel,
-    UniformModel,
-    bits_per_dim,
-    evaluate,
-    frechet_distance,
-    headline,
-    metrics_of,
-    mode_coverage,
-)
+from jaxgen.evaluation import bits_per_dim, evaluate, frechet_distance, headline, metrics_of, mode_coverage
 from jaxgen.measures.scores import not_computed
 from jaxgen.models.gan import GAN, GANConfig
+from jaxgen.models.multivariate_gaussian import GaussianDensity
+from jaxgen.models.uniform import Uniform
 from jaxgen.models.vae import VAE, VAEConfig
 
 CONFIG = VAEConfig((4, 6, 1), 3, latent=2, hidden=(8,))
@@ -64,7 +57,7 @@ def exact() -> Exact:
 
 @pytest.mark.parametrize("levels, shape", [(2, (4, 6, 1)), (17, (8, 8, 1)), (256, (5, 3, 3))])
 def test_the_uniform_model_scores_exactly_log2_levels(levels, shape):
-    result = evaluate(UniformModel(levels), random_set(23, shape, levels), batch_size=10)
+    result = evaluate(Uniform(shape, levels), random_set(23, shape, levels), batch_size=10)
     assert result["bits_per_dim"] == pytest.approx(np.log2(levels), abs=1e-12)
     assert result["standard_error"] == pytest.approx(0, abs=1e-12)
     assert result["n"] == 23
@@ -113,7 +106,7 @@ CASES = {
     "exact": (exact, {}),
     "elbo": (vae, {"samples": 3}),
     "importance": (vae, {"samples": 5, "bound": "importance"}),
-    "gaussian": (lambda: GaussianModel.fit(random_set(50, seed=1).images, 3), {"samples": 2}),
+    "gaussian": (lambda: GaussianDensity.of_images(random_set(50, seed=1).images, 3), {"samples": 2}),
     "samples": (lambda: jax.jit(lambda: GAN(GANConfig((4, 6, 1), 3, latent=2, hidden=8), rngs=nnx.Rngs(0)))(), {}),
 }
 
@@ -344,9 +337,9 @@ def test_errors_say_what_and_where():
     with pytest.raises(DataError, match=r"wanted images of shape \[4, 6, 1\] as the model, got \[6, 4, 1\]"):
         evaluate(vae(), random_set(shape=(6, 4, 1)))
     with pytest.raises(DataError, match=r"0\.\.2"):
-        GaussianModel.fit(random_set(9, levels=4).images, 3)
+        GaussianDensity.of_images(random_set(9, levels=4).images, 3)
     with pytest.raises(DataError, match="at least 2"):
-        GaussianModel.fit(random_set(1).images, 3)
+        GaussianDensity.of_images(random_set(1).images, 3)
 
 
 def test_a_nan_is_reported_with_its_image():
@@ -360,4 +353,4 @@ def test_a_nan_is_reported_with_its_image():
 
 
 def test_one_image_has_no_standard_error():
-    assert np.isnan(evaluate(UniformModel(3), random_set(1))["standard_error"])
+    assert np.isnan(evaluate(Uniform((4, 6, 1), 3), random_set(1))["standard_error"])

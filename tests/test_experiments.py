@@ -76,6 +76,7 @@ NO_SINGLE_RUN = {  # scripts of another form
     "autoregression_sunspots",
     "code_prior_speed",
     "compare_autoregressive",
+    "compare_densities",
     "compare_gans",
     "compare_inversion",
     "compare_latent",

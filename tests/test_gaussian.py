@@ -12,8 +12,8 @@ from jaxgen import cli, evaluation
 from jaxgen.__main__ import main
 from jaxgen.data import Dataset, load
 from jaxgen.errors import ConfigError, DataError
-from jaxgen.models import MultivariateGaussian, MultivariateGaussianConfig
-from jaxgen.models.multivariate_gaussian import factor_analysis
+from jaxgen.models import RULERS, MultivariateGaussian, MultivariateGaussianConfig, Uniform
+from jaxgen.models.multivariate_gaussian import GaussianDensity, factor_analysis
 
 KEY = jax.random.key(0)
 KINDS = ("full", "diagonal", "low_rank")
@@ -83,7 +83,7 @@ def test_on_digits_the_full_one_is_the_ruler_and_no_direction_is_narrower_than_t
     both = Dataset(train.source.joined(load("digits", "validation").source), "digits", "train")
     model = MultivariateGaussian.fit(both, MultivariateGaussianConfig(), KEY)
     bits = evaluation.evaluate(model, test, samples=16)["bits_per_dim_bound"]
-    ruler = evaluation.rulers(both, test)["gaussian"]["bits_per_dim_bound"]
+    ruler = evaluation.rulers(both, test, {"gaussian": RULERS["gaussian"]})["gaussian"]["bits_per_dim_bound"]
     assert bits == pytest.approx(ruler, abs=1e-3) and bits == pytest.approx(2.957, abs=0.002)  # each with draws of u of its own
     assert np.linalg.eigvalsh(covariance_of(model)).min() == pytest.approx(1 / 12, rel=1e-5)  # of pixels that are the same in all images
     worse = {}
@@ -92,7 +92,7 @@ def test_on_digits_the_full_one_is_the_ruler_and_no_direction_is_narrower_than_t
         assert np.diag(covariance_of(model)).min() >= (1 - 1e-5) / 12
         worse[kind] = evaluation.evaluate(model, test)["bits_per_dim_bound"]
     assert worse["full"] + 0.1 < worse["low_rank"] < worse["diagonal"] - 0.1
-    density = evaluation.GaussianModel.fit(np.asarray(both.images), 17)
+    density = GaussianDensity.of_images(np.asarray(both.images), 17)
     v = np.asarray(test.images[:20], np.float32) + 0.5
     model = MultivariateGaussian.fit(both, MultivariateGaussianConfig(), KEY)
     np.testing.assert_allclose(model.log_density(jnp.asarray(v)), density.log_density(v), rtol=1e-5)
@@ -100,8 +100,13 @@ def test_on_digits_the_full_one_is_the_ruler_and_no_direction_is_narrower_than_t
 
 def test_equal_levels_are_exactly_eight_bits():
     images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3)).astype(np.uint8)
-    result = evaluation.evaluate(evaluation.UniformModel(256), Dataset.from_arrays(images))
-    assert result["bits_per_dim"] == pytest.approx(8, abs=1e-12)
+    uniform = Uniform((4, 4, 3), 256)
+    assert evaluation.evaluate(uniform, Dataset.from_arrays(images))["bits_per_dim"] == pytest.approx(8, abs=1e-12)
+    drawn = np.asarray(Uniform((8, 8, 1), 5).sample(KEY, 64))
+    assert drawn.dtype == np.uint8 and drawn.shape == (64, 8, 8, 1)
+    assert (np.abs(np.bincount(drawn.ravel(), minlength=5) / drawn.size - 0.2) < 5 * np.sqrt(0.16 / drawn.size)).all()
+    with pytest.raises(ConfigError, match=r"image: wanted shape \[B, 4, 4, 3\], got \[64, 8, 8, 1\]"):
+        uniform.log_prob(drawn)
 
 
 def test_what_is_refused():

@@ -9,6 +9,7 @@ from jaxgen import evaluation
 from jaxgen.data import Dataset, load
 from jaxgen.measures import scores
 from jaxgen.measures.n_gram import MOST, STRENGTHS, NGram, most
+from jaxgen.models import RULERS
 
 V, L = 4, 5
 
@@ -82,14 +83,14 @@ def test_the_strength_is_the_best_on_validation_and_every_order_is_a_model_of_it
 
 def test_strings_have_rulers_in_bits_per_character_and_reports_print_them():
     sets = [Dataset.from_arrays(tokens=tokens) for tokens in (TRAIN, VALIDATION, TEST)]
-    found = evaluation.rulers(sets[:2], sets[2])
+    found = evaluation.rulers(sets[:2], sets[2], RULERS)
     assert list(found) == ["uniform", *(f"{n}-gram" for n in range(1, MOST + 1))]
     characters = sets[2].features["tokens"].counts(TEST).sum()
     for n, result in enumerate(found.values()):
         total = NGram.fit(TRAIN, VALIDATION, V, [n])[0].log_prob(TEST).sum()
         assert evaluation.headline(result) == ("bits_per_character", pytest.approx(-total / characters / np.log(2)))
     assert found["uniform"]["bits_per_character"] == pytest.approx(2)
-    lines = list(scores.lines("test", found["2-gram"], "string", None, found, 110))
+    lines = list(scores.lines("test", found["2-gram"], "string", None, found, {}))
     (line,) = (line for line in lines if "3-gram ruler" in line)
     assert line.split()[:4] == ["3-gram", "ruler", f"{found['3-gram']['bits_per_character']:.4f}", "+-"]
     assert line.endswith(f"(40 strings), strength {found['3-gram']['strength']:.3g}")
@@ -100,6 +101,6 @@ def test_without_training_strings_it_is_uniform():
 
 
 def test_it_learns_the_names_of_numbers():
-    found = evaluation.rulers([load("number_words", split) for split in ("train", "validation")], load("number_words", "test"))
+    found = evaluation.rulers([load("number_words", split) for split in ("train", "validation")], load("number_words", "test"), RULERS)
     bits = [result["bits_per_character"] for result in found.values()]
     assert bits[0] == pytest.approx(np.log2(21)) and bits[4] < bits[3] < bits[2] < bits[1] < bits[0] and bits[4] < 0.8

@@ -10,13 +10,15 @@ from flax import nnx
 from scipy import stats
 from test_evaluation import random_set
 
-from jaxgen import experiment
+from jaxgen import evaluation, experiment
 from jaxgen.data import DataConfig, Dataset, load
 from jaxgen.data.features import ClassLabel, Image, Points, Tokens
-from jaxgen.evaluation import GaussianModel, evaluate, headline, rulers
+from jaxgen.evaluation import evaluate, headline, split
 from jaxgen.measures import scores
-from jaxgen.measures.rulers import RIDGES, SMOOTHINGS, HistogramModel, best_ridge, ridges, split
+from jaxgen.models import RULERS
 from jaxgen.models.gan import GAN, GANConfig
+from jaxgen.models.multivariate_gaussian import GaussianDensity
+from jaxgen.models.rulers import RIDGES, SMOOTHINGS, HistogramModel, best_ridge, ridges
 from jaxgen.reports import final_report
 
 
@@ -24,18 +26,18 @@ def test_digits_rulers():
     """Full covariance, fitted on the 1,437 images outside the test split: 2.957 bits/dim on the 360 test images; uniform log2 17."""
     fit, test = [load("digits", "train"), load("digits", "validation")], load("digits", "test")
     assert (sum(map(len, fit)), len(test)) == (1437, 360)
-    results = rulers(fit, test)
+    results = evaluation.rulers(fit, test, RULERS)
     assert results["gaussian"]["bits_per_dim_bound"] == pytest.approx(2.957, abs=0.01)
     assert results["gaussian"]["dequantisation_samples"] == 16
     assert results["uniform"]["bits_per_dim"] == pytest.approx(np.log2(17), abs=1e-12)
-    one = evaluate(GaussianModel.fit(np.concatenate([d.images for d in fit]), 17), test, key=jax.random.key(1))
+    one = evaluate(GaussianDensity.of_images(np.concatenate([d.images for d in fit]), 17), test, key=jax.random.key(1))
     assert one["bits_per_dim_bound"] == pytest.approx(results["gaussian"]["bits_per_dim_bound"], abs=0.002)
     assert one["standard_error"] < 0.1
 
 
 def test_gaussian_is_the_maximum_likelihood_fit_of_dequantised_images():
     images = random_set(40).images
-    model = GaussianModel.fit(images, 3)
+    model = GaussianDensity.of_images(images, 3)
     flat = images.reshape(40, -1).astype(float)
     np.testing.assert_allclose(model.mean, flat.mean(0) + 0.5)
     np.testing.assert_allclose(model.covariance, np.cov(flat.T, ddof=0) + np.eye(24) / 12)
@@ -48,7 +50,7 @@ def test_no_direction_is_narrower_than_the_noise():
     """Fewer images than dimensions and constant pixels: the smallest eigenvalue is 1/12, the variance of u."""
     images = random_set(5).images.copy()
     images[:, 0] = 1
-    assert np.linalg.eigvalsh(GaussianModel.fit(images, 3).covariance).min() == pytest.approx(1 / 12, rel=1e-9)
+    assert np.linalg.eigvalsh(GaussianDensity.of_images(images, 3).covariance).min() == pytest.approx(1 / 12, rel=1e-9)
 
 
 def test_a_gaussian_of_gaussian_data_scores_its_entropy():
@@ -56,7 +58,7 @@ def test_a_gaussian_of_gaussian_data_scores_its_entropy():
     rng = np.random.default_rng(0)
     root = rng.normal(size=(4, 4)) * 8
     x = np.round(rng.normal(size=(30_000, 4)) @ root.T + 128).clip(0, 255).astype(np.uint8).reshape(-1, 2, 2, 1)
-    result = evaluate(GaussianModel.fit(x[:20_000], 256), Dataset.from_arrays(x[20_000:], levels=256), batch_size=5000)
+    result = evaluate(GaussianDensity.of_images(x[:20_000], 256), Dataset.from_arrays(x[20_000:], levels=256), batch_size=5000)
     entropy = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * (root @ root.T + np.eye(4) / 6))[1]
     assert result["bits_per_dim_bound"] == pytest.approx(entropy / 4 / np.log(2), abs=4 * result["standard_error"])
     assert result["standard_error"] < 0.01
@@ -99,7 +101,7 @@ def test_smoothing_and_ridge_are_those_that_are_best_on_validation():
 def test_fewer_images_than_dimensions_have_a_ruler_that_does_not_mislead():
     """40 of the digits, 64 places: the ridge is more than half a bit below maximum likelihood."""
     few = [Dataset(load("digits", split).source.select(slice(n)), "few", split) for split, n in (("train", 40), ("validation", 20))]
-    results = rulers(few, load("digits", "test"))
+    results = evaluation.rulers(few, load("digits", "test"), RULERS)
     bits = {name: headline(result)[1] for name, result in results.items()}
     assert bits["ridge_gaussian"] < bits["gaussian"] - 0.5 and bits["histogram"] < bits["uniform"] - 1
     assert all(result["standard_error"] > 0 for name, result in results.items() if name != "uniform")
@@ -108,7 +110,7 @@ def test_fewer_images_than_dimensions_have_a_ruler_that_does_not_mislead():
 
 def bits_of_ridge(training, validation, test):
     """Bits/dim of the Gaussian with the ridge that is chosen, on images of 17 levels; the mean over u by draws."""
-    model = GaussianModel.fit(np.concatenate([training, validation]), 17, best_ridge(training, validation, 17))
+    model = GaussianDensity.of_images(np.concatenate([training, validation]), 17, best_ridge(training, validation, 17))
     v = test + np.random.default_rng(0).random(test.shape)
     return -model.log_density(v).mean() / np.log(2) / 64
 
@@ -129,7 +131,7 @@ def test_a_ridge_is_wide_enough_where_training_images_are_copies():
 
 def test_a_ruler_that_is_worse_than_uniform_says_so():
     ruled = {"uniform": {"bits_per_dim": 4.0}, "gaussian": {"bits_per_dim_bound": 4.1}, "ridge_gaussian": {"bits_per_dim_bound": 3.9}}
-    said = list(scores.lines("test", {"bits_per_dim": 1.0}, "image", None, ruled, 10))
+    said = list(scores.lines("test", {"bits_per_dim": 1.0}, "image", None, ruled, {}))
     assert [line.partition(", ")[2] for line in said[-3:]] == ["", "worse than uniform: no measure of a model", ""]
 
 
@@ -141,7 +143,7 @@ def test_one_set_holds_every_tenth_image_out():
 
 
 def test_rulers_of_one_image_are_those_that_can_be_fitted():
-    results = rulers(random_set(1), random_set(1))
+    results = evaluation.rulers(random_set(1), random_set(1), RULERS)
     assert results["uniform"]["bits_per_dim"] == pytest.approx(np.log2(3))
     assert {name for name, result in results.items() if not result} == {"histogram", "gaussian", "ridge_gaussian"}
 

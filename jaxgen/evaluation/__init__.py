@@ -22,6 +22,9 @@ concentrated on the integers can be arbitrarily large. The randomness of image i
 masked, and the sums are float64 on the host, so the result depends neither on the batch size nor on the number of devices.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from flax import nnx
@@ -44,16 +47,16 @@ from jaxgen.measures.n_gram import NGram, most
 from jaxgen.measures.n_gram_samples import n_gram_samples
 from jaxgen.measures.neighbours import density_coverage, precision_recall
 from jaxgen.measures.pairs import all_of_pairs
-from jaxgen.measures.rulers import RULERS, GaussianModel, HistogramModel, UniformModel, best_ridge, split
 from jaxgen.measures.train_on_samples import accuracy_trained_on
 
 __all__ = [
-    "GaussianModel", "UniformModel", "accuracy_trained_on", "bits_per_dim", "classifier_features", "classifier_metrics", "classifier_score",
-    "compare_samples", "density_coverage", "density_errors", "dequantise", "draw_like", "evaluate", "frechet_distance", "headline",
-    "kernel_distance", "logits_of", "memorisation", "mode_coverage", "molecule_metrics", "n_gram_samples", "pair_metrics",
-    "precision_recall", "rulers", "share_recognised", "weights_hash", "with_floor",
+    "accuracy_trained_on", "bits_per_dim", "classifier_features", "classifier_metrics", "classifier_score", "compare_samples",
+    "density_coverage", "density_errors", "dequantise", "draw_like", "evaluate", "frechet_distance", "headline", "kernel_distance",
+    "logits_of", "memorisation", "mode_coverage", "molecule_metrics", "n_gram_samples", "pair_metrics", "precision_recall", "rulers",
+    "share_recognised", "weights_hash", "with_floor",
 ]  # fmt: skip
 
+HELD_OUT = 10  # one example in so many is held out, where there is no validation split
 DRAWS = {"elbo": "elbo_samples", "importance": "importance_samples", "density": "dequantisation_samples"}
 
 
@@ -234,42 +237,37 @@ def _standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def rulers(fit, test, *, batch_size: int = 64, key: PRNGKeyArray | None = None, samples: int | None = None) -> dict[str, dict]:
-    """The results of the rulers on a test set by name: uniform, histogram, gaussian, ridge_gaussian (see rulers.py); of strings uniform
-    and the n-grams up to 6 (see n_gram.py).
+def rulers(
+    fit, test, makers: Mapping[str, Any], *, batch_size: int = 64, key: PRNGKeyArray | None = None, samples: int | None = None
+) -> dict[str, dict]:
+    """The results of the rulers on a test set by name: of images those of `makers`; of strings uniform and the n-grams up to 6 (n_gram.py).
 
-    fit: the data sets to fit them on, of which the last is the validation split, or one set. The results of the histogram and the ridge say
-    what was chosen on validation, as "smoothing" and "ridge". A ruler for which `fit` has too few images (`RULERS`) has the result {}.
+    fit: the data sets to fit them on, of which the last is the validation split, or one set. makers: `jaxgen.models.RULERS`; each says how
+    many images it needs (`least`) and fits a model. What it chose on validation, such as "smoothing" or "ridge", stands in its result, too.
+    A ruler for which `fit` has too few images has the result {}.
     samples: draws of u for each image; by default 16, or 1 for images of more than 1024 values, where one draw can take a minute.
     """
-    sets = fit if isinstance(fit, tuple | list) else [fit]
-    training, validation = split([np.asarray(dataset.images) for dataset in sets])
+    training, validation = split([np.asarray(dataset.images) for dataset in (fit if isinstance(fit, tuple | list) else [fit])])
     if "tokens" in test.features:
         vocabulary = test.features["tokens"].vocabulary
         uniform, *grams = NGram.fit(training, validation, vocabulary, range(most(vocabulary) + 1))
         results = {f"{gram.n}-gram": evaluate(gram, test, batch_size=batch_size) | {"strength": gram.strength} for gram in grams}
         return {"uniform": evaluate(uniform, test, batch_size=batch_size)} | results
     samples = samples or (16 if np.prod(test.image_shape) <= 1024 else 1)
-    images, levels = np.concatenate([training, validation]), test.levels
 
-    def ridge_gaussian():
-        ridge = best_ridge(training, validation, levels)
-        return GaussianModel.fit(images, levels, ridge), {"ridge": ridge}
-
-    def histogram():
-        model = HistogramModel.fit(training, validation, levels)
-        return model, {"smoothing": model.smoothing}
-
-    def gaussian():
-        return GaussianModel.fit(images, levels), {}
-
-    def uniform():
-        return UniformModel(levels), {}
-
-    def result(make):
-        if len(images) < RULERS[make.__name__]:
+    def result(maker):
+        if len(training) + len(validation) < maker.least:
             return {}
-        model, chosen = make()
+        model, chosen = maker.fit(training, validation, test.levels)
         return evaluate(model, test, batch_size=batch_size, key=key, samples=samples) | chosen
 
-    return {make.__name__: result(make) for make in (uniform, histogram, gaussian, ridge_gaussian)}
+    return {name: result(maker) for name, maker in makers.items()}
+
+
+def split(sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(training, validation) examples: the last set and those before it, or every tenth example of one set, or of sets of fewer than 2."""
+    examples = np.concatenate(sets)
+    if len(examples) - len(sets[-1]) >= 2:
+        return examples[: -len(sets[-1])], sets[-1]
+    held_out = np.arange(len(examples)) % HELD_OUT == 0
+    return examples[~held_out], examples[held_out]

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Float64, Num, PRNGKeyArray, UInt
 from jaxgen.checks import check_count, check_images, check_key, image_of
 from jaxgen.data.features import modelled, smallest_unsigned
 from jaxgen.distributions import bits_per_dim
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, DataError
 
 ROWS = 1024
 """Examples that are read at a time."""
@@ -41,6 +41,22 @@ def moments(dataset: Any, config: Any, diagonal: bool = False) -> tuple[Float64[
     if modelled(config).discrete:
         mean, covariance = mean + 0.5, covariance + NOISE * (1 if diagonal else np.eye(len(mean)))
     return mean, covariance
+
+
+def flat_images(images: UInt[np.ndarray, "N ..."], levels: int, least: int) -> UInt[np.ndarray, "N D"]:
+    """[N, D]; DataError for fewer images than `least` and for values that are no levels."""
+    if len(images) < least:
+        raise DataError("images", f"at least {least} to fit a {'covariance' if least > 1 else 'histogram'}", len(images))
+    if images.max() >= levels:
+        raise DataError("images", f"values in 0..{levels - 1}", int(images.max()))
+    return images.reshape(len(images), -1)
+
+
+def moments_of(x: UInt[np.ndarray, "N D"]) -> tuple[Float64[np.ndarray, " D"], Float64[np.ndarray, "D D"]]:
+    """Mean and covariance of integers, without u, divided by N."""
+    x = x.astype(np.float64)
+    centred = x - x.mean(axis=0)
+    return x.mean(axis=0), centred.T @ centred / len(x)
 
 
 def whitening(covariance: Float64[np.ndarray, "D D"]) -> Float64[np.ndarray, "D D"]:

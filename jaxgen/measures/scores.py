@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxgen.measures.metrics import FLOORS, METRICS, OF_PAIRS, headline
-from jaxgen.measures.rulers import RULERS
 
 
 def lines(
-    split: str, result: Mapping[str, Any], noun: str, small: Sequence[int] | None, ruled: Mapping[str, Any], fitted: int
+    split: str, result: Mapping[str, Any], noun: str, small: Sequence[int] | None, ruled: Mapping[str, Any], few: Mapping[str, str]
 ) -> Iterator[str]:
-    """The lines of one evaluation. small: the shape of the small images that are given; ruled: the results of rulers, fitted on so many."""
+    """The lines of one evaluation. small: the shape of the small images that are given; ruled: the results of rulers;
+    few: why a ruler has none."""
     name, value = headline(result)
     yield _line(f"{split} {name}", value, result, noun, not_computed(name, result))
     if small is not None:
@@ -24,11 +24,10 @@ def lines(
         error = result[f"{term}_standard_error"]
         yield f"{'  ' + term:<27} {result[term]:.3f}" + (f" +- {error:.3f}" if math.isfinite(error) else "")
     for ruler, of_ruler in ruled.items():
-        few = "" if of_ruler else too_few(fitted, RULERS[ruler])
         chosen = "".join(f", {name} {of_ruler[name]:.3g}" for name in ("smoothing", "ridge", "strength") if name in of_ruler)
         bits = headline(of_ruler)[1] if of_ruler else math.nan
         worse = ", worse than uniform: no measure of a model" if "uniform" in ruled and bits > headline(ruled["uniform"])[1] else ""
-        yield _line(f"  {ruler.replace('_', ' ')} ruler", bits, of_ruler, noun, few) + chosen + worse
+        yield _line(f"  {ruler.replace('_', ' ')} ruler", bits, of_ruler, noun, few.get(ruler, "")) + chosen + worse
     for floor in sorted(set(FLOORS.values()) & set(result)):
         yield _line("  real against real", result[floor], {"n": result["n_floor"]}, noun)
     said = {*terms, *(f"{term}_standard_error" for term in terms)}

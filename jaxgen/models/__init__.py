@@ -33,7 +33,9 @@ from jaxgen.models.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from jaxgen.models.realnvp import RealNVP, RealNVPConfig
 from jaxgen.models.ride import RIDE, RIDEConfig
 from jaxgen.models.row_lstm import RowLSTM, RowLSTMConfig
+from jaxgen.models.rulers import RULERS as RULERS
 from jaxgen.models.stack_gru import StackGRU, StackGRUConfig
+from jaxgen.models.uniform import Uniform as Uniform
 from jaxgen.models.vae import VAE, VAEConfig
 from jaxgen.models.vae_gan import VAEGAN, VAEGANConfig
 from jaxgen.models.vqvae import VQVAE, VQVAEConfig

@@ -12,7 +12,7 @@
 On images the density is that of v = x + u with u ~ U[0, 1); the evaluator draws u. `fit` draws nothing: it adds the mean of u, 1/2, to the
 mean of every pixel and its variance, 1/12, to every variance, so that no eigenvalue of S is below 1/12. Psi, too, is at least 1/12 there.
 Sampled images are v rounded down and clipped to 0 .. levels-1. Moments, factors and determinants are computed in float64 on the host, and
-kept in float32.
+kept in float32; `GaussianDensity` is the full one in float64 throughout, the ruler that stands beside the score of a trained model.
 
 Axes: B batch, D = H W C or the dimensions of a point, K rank. The covariance is divided by N.
 """
@@ -25,14 +25,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float64, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Float64, Num, PRNGKeyArray, UInt
 
 from jaxgen.checks import check_count, check_key, check_levels
 from jaxgen.config import check_types
 from jaxgen.data.features import OfImagesOrPoints, modelled
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.layers.convolutions import dot
-from jaxgen.layers.dequantised import NOISE, as_vectors, moments, set_parameters, to_examples, whitening
+from jaxgen.layers.dequantised import (
+    NOISE,
+    as_vectors,
+    flat_images,
+    moments,
+    moments_of,
+    set_parameters,
+    to_examples,
+    whitening,
+)
 
 MOST, LEAST_GAIN = 1000, 1e-9
 """EM ends after so many iterations, or where one gains less than this many nats of an example."""
@@ -53,6 +62,27 @@ class MultivariateGaussianConfig(OfImagesOrPoints):
         check_levels(self.levels, modelled(self))
         if not 1 <= self.rank <= prod(self.image_shape):
             raise ConfigError("rank", f"1..{prod(self.image_shape)}, the dimensions of an example", self.rank)
+
+
+class GaussianDensity:
+    """The Gaussian with a full covariance, float64 on the host."""
+
+    def __init__(self, mean: Float64[np.ndarray, " D"], covariance: Float64[np.ndarray, "D D"]):
+        self.mean, self.covariance, self.whiten = mean, covariance, whitening(covariance)
+
+    @classmethod
+    def of_images(cls, images: UInt[np.ndarray, "N ..."], levels: int, ridge: float = 0.0) -> "GaussianDensity":
+        """That of x + u for images x in {0 .. levels-1}, with S + ridge I: by maximum likelihood where the ridge is 0.
+
+        No eigenvalue of its covariance is below 1/12 + ridge, however few the images. Raises DataError for fewer than two of them.
+        """
+        mean, covariance = moments_of(flat_images(images, levels, least=2))
+        return cls(mean + 0.5, covariance + (NOISE + ridge) * np.eye(len(mean)))
+
+    def log_density(self, v: Float[np.ndarray, "B ..."]) -> Float64[np.ndarray, " B"]:
+        """log N(v; mu, S) in nats."""
+        z = (v.reshape(len(v), -1) - self.mean) @ self.whiten.T
+        return -0.5 * (len(self.mean) * log(2 * pi) + (z**2).sum(axis=1)) + np.log(np.diag(self.whiten)).sum()
 
 
 class MultivariateGaussian(nnx.Module):

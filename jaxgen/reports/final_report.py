@@ -21,6 +21,7 @@ from jaxgen.data.loading import NotThere
 from jaxgen.errors import DataError
 from jaxgen.measures import scores
 from jaxgen.measures.metrics import FLOORS
+from jaxgen.models import RULERS
 from jaxgen.reports.drawing import (
     KEEP,
     captions_for,
@@ -164,14 +165,15 @@ def print_evaluation(
     result |= evaluation.density_errors(model, dataset, batch_size, mesh=mesh)
     if set(FLOORS) & set(result):
         result = evaluation.with_floor(result, model, dataset, read("test" if dataset.split == "train" else "train"))
-    ruled, fitted = {}, 0
+    ruled, few = {}, {}
     small, number = np.prod(dataset.image_shape) <= RULER_DIMENSIONS, evaluation.headline(result)[0]
     units = {"image": "bits_per_dim", "tokens": "bits_per_character"}
     has_rulers = any(column in dataset.features and number.startswith(unit) for column, unit in units.items())
     if experiment.report.rulers and small and has_rulers:
         fit = [read(split) for split in ("train", "validation") if split != dataset.split and (split == "train" or validates(experiment))]
         if fit:
-            ruled, fitted = evaluation.rulers(fit, dataset), sum(map(len, fit))
-    for line in scores.lines(dataset.split, result, noun(model.config), small_shape(model), ruled, fitted):
+            ruled = evaluation.rulers(fit, dataset, RULERS)
+            few = {name: scores.too_few(sum(map(len, fit)), RULERS[name].least) for name, found in ruled.items() if not found}
+    for line in scores.lines(dataset.split, result, noun(model.config), small_shape(model), ruled, few):
         announce(line)
     warn(scores.ruined(result, modelled(model)))

@@ -1,53 +1,46 @@
-"""Rulers: baseline models in closed form; reports show their scores beside that of a trained model. Float64 on the host.
+"""Rulers: models in closed form, whose scores reports show beside that of a trained model. The evaluator is handed the table RULERS.
 
-    uniform          P(x) = levels^-D
+    uniform          P(x) = levels^-D                                        uniform.py
     histogram        P(x) = prod_d (n_d(x_d) + a) / (n + a levels)           n_d(v): of n images, how many have the value v at place d
-    gaussian         N(x + u; mu, Cov + I/12), u ~ U[0, 1)                   by maximum likelihood
+    gaussian         N(x + u; mu, Cov + I/12), u ~ U[0, 1)                   by maximum likelihood, multivariate_gaussian.py
     ridge_gaussian   N(x + u; mu, Cov + (1/12 + r) I)                        r > 0 where there are few images for their dimensions
 
 The smoothing a and the ridge r are those with the best score on a validation split, of the model that is fitted on the training split; the
 ruler is then fitted on both. Where there is no second split, every tenth image is held out for that choice. The ridge is chosen on images
 that are not copies of training images: on copies the narrowest density is the best, and on any other image it is the worst.
+
+All are float64 on the host. The rulers of strings are n-grams (measures/n_gram.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt
 
-from jaxgen.errors import DataError
+from jaxgen.layers.dequantised import NOISE, flat_images, moments_of
+from jaxgen.models.multivariate_gaussian import GaussianDensity
+from jaxgen.models.uniform import Uniform
 
-RULERS = {"uniform": 0, "histogram": 2, "gaussian": 2, "ridge_gaussian": 3}
-"""Name of each ruler, and the least number of images that it is fitted on."""
 SMOOTHINGS = tuple(2.0**k for k in range(-10, 3))
 RIDGES = (0.0, *(2.0 ** (k / 2) for k in range(-28, 9)))
 """Ridges to choose from, in units of the mean variance of a place; `ridges` has more, which do not depend on the images."""
-HELD_OUT = 10  # one image in so many, where there is no validation split
-
-
-class UniformModel:
-    """Every image is equally likely: exactly log2(levels) bits/dim."""
-
-    def __init__(self, levels: int):
-        self.levels = levels
-
-    def log_prob(self, image: UInt[np.ndarray, "B ..."]) -> Float[np.ndarray, " B"]:
-        """-D log(levels) for each image, in nats."""
-        return np.full(len(image), -np.prod(image.shape[1:]) * np.log(self.levels))
+HELD_OUT = 10  # one different image in so many, where validation has no new ones
+Images = UInt[np.ndarray, "_ H W C"]
 
 
 class HistogramModel:
     """Every place of an image on its own: P(x) = prod_d (n_d(x_d) + a) / (n + a levels)."""
 
     def __init__(self, images: UInt[np.ndarray, "N ..."], levels: int, smoothing: float):
-        self.columns = np.sort(_flat(images, levels, least=1), axis=0).T.copy()  # [D, N]: n_d(v) is the length of a run in a sorted row
+        self.columns = np.sort(flat_images(images, levels, least=1), axis=0).T.copy()  # [D, N]: n_d(v) is a run in a sorted row
         self.levels, self.smoothing = levels, smoothing
 
     @classmethod
     def fit(cls, training: UInt[np.ndarray, "N ..."], validation: UInt[np.ndarray, "M ..."], levels: int) -> "HistogramModel":
         """Fitted on both, with the smoothing of SMOOTHINGS that is best on `validation` when fitted on `training`."""
         model = cls(training, levels, 1.0)
-        counts = model._counts(_flat(validation, levels, least=1))
+        counts = model._counts(flat_images(validation, levels, least=1))
         best = max(SMOOTHINGS, key=lambda a: model._log_p(counts, a).sum())
         return cls(np.concatenate([training, validation]), levels, best)
 
@@ -62,32 +55,6 @@ class HistogramModel:
 
     def _log_p(self, counts: Int[np.ndarray, "B D"], smoothing: float) -> Float[np.ndarray, " B"]:
         return np.log((counts + smoothing) / (self.columns.shape[1] + smoothing * self.levels)).sum(axis=1)
-
-
-class GaussianModel:
-    """Full-covariance Gaussian on v = x + u, u ~ U[0, 1): mu = mean(x) + 1/2, S = Cov(x) + (1/12 + r) I. Float64 throughout.
-
-    1/2 and 1/12 are the mean and the variance of u; no eigenvalue of S is below 1/12, however few the images. r = 0: maximum likelihood.
-    """
-
-    def __init__(self, mean: Float[np.ndarray, " D"], covariance: Float[np.ndarray, "D D"]):
-        from scipy.linalg import solve_triangular
-
-        self.mean, self.covariance = mean, covariance
-        factor = np.linalg.cholesky(covariance)
-        self.whiten = solve_triangular(factor, np.eye(len(mean)), lower=True)
-        self.constant = -0.5 * len(mean) * np.log(2 * np.pi) - np.log(np.diag(factor)).sum()
-
-    @classmethod
-    def fit(cls, images: UInt[np.ndarray, "N ..."], levels: int, ridge: float = 0.0) -> "GaussianModel":
-        """The Gaussian of images in {0 .. levels-1}, by maximum likelihood where the ridge r is 0."""
-        mean, covariance = _moments(_flat(images, levels, least=2))
-        return cls(mean + 0.5, covariance + (1 / 12 + ridge) * np.eye(len(mean)))
-
-    def log_density(self, v: Float[np.ndarray, "B ..."]) -> Float[np.ndarray, " B"]:
-        """log N(v; mu, S) in nats."""
-        z = (v.reshape(len(v), -1) - self.mean) @ self.whiten.T
-        return self.constant - 0.5 * (z**2).sum(axis=1)
 
 
 def ridges(mean_variance: float, levels: int) -> list[float]:
@@ -110,18 +77,20 @@ def best_ridge(training: UInt[np.ndarray, "N ..."], validation: UInt[np.ndarray,
 
     If all validation images are in `training`, every tenth of the different images is held out; of a single one, r is the widest ridge.
     """
-    training, validation = _flat(training, levels, least=2), _flat(validation, levels, least=1)
+    training, validation = flat_images(training, levels, least=2), flat_images(validation, levels, least=1)
     new = {row.tobytes() for row in validation}
     new.difference_update(row.tobytes() for row in training)
     validation = validation[[row.tobytes() in new for row in validation]]
     if not len(validation):
-        training, validation = split([np.unique(training, axis=0)])
+        different = np.unique(training, axis=0)
+        held_out = np.arange(len(different)) % HELD_OUT == 0
+        training, validation = different[~held_out], different[held_out]
         if not len(training):
             return ridges(0.0, levels)[-1]
-    mean, covariance = _moments(training)
+    mean, covariance = moments_of(training)
     values, vectors = np.linalg.eigh(covariance)
-    squares = (((validation - mean) @ vectors) ** 2).mean(axis=0) + 1 / 12
-    variances = np.maximum(values, 0) + 1 / 12
+    squares = (((validation - mean) @ vectors) ** 2).mean(axis=0) + NOISE
+    variances = np.maximum(values, 0) + NOISE
 
     def score(ridge):
         return -0.5 * (np.log(2 * np.pi * (variances + ridge)) + squares / (variances + ridge)).sum()
@@ -129,26 +98,35 @@ def best_ridge(training: UInt[np.ndarray, "N ..."], validation: UInt[np.ndarray,
     return float(max(ridges(values.mean(), levels), key=score))
 
 
-def split(sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(training, validation) images: the last set and those before it, or every tenth image of one set, or of sets of fewer than 2."""
-    images = np.concatenate(sets)
-    if len(images) - len(sets[-1]) >= 2:
-        return images[: -len(sets[-1])], sets[-1]
-    held_out = np.arange(len(images)) % HELD_OUT == 0
-    return images[~held_out], images[held_out]
+class Ruler(NamedTuple):
+    """One row of RULERS."""
+
+    least: int  # how many images it is fitted on at least
+    fit: Callable[[Images, Images, int], tuple[Any, dict[str, float]]]  # (training, validation, levels) -> (model, what was chosen)
 
 
-def _flat(images: UInt[np.ndarray, "N ..."], levels: int, least: int) -> UInt[np.ndarray, "N D"]:
-    """[N, D]; DataError for fewer images than `least` and for values that are no levels."""
-    if len(images) < least:
-        raise DataError("images", f"at least {least} to fit a {'covariance' if least > 1 else 'histogram'}", len(images))
-    if images.max() >= levels:
-        raise DataError("images", f"values in 0..{levels - 1}", int(images.max()))
-    return images.reshape(len(images), -1)
+def _uniform(training: Images, validation: Images, levels: int) -> tuple[Uniform, dict[str, float]]:
+    return Uniform(validation.shape[1:], levels), {}
 
 
-def _moments(x: UInt[np.ndarray, "N D"]) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D D"]]:
-    """Mean and covariance, divided by N."""
-    x = x.astype(np.float64)
-    centred = x - x.mean(axis=0)
-    return x.mean(axis=0), centred.T @ centred / len(x)
+def _histogram(training: Images, validation: Images, levels: int) -> tuple[HistogramModel, dict[str, float]]:
+    model = HistogramModel.fit(training, validation, levels)
+    return model, {"smoothing": model.smoothing}
+
+
+def _gaussian(training: Images, validation: Images, levels: int) -> tuple[GaussianDensity, dict[str, float]]:
+    return GaussianDensity.of_images(np.concatenate([training, validation]), levels), {}
+
+
+def _ridge_gaussian(training: Images, validation: Images, levels: int) -> tuple[GaussianDensity, dict[str, float]]:
+    ridge = best_ridge(training, validation, levels)
+    return GaussianDensity.of_images(np.concatenate([training, validation]), levels, ridge), {"ridge": ridge}
+
+
+RULERS = {
+    "uniform": Ruler(0, _uniform),
+    "histogram": Ruler(2, _histogram),
+    "gaussian": Ruler(2, _gaussian),
+    "ridge_gaussian": Ruler(3, _ridge_gaussian),
+}
+"""The rulers of images by name, in the order in which they are printed."""
