@@ -68,7 +68,7 @@ notebooks: setup
 lint: setup
 	$(BIN)/ruff check .
 
-# Real SIGKILLs at random moments of a training, one of them inside a save, with XLA's optimizer; the suite does five without it.
+# Real SIGKILLs at random moments of a training, one of them inside a save, with XLA's optimizer; the suite does three without it.
 kill-test: setup
 	JAXGEN_KILLS=$(KILLS) JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest tests/test_interruption.py -k kill
 

@@ -1,7 +1,7 @@
 """Interrupt a training in every way there is: what comes out is, bit for bit, the run that nobody touched.
 
 Processes that die are real ones that run the `jaxgen` command (forked_runs.py); JAXGEN_KILLS says how many times the kill test
-kills (default 5).
+kills (default 3).
 The oracle is metrics.jsonl of an undisturbed run: one row a step, the loss with all its bits, the validation of the averaged model.
 """
 
@@ -26,7 +26,7 @@ from tiny_runs import EVERY, complete, rows, same_headline, same_model, saved, t
 from jaxgen import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-KILLS = int(os.environ.get("JAXGEN_KILLS", "5"))
+KILLS = int(os.environ.get("JAXGEN_KILLS", "3"))
 STEPS = 10 * (KILLS + 2)
 START = re.compile(r"(training to step|resumed from step (\d+) of|is finished at step) (\d+)?")
 

@@ -26,10 +26,10 @@ from jaxgen.sharding import make_mesh
 from jaxgen.training import OptimizerConfig, init_state, make_optimizer, make_train_step
 
 every_model = pytest.mark.parametrize("entry", TABLE, ids=lambda entry: entry.name)
-# Compiling is dear: the first model goes through everything, with JAXGEN_THOROUGH=1 (make thorough) all do.
+# Compiling is dear: the first model goes through everything, with JAXGEN_THOROUGH=1 (make thorough) all do; the others are in colour below.
 SHAPES = [(5, 5, 3), (3, 6, 1), (6, 3, 3), (1, 4, 1), (4, 1, 3)]
 ALL = os.environ.get("JAXGEN_THOROUGH") is not None
-EVERY_SHAPE = [(entry, shape) for entry in TABLE for shape in (SHAPES if ALL or entry is TABLE[0] else SHAPES[:2])]
+EVERY_SHAPE = [(entry, shape) for entry in TABLE for shape in (SHAPES if ALL or entry is TABLE[0] else SHAPES[1:2])]
 THOROUGH = TABLE if ALL else TABLE[:1]
 every_shape = pytest.mark.parametrize("entry, image_shape", EVERY_SHAPE, ids=lambda value: getattr(value, "name", str(value)))
 
@@ -173,7 +173,7 @@ def test_the_label_reaches_every_output_and_leaves_the_order_alone(entry):
 @every_model
 @pytest.mark.parametrize("image_shape", [(3, 3, 1), (1, 3, 3)], ids=str)
 def test_probabilities_sum_to_one_and_draws_follow_them(entry, image_shape):
-    skip_unless_thorough(entry, image_shape == (1, 3, 3))
+    skip_unless_thorough(entry, dear=image_shape == (1, 3, 3))
     model = make(entry, image_shape, levels=2, num_classes=2)
     probability = np.exp(np.asarray(log_prob(model, jax.device_put(all_images(image_shape)), np.ones(512, np.int32)), np.float64))
     assert probability.sum() == pytest.approx(1, abs=1e-5)

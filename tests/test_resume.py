@@ -22,7 +22,7 @@ from jaxgen import cli, data, evaluation, experiment, sharding, training
 from jaxgen.data import DataConfig, tfds
 from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment
-from jaxgen.models import GatedPixelCNNConfig, PixelCNNPP, PixelCNNPPConfig, build
+from jaxgen.models import Flow, FlowConfig, GatedPixelCNNConfig, build
 from jaxgen.runs import checkpoint, figures, manifest, storage
 from jaxgen.runs.report import ReportConfig
 from jaxgen.training import TrainConfig
@@ -119,10 +119,10 @@ def test_a_run_of_a_version_with_fewer_fields_goes_on(copy, thirty, capsys):
 
 def test_data_dependent_initialisation_happens_once(thirty, tmp_path, monkeypatch):
     """On the first batch of a run, not when it goes on: 2 + 2 steps are 4 steps bit for bit."""
-    calls, initialise = [], PixelCNNPP.initialise
-    monkeypatch.setattr(PixelCNNPP, "initialise", lambda model, batch: calls.append(len(batch["image"])) or initialise(model, batch))
+    calls, initialise = [], Flow.initialise
+    monkeypatch.setattr(Flow, "initialise", lambda model, batch: calls.append(len(batch["image"])) or initialise(model, batch))
     monkeypatch.setattr(experiment, "draw_for", lambda *_, **__: np.zeros((1, 8, 8, 1), np.uint8))  # a sampler takes long to compile
-    model = PixelCNNPPConfig(width=4, resnets=1, resolutions=1, mixtures=1, dropout=0.0)
+    model = FlowConfig((8, 8, 1), 17, maps="coupling", transform="affine", layers=2, hidden=(6,))
     for name, parts in (("whole", (4,)), ("parts", (2, 4))):
         for steps in parts:
             options = TrainConfig(steps=steps, batch_size=32, eval_every=2)
