@@ -2,6 +2,7 @@
 
     python -m experiments.compare_latent                 1000 steps a model and seed, half an hour on one CPU core
     python -m experiments.compare_latent --steps 500     a shorter budget (the table says which)
+    python -m experiments.compare_latent --only VAE-GAN  one model; the other rows are those of latent.json, and no picture is drawn
     python -m experiments.compare_latent --laptop        one seed and three steps each, to see that it runs
 
 Writes experiments/results/latent.json and the pictures latent_samples.png and latent_reconstructions.png, and prints the table of
@@ -30,11 +31,13 @@ from experiments import (
     implicit_autoencoder_digits,
     nvae_digits,
     vae_digits,
+    vae_gan_digits,
     vqvae2_digits,
     vqvae_digits,
 )
 from jaxgen import evaluation, models
 from jaxgen.data import load
+from jaxgen.errors import ConfigError
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
@@ -44,6 +47,7 @@ CONFIGS = {
     "auto-encoder": autoencoder_digits.config.model,
     "codes by Langevin steps": implicit_autoencoder_digits.config.model,
     "VAE": vae_digits.config.model,
+    "VAE-GAN": vae_gan_digits.config.model,
     "NVAE": nvae_digits.config.model,
     "VQ-VAE, uniform prior": vqvae_digits.config.model,
     "VQ-VAE-2, given the class": vqvae2_digits.config.model,
@@ -137,6 +141,7 @@ class Options:
     """The command line."""
 
     steps: int = 1000  # of each model and seed
+    only: tuple[str, ...] = ()  # the models that are trained, by their names in the table; all of them by default
     laptop: tyro.conf.FlagCreatePairsOff[bool] = False  # one seed and three steps each; writes nothing
 
 
@@ -144,16 +149,26 @@ def main() -> None:
     """Every model with every seed, in turn."""
     options = tyro.cli(Options, description=__doc__)
     steps, seeds = (3, SEEDS[:1]) if options.laptop else (options.steps, SEEDS)
-    rows, images, about = {}, {}, facts(f"python -m experiments.compare_latent --steps {steps}")
-    for name, config in CONFIGS.items():
+    path, chosen = RESULTS / "latent.json", options.only or tuple(CONFIGS)
+    if unknown := [name for name in chosen if name not in CONFIGS]:
+        raise ConfigError("--only", f"some of {', '.join(CONFIGS)}", ", ".join(unknown))
+    saved = json.loads(path.read_text()) if options.only else {}
+    only = f" --only {' '.join(options.only)}" if options.only else ""
+    about = facts(f"python -m experiments.compare_latent --steps {steps}{only}")
+    rows, images = {name: saved.get("rows", {}).get(name, []) for name in CONFIGS}, {}
+    for name in chosen:
+        rows[name] = []
         for seed in seeds:
             print(f"=== {name}, seed {seed}", flush=True)
-            row, pictures = run(config, seed, steps)
-            rows.setdefault(name, []).append(row)
+            row, pictures = run(CONFIGS[name], seed, steps)
+            rows[name].append(row)
             images.setdefault(name, pictures)
             print(f"=== {name}, seed {seed}: {row}", flush=True)
+    rows = {name: runs for name, runs in rows.items() if runs}
     if not options.laptop:
-        (RESULTS / "latent.json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        added = {"added": saved.get("added", {}) | dict.fromkeys(options.only, about)} if saved else {}
+        path.write_text(json.dumps({**(saved or about), **added, "rows": rows}, indent=1) + "\n")
+    if not options.laptop and not options.only:
         plot(images)
     print("\n".join([*(f"- {name}: {value}" for name, value in about.items()), "", *table(rows)]))
 
