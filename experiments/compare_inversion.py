@@ -1,11 +1,13 @@
 """Auto-encoders with an encoder and a decoder, and with a search in the place of one of them: error and cost on scikit-learn's digits.
 
     python -m experiments.compare_inversion               1000 steps of 64 images, three seeds: about 20 minutes on 2 CPU cores
+    python -m experiments.compare_inversion --times       milliseconds of a training step, the models in turns on one core; writes nothing
     python -m experiments.compare_inversion --laptop      one seed and 10 steps each, to see that it runs
 
 Writes experiments/results/inversion.md. All networks are fully connected with two hidden layers of 256 units and codes of 16 numbers; the
-decoders of the first three rows are the same network. Evaluations of a network count a pass and its gradient as two. Seconds are those of
-the training steps, without compilation. Of each run the step with the least error in validation is evaluated.
+decoders of the first three rows are the same network. Evaluations of a network count a pass and its gradient as two. Times are those of the
+training steps, without compilation; with --times they are CPU times of turns of ten steps. Of each run the step with the least error in
+validation is evaluated.
 """
 
 import platform
@@ -20,7 +22,7 @@ import tyro
 from flax import nnx
 from jax.sharding import AxisType
 
-from jaxgen import evaluation, training
+from jaxgen import benchmark, evaluation, training
 from jaxgen.data import load
 from jaxgen.models import AutoencoderConfig, ImplicitAutoencoderConfig, build
 
@@ -52,13 +54,41 @@ def passes(config) -> tuple[int, int]:
     return config.draws * (1 + search + 4 * config.steps + 2), 1 + search
 
 
-def run(config, seed: int, steps: int) -> dict[str, float]:
-    """Trains one model; its error with the standard error over images, milliseconds of a step, and the spread of its gradient."""
-    splits = {name: load("digits", name) for name in ("train", "validation", "test")}
+def begin(config, seed: int, steps: int) -> tuple:
+    """State and training step of one model."""
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     optimizer = training.make_optimizer(training.OptimizerConfig(schedule="cosine", warmup_steps=50), steps)
     state = training.init_state(jax.jit(lambda: build(config, seed))(), optimizer, mesh)
-    step, key = training.make_train_step(optimizer, mesh, 0.99), jax.random.key(seed)
+    return state, training.make_train_step(optimizer, mesh, 0.99)
+
+
+def times(turns: int, steps: int = 10) -> str:
+    """A table: CPU milliseconds of a step of every model, and their ratio to the first model's of the same turn, medians over the turns.
+
+    One turn is `steps` steps of each model, one after the other, so what else the machine does falls on all of them."""
+    batch, key = next(load("digits", "train").batches(0, 64, 0)), jax.random.key(0)
+    models = {name: begin(config, 0, 1000) for name, config in CONFIGS.items()}
+    found = {name: [] for name in CONFIGS}
+    for turn in range(turns + 1):
+        for name, (state, step) in models.items():
+            start = time.process_time()
+            for _ in range(steps):
+                state, metrics = step(state, batch, key)
+            jax.block_until_ready(metrics)
+            models[name] = state, step
+            if turn:  # the first one compiles
+                found[name].append(1e3 * (time.process_time() - start) / steps)
+    lines, first = ["| model | ms a step | ratio | quartiles of the ratio |", "|---|---|---|---|"], np.array(next(iter(found.values())))
+    for name, ms in found.items():
+        low, ratio, high = np.percentile(np.array(ms) / first, (25, 50, 75))
+        lines.append(f"| {name} | {np.median(ms):.2f} | {ratio:.2f} | {low:.2f}, {high:.2f} |")
+    return "\n".join(lines)
+
+
+def run(config, seed: int, steps: int) -> dict[str, float]:
+    """Trains one model; its error with the standard error over images, milliseconds of a step, and the spread of its gradient."""
+    splits = {name: load("digits", name) for name in ("train", "validation", "test")}
+    (state, step), key = begin(config, seed, steps), jax.random.key(seed)
     best, seconds, every = (np.inf, None), [], max(1, steps // 10)
     for i, batch in zip(range(steps), splits["train"].batches(seed, 64, 0), strict=False):
         start = time.perf_counter()
@@ -122,12 +152,18 @@ def table(rows: dict[str, list[dict]], steps: int) -> str:
 class Options:
     """The command line."""
 
-    laptop: tyro.conf.FlagCreatePairsOff[bool] = False  # one seed and 10 steps each; writes nothing
+    times: tyro.conf.FlagCreatePairsOff[bool] = False  # times of training steps instead, in turns on one pinned core
+    laptop: tyro.conf.FlagCreatePairsOff[bool] = False  # one seed and 10 steps each, or one turn; writes nothing
 
 
 def main() -> None:
     """Every model with every seed, in turn."""
-    laptop = tyro.cli(Options, description=__doc__).laptop
+    options = tyro.cli(Options, description=__doc__)
+    laptop = options.laptop
+    if options.times:
+        benchmark.pin(1)
+        print(times(1 if laptop else 31))
+        return
     steps, seeds = (10, 1) if laptop else (1000, 3)
     rows = {name: [run(config, seed, steps) for seed in range(seeds)] for name, config in CONFIGS.items()}
     page = table(rows, steps)
