@@ -1,12 +1,12 @@
-"""Outputs of pix2pix beside those of simpler methods, on held-out pairs of grey and colour images.
+"""Outputs of pix2pix beside those of simpler methods, on held-out pairs of grey images, or outlines, and colour images.
 
-    python -m experiments.compare_pairs RUN ABLATION [--data photographs] [--split test] [--first N] [--out RUN/pairs.png]
+    python -m experiments.compare_pairs RUN ABLATION [--data photographs] [--pairs grey] [--split test] [--first N] [--out RUN/pairs.png]
 
 RUN and ABLATION are runs of experiments.pix2pix_photographs on these data, with the discriminator and with --model.adversarial 0. --first:
 only so many pairs of the split.
 
-    grey     the output has the grey value of the input in all channels
-    ridge    every channel is linear in the grey values of the pixels around (sides of 1, 3, 5 or 7 pixels, zeros outside) and 1, fitted by
+    input    the output has the value of the input in all channels; an outline is black on white
+    ridge    every channel is linear in the values of the input's pixels around (sides of 1, 3, 5 or 7 pixels, zeros outside) and 1, fitted by
              scikit-learn on at most 200,000 training pixels; side and penalty are those with the least absolute error on validation
     ABLATION, RUN
 
@@ -87,6 +87,7 @@ class Options:
     run: tyro.conf.Positional[str]  # run directory of pix2pix
     ablation: tyro.conf.Positional[str]  # run directory of the same with --model.adversarial 0
     data: str = "photographs"  # the data set that they were trained on
+    pairs: Literal["grey", "outline"] = "grey"  # what the inputs are
     split: Literal["train", "validation", "test"] = "test"  # whose pairs are compared
     first: int | None = None  # only so many pairs of the split; None: all
     out: str | None = None  # the picture; None: pairs.png in RUN
@@ -95,11 +96,11 @@ class Options:
 def main() -> None:
     """The table, the differences and the picture."""
     asked = tyro.cli(Options, description=__doc__)
-    train, validation, test = (data.load(asked.data, split, pairs="grey") for split in ("train", "validation", asked.split))
+    train, validation, test = (data.load(asked.data, split, pairs=asked.pairs) for split in ("train", "validation", asked.split))
     n = min(asked.first or len(test), len(test))
     test = data.Dataset(test.source.select(np.arange(n)), test.name, asked.split)
     given, truth = np.asarray(test.columns["input"]), np.asarray(test.images)
-    outputs: dict[str, np.ndarray] = {"grey": given.repeat(3, axis=3)}
+    outputs: dict[str, np.ndarray] = {"input": given.repeat(3, axis=3) if asked.pairs == "grey" else 255 * (1 - given.repeat(3, axis=3))}
     outputs["ridge"], chosen = ridge(train, validation, given)
     for path, label in ((asked.ablation, "L1 only"), (asked.run, "pix2pix")):
         outputs[label] = evaluation.draw_like(jaxgen.load(path), test, jax.random.key(0), 64)[1]
