@@ -6,8 +6,8 @@ RUN and ABLATION are runs of experiments.pix2pix_photographs on these data, with
 only so many pairs of the split.
 
     input    the output has the value of the input in all channels; an outline is black on white
-    ridge    every channel is linear in the values of the input's pixels around (sides of 1, 3, 5 or 7 pixels, zeros outside) and 1, fitted by
-             scikit-learn on at most 200,000 training pixels; side and penalty are those with the least absolute error on validation
+    ridge    every channel is linear in the values of the input's pixels around (sides of 1, 3, 5 or 7 pixels, zeros outside) and 1, fitted
+             by scikit-learn on at most 200,000 training pixels; side and penalty are those with the least absolute error on validation
     ABLATION, RUN
 
 Printed of each: absolute error, PSNR, SSIM, and the overlap of colour histograms: of the numbers R - G and (R + G) / 2 - B of all pixels,
