@@ -178,7 +178,7 @@ def test_the_score_is_that_of_the_definition_with_an_honest_error():
 # --- Memorising ---------------------------------------------------------------------------------------------------------------------------
 
 
-def test_copies_of_the_training_set_are_exposed():
+def test_copies_of_the_training_set_and_of_the_test_set_are_exposed():
     train, test = (load("digits", split).images for split in ("train", "test"))
     copied = memorisation(train[:300], test, train)
     assert copied["memorisation_ratio"] == 0 and copied["copies"] == 1 and copied["copies_real"] == 0
@@ -186,7 +186,9 @@ def test_copies_of_the_training_set_are_exposed():
     assert 0 < nearly["memorisation_ratio"] < 0.2 and nearly["copies"] < 0.5
     mixed = memorisation(np.concatenate([train[:30], test[:270]]), test, train)
     assert mixed["copies"] == 0.1 and 0.8 < mixed["memorisation_ratio"] < 1
-    assert memorisation(test, test, train)["memorisation_ratio"] == 1
+    of_test = memorisation(test, test, train)
+    assert (of_test["memorisation_ratio"], of_test["held_out_ratio"]) == (1, 0) and 0.85 < of_test["held_out_ratio_floor"] < 1.15
+    assert 0.9 < copied["held_out_ratio"] < 1.1
     assert 0.85 < copied["memorisation_ratio_floor"] < 1.15
     assert memorisation(RANDOM.integers(0, 17, (50, 8, 8, 1)), test, train)["memorisation_ratio"] > 2
 

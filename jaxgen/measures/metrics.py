@@ -65,6 +65,7 @@ OF_FEATURES = {
     "recognised": Metric("share of the samples", "higher", "samples of the class asked for", chooses=False),
     "trained_on_samples": Metric("accuracy", "higher", "accuracy on real examples after training on samples", chooses=False),
     "memorisation_ratio": Metric("ratio of distances", "higher", "distance from training examples, over held-out ones", chooses=False),
+    "held_out_ratio": Metric("ratio of distances", "higher", "distance from held-out examples, over training ones", chooses=False),
     "copies": Metric("share of the samples", "lower", "samples that equal a training example", chooses=False),
 }
 """Metrics that compare samples with real examples in the features of a network, and others of `jaxgen quality`, in the order printed."""
