@@ -23,9 +23,9 @@ def memorisation(
     """{"memorisation_ratio", "held_out_ratio", both with "_floor", "copies", "copies_real"}.
 
     held_out: real examples that the model was not trained on. "memorisation_ratio_floor" is the ratio of one half of them against the other
-    half, "held_out_ratio_floor" that of as many training examples. "copies" is the share of the samples that equal a training example, "copies_real" that of the held-out examples, which is not 0
-    where the data have an example twice. A ratio is nan where half of the real examples or more, of which it
-    has the median, equal one of the other set.
+    half, "held_out_ratio_floor" that of as many training examples. "copies" is the share of the samples that equal a training example,
+    "copies_real" that of the held-out examples, which is not 0 where the data have an example twice. A ratio is nan where half of the
+    real examples or more, of which it has the median, equal one of the other set.
 
     Raises DataError for empty sets and for fewer than 2 held-out examples.
     """
