@@ -239,7 +239,8 @@ def test_training_and_commands_name_no_model():
 def test_experiments_import_only_the_public_surface(script):
     parts = {"layer_speed": {"benchmark", "layers"}, "code_prior_speed": {"benchmark"}, "compare_inversion": {"benchmark"}}
     parts |= {"sampler_steps": {"denoising"}, "completions": {"denoising"}, "compare_gans": {"sharding"}}
-    parts |= {"gan_pictures": {"reports", "runs"}, "autoregression_sunspots": {"runs"}, "stack_gru_smiles": {"measures", "reinforcement", "runs"}}
+    parts |= {"gan_pictures": {"reports", "runs"}, "autoregression_sunspots": {"runs"}}
+    parts |= {"stack_gru_smiles": {"measures", "reinforcement", "runs"}}
     measures = parts.get(script.stem, set())  # what is timed, compared or drawn
     first = {"processes"} if script.name == "__init__.py" else set()  # what runs before any script
     assert dependencies(script) <= {"cli", "models", "data", "stages", "training", "experiment", "evaluation"} | measures | first, script
