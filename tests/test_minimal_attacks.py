@@ -14,6 +14,7 @@ KEY = jax.random.key(0)
 ALL = {
     "deepfool": (attacks.deepfool, 1.002, 1, 0.7),
     "lbfgs": (partial(attacks.lbfgs, steps=15, searches=8), 1.01, 50, 0.9),
+    "cw_l2": (partial(attacks.cw_l2, steps=100, searches=6, constant=0.1), 1.01, 1, 0.9),
 }  # attack, norm over the exact one, scale of the logits, share that is fooled where the box is in the way
 
 
@@ -56,9 +57,44 @@ def test_the_box_is_respected_and_success_is_that_of_numpy(found):
     np.testing.assert_array_equal(x_adv[~np.asarray(result.success)], z[~np.asarray(result.success)])
 
 
+def test_the_penalised_form_ends_where_more_loss_costs_as_much_change():
+    """2 weight d = grad m, with the gradient of the log-ratio of a linear function by hand, and the success that numpy sees."""
+    logits_fn, weights, bias, x, y = linear(n=40)
+    found = jax.jit(lambda x, y: attacks.penalised(logits_fn, x, y, KEY, 8.0, steps=300, rate=0.02))(x, y)
+    x_adv = np.asarray(found.x_adv, np.float64)
+    z = logits(weights, bias, x_adv)
+    p = np.exp(z - z.max(1, keepdims=True))
+    p[np.arange(40), y] = 0
+    slope = (p / p.sum(1, keepdims=True)) @ weights - weights[y]
+    free = ((x_adv > 0) & (x_adv < 1)).reshape(40, 16)
+    np.testing.assert_allclose((16 * (x_adv - x)).reshape(40, 16)[free], slope[free], atol=0.05)
+    assert free.mean() > 0.8 and (x_adv >= 0).all() and (x_adv <= 1).all()
+    np.testing.assert_array_equal(found.success, z.argmax(1) != y)
+    np.testing.assert_allclose(found.loss, np.log(p.sum(1)) - (z - z.max(1, keepdims=True))[np.arange(40), y], rtol=1e-3, atol=1e-3)
+    dearer = attacks.penalised(logits_fn, x, y, KEY, 80.0, steps=300)
+    assert (np.asarray(dearer.norm) < np.asarray(found.norm)).all() and not dearer.success.all()
+
+
+def test_targets_are_reached_and_cost_more():
+    logits_fn, weights, bias, x, y = linear(n=20)
+    target = (y + 2) % 5
+    options = {"steps": 100, "searches": 4}
+    towards = jax.jit(lambda x, target: attacks.cw_l2(logits_fn, x, target, KEY, targeted=True, **options))(x, target)
+    away = jax.jit(lambda x, y: attacks.deepfool(logits_fn, x, y, KEY))(x, y)
+    reached = logits(weights, bias, towards.x_adv).argmax(1) == target
+    assert np.asarray(towards.success).mean() > 0.9 and (reached == np.asarray(towards.success)).mean() > 0.9
+    assert float(towards.norm[towards.success].mean()) > float(away.norm.mean())
+
+
 @pytest.mark.parametrize(
     ("attack", "options"),
-    [(attacks.lbfgs, {"steps": 0}), (attacks.lbfgs, {"searches": 0}), (attacks.deepfool, {"steps": -1})],
+    [
+        (attacks.lbfgs, {"steps": 0}),
+        (attacks.lbfgs, {"searches": 0}),
+        (attacks.deepfool, {"steps": -1}),
+        (attacks.cw_l2, {"constant": -1.0}),
+        (attacks.penalised, {"weight": 0.0}),
+    ],
 )
 def test_options_out_of_range_are_one_line(attack, options):
     logits_fn, _, _, x, y = linear(n=3)

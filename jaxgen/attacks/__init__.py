@@ -22,7 +22,7 @@ from jaxgen.attacks.functions import ensemble, from_unit, on_unit_box, to_level,
 from jaxgen.attacks.gradient import fast_gradient, fgsm, iterative_sign, least_likely, multi_targeted, pgd
 from jaxgen.attacks.inputs import Result
 from jaxgen.attacks.losses import cross_entropy, log_ratio, margin
-from jaxgen.attacks.minimal import deepfool, lbfgs
+from jaxgen.attacks.minimal import cw_l2, deepfool, lbfgs, penalised
 from jaxgen.attacks.robustness import Robustness, robust_accuracy
 
 __all__ = [

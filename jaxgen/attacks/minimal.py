@@ -1,18 +1,24 @@
 """Attacks that look for the smallest Euclidean change |d|_2 with which an image is misclassified; no ball, x + d stays in the box.
 
+    penalised   maximise m(x + d) - weight |d|^2 by Adam: how much change a weight buys, not the smallest one that succeeds
     lbfgs       minimise c |d|^2 + log(1 + exp m_t(x + d)) by L-BFGS for a target t, with the largest c that still succeeds (bisection in
                 log c); untargeted: over all t, row by row the smallest                                       Szegedy et al. 2014
     deepfool    steps to the nearest decision boundary of the function made linear at the present image,
                 d += |f_j| / |w_j|^2 w_j,  f_j = z_j - z_y,  w_j = grad f_j,  j = argmin |f_j| / |w_j|         Moosavi-Dezfooli et al. 2016
+    cw_l2       minimise |d|^2 + c max(z_y - max_{j != y} z_j + kappa, 0) by Adam in w, x + d = (tanh w + 1) / 2 on the box, for several c:
+                less after a success, more after a failure; with z_t for max_j z_j towards a target t; untargeted: over all t, row by row
+                the smallest, their "best case"                                                               Carlini & Wagner 2017
 
-What each found last is moved back towards x as far as it stays misclassified, by bisection on the segment. For a linear function the
-distance is known, min_j (z_y - z_j) / |w_y - w_j|_2, and both come within 1 % of it where the softmax is steep.
+What the last three found is moved back towards x as far as it stays misclassified, by bisection on the segment. For a linear function the
+distance is known, min_j (z_y - z_j) / |w_y - w_j|_2, and they come within 1 % of it, lbfgs where the softmax is steep.
 
-m_t is the log-ratio of the target (losses.py). Every function is `attack(logits_fn, x, y, key, ...) -> Result`, in which loss is -|d|_2
+m is the log-ratio, m_t that of the target (losses.py). Every function is `attack(logits_fn, x, y, key, ...) -> Result`, in which loss is -|d|_2
 where it succeeds, else that of the last image. A row that is misclassified from the start keeps d = 0; one that is not fooled keeps x too.
 """
 
+from collections.abc import Callable
 from math import inf
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +27,89 @@ from jaxtyping import Array, Float
 
 from jaxgen.attacks.balls import each, norms
 from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_inputs, hit, where
-from jaxgen.attacks.losses import log_ratio, of_class
+from jaxgen.attacks.losses import log_ratio, margin, of_class
 from jaxgen.errors import ConfigError
 
 SEGMENT = 12
 """Halvings of the segment from x to x_adv at the end."""
+
+
+def penalised(
+    logits_fn: LogitsFn, x, y, key, weight: Any = 1.0, *, steps: int = 200, rate: float = 0.01, targeted: bool = False, box: Box = BOX
+) -> Result:
+    """Adam with this rate, falling to 0, on the log-ratio minus weight |d|^2, each step clipped to the box. queries: steps + 1.
+
+    x_adv is where it ends, and loss the log-ratio there, of the target its negative. At an end inside of the box 2 weight d = grad m(x + d).
+    """
+    x, y, _ = check_inputs(logits_fn, x, y, key, box)
+    _positive(weight=weight, rate=rate, steps=steps)
+    sign = 1.0 if targeted else -1.0
+
+    def energy(point):
+        logits = logits_fn(point)
+        return weight * _squares(point - x) + sign * log_ratio(logits, y), logits
+
+    point, _ = _descend(energy, x, None, lambda best, point, logits: best, steps, rate, box)
+    logits = logits_fn(point)
+    return _at(point, logits, x, y, targeted, steps + 1)._replace(loss=-sign * log_ratio(logits, y))
+
+
+def cw_l2(
+    logits_fn: LogitsFn,
+    x,
+    y,
+    key,
+    *,
+    steps: int = 200,
+    searches: int = 9,
+    constant: float = 1.0,
+    confidence: float = 0.0,
+    rate: float = 0.03,
+    targeted: bool = False,
+    box: Box = BOX,
+) -> Result:
+    """Carlini & Wagner's attack. searches: values of c, the first `constant`; confidence: kappa, in logits, 0 or more.
+
+    queries: searches (steps + 1) for each target.
+    """
+    x, y, _ = check_inputs(logits_fn, x, y, key, box)
+    _positive(steps=steps, searches=searches, constant=constant, rate=rate)
+    if not confidence >= 0:
+        raise ConfigError("confidence", "0 or more", confidence)
+    low, high = box
+    classes = jax.eval_shape(logits_fn, x).shape[1]
+    w0 = jnp.arctanh(jnp.clip(2 * (x - low) / (high - low) - 1, -0.98, 0.98))  # at -1 and 1 there is no slope in w to start with
+
+    def image(w):
+        return low + (high - low) * (jnp.tanh(w) + 1) / 2
+
+    def towards(best, offset):
+        target = y if targeted else (y + offset) % classes
+
+        def search(carry, _):
+            best, c, least, most = carry
+
+            def energy(w):
+                logits = logits_fn(image(w))
+                return _squares(image(w) - x) + c * jax.nn.relu(margin(logits, target) + confidence), logits
+
+            def see(carry, w, logits):
+                best, reached = carry
+                now = _at(image(w), logits, x, y, targeted, 1)
+                sure = margin(logits, target) < -confidence
+                return _smaller(now._replace(success=now.success & sure), best), reached | sure
+
+            _, (best, reached) = _descend(energy, w0, (best, jnp.zeros_like(best.success)), see, steps, rate, (-inf, inf))
+            most = jnp.where(reached, jnp.minimum(most, c), most)
+            least = jnp.where(reached, least, jnp.maximum(least, c))
+            return (best, jnp.where(jnp.isinf(most), 10 * c, (least + most) / 2), least, most), None
+
+        c = jnp.full(x.shape[:1], constant, x.dtype)
+        start = (best, c, jnp.zeros_like(c), jnp.full_like(c, inf))
+        return jax.lax.scan(search, start, None, length=searches)[0][0], None
+
+    best, _ = jax.lax.scan(towards, _start(logits_fn, x, y, targeted), jnp.arange(1, 2 if targeted else classes))
+    return best if confidence else _closer(logits_fn, x, y, best, targeted)
 
 
 def deepfool(logits_fn: LogitsFn, x, y, key, *, steps: int = 50, overshoot: float = 0.02, box: Box = BOX) -> Result:
@@ -112,6 +196,37 @@ def lbfgs(logits_fn: LogitsFn, x, y, key, *, steps: int = 40, searches: int = 10
 
 
 # --- What they share ---------------------------------------------------------------------------------------------------------------------
+
+
+def _squares(d) -> Float[Array, " B"]:
+    """|d|^2 of each row; the square of `norms` has no gradient at d = 0."""
+    return jnp.square(d.reshape(d.shape[0], -1)).sum(axis=1)
+
+
+def _descend(energy: Callable, w, seen, see: Callable, steps: int, rate: float, bounds: tuple[float, float]):
+    """(w, seen) after Adam, with a rate that falls to 0, on energy(w) = (values [B], logits), w kept in the bounds.
+
+    see: (seen, w, logits) -> seen, called at every w that is computed, the last one too.
+    """
+    adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+    def slope(w):
+        def total(w):
+            values, logits = energy(w)
+            return values.sum(), logits
+
+        return jax.grad(total, has_aux=True)(w)
+
+    def step(carry, _):
+        w, state, seen = carry
+        g, logits = slope(w)
+        seen = see(seen, w, logits)
+        with jax.numpy_dtype_promotion("standard"):  # optax computes float ** integer, which strict promotion refuses
+            update, state = adam.update(g, state)
+        return (jnp.clip(optax.apply_updates(w, update), *bounds), state, seen), None
+
+    (w, _, seen), _ = jax.lax.scan(step, (w, adam.init(w), seen), None, length=steps)
+    return w, see(seen, w, energy(w)[1])
 
 
 def _at(point, logits, x, y, targeted: bool, queries: int) -> Result:
