@@ -78,6 +78,27 @@ def test_a_batch_gives_what_single_images_give_and_budgets_hold(net, directions)
     assert success.mean() <= np.asarray(white.success).mean() + 0.026
 
 
+def test_the_boundary_attack_sees_decisions_only_and_comes_near(net):
+    logits_fn, numbers, x, y = net
+
+    def decides(x):
+        return 10 * jax.nn.one_hot(logits_fn(x).argmax(1), 5)
+
+    found, start = (jax.jit(lambda x, y, n=n: attacks.boundary(decides, x, y, KEY, steps=n))(x, y) for n in (1000, 1))
+    best = jax.jit(lambda x, y: attacks.deepfool(logits_fn, x, y, KEY))(x, y)
+    x_adv, success = np.asarray(found.x_adv), np.asarray(found.success)
+    assert success.all() and (x_adv >= 0).all() and (x_adv <= 1).all()
+    z, rows = numbers(x_adv), np.arange(40)
+    others = np.where(np.arange(5) == y[:, None], -np.inf, z).max(1)
+    assert (z[rows, y] - others < 1e-5).all()  # misclassified, but for rounding: the images are at the very boundary
+    np.testing.assert_allclose(found.norm, np.linalg.norm((x_adv - x).reshape(40, -1), axis=1), rtol=1e-4)
+    begun, ended = (np.median(np.asarray(result.norm) / np.asarray(best.norm)) for result in (start, found))
+    assert 0.95 < ended < 1.6 and ended < 0.5 * begun
+    wrong = attacks.boundary(decides, x, (y + 1) % 5, KEY, steps=1)
+    np.testing.assert_array_equal(wrong.x_adv, x)
+    assert wrong.success.all() and (np.asarray(wrong.queries) == 1).all()
+
+
 def test_transfer_is_judged_by_the_other_function(net):
     logits_fn, numbers, x, y = net
     found = attacks.transfer(perceptron(5)[0], attacks.fgsm, logits_fn, x, y, KEY, 0.3)

@@ -8,7 +8,9 @@
 losses.py says what is made large, and why it is not the usual cross entropy. Errors are one line.
 """
 
+from jaxgen.attacks.audits import Audit, audit
 from jaxgen.attacks.black_box import (
+    boundary,
     estimate,
     estimated,
     finite_differences,
@@ -21,12 +23,17 @@ from jaxgen.attacks.black_box import (
 from jaxgen.attacks.functions import ensemble, from_unit, on_unit_box, to_level, to_unit
 from jaxgen.attacks.gradient import fast_gradient, fgsm, iterative_sign, least_likely, multi_targeted, pgd
 from jaxgen.attacks.inputs import Result
+from jaxgen.attacks.inside import activation_maximisation, fooling_images, invert, plane, saliency
 from jaxgen.attacks.losses import cross_entropy, log_ratio, margin
 from jaxgen.attacks.minimal import cw_l2, deepfool, lbfgs, penalised
+from jaxgen.attacks.nets import AttackNet, by_net, train_net
+from jaxgen.attacks.physical import brightened, chain, eot, noised, pasted, patch, photographed, rotated, universal
 from jaxgen.attacks.robustness import Robustness, robust_accuracy
 
 __all__ = [
-    "Result", "Robustness", "cross_entropy", "deepfool", "ensemble", "estimate", "estimated", "fast_gradient", "fgsm",
-    "finite_differences", "from_unit", "iterative_sign", "lbfgs", "least_likely", "log_ratio", "margin", "multi_targeted", "nes",
-    "on_unit_box", "pgd", "principal_directions", "random_groups", "robust_accuracy", "spsa", "to_level", "to_unit", "transfer",
+    "AttackNet", "Audit", "Result", "Robustness", "activation_maximisation", "audit", "boundary", "brightened", "by_net", "chain",
+    "cross_entropy", "cw_l2", "deepfool", "ensemble", "eot", "estimate", "estimated", "fast_gradient", "fgsm", "finite_differences",
+    "fooling_images", "from_unit", "invert", "iterative_sign", "lbfgs", "least_likely", "log_ratio", "margin", "multi_targeted", "nes",
+    "noised", "on_unit_box", "pasted", "patch", "penalised", "pgd", "photographed", "plane", "principal_directions", "random_groups",
+    "robust_accuracy", "rotated", "saliency", "spsa", "to_level", "to_unit", "train_net", "transfer", "universal",
 ]  # fmt: skip

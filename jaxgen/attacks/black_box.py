@@ -1,4 +1,4 @@
-"""Attacks that only ask the network for its logits (estimated gradients), or another network first (transfer).
+"""Attacks that only ask the network: its logits (estimated gradients) or its decisions (the boundary attack), or another network first.
 
 The slope of a function L of one image along a direction u is (L(x + h u) - L(x - h u)) / 2h, for two queries. Estimates of its gradient are
 sums of slopes times directions, g = a sum_i slope_i u_i:
@@ -12,10 +12,12 @@ sums of slopes times directions, g = a sum_i slope_i u_i:
 
 Every row has its own draws, and its estimate is that of its own loss alone, so a batch gives what single images give.
 
-`estimated` is pgd with such a gradient and a budget of queries. `transfer` asks once, for what fools a substitute.
+`estimated` is pgd with such a gradient and a budget of queries. `boundary` (Brendel et al. 2018) sees no more than which class is
+predicted: from an image that is misclassified it walks along the boundary towards x. `transfer` asks once, for what fools a substitute.
 """
 
 from collections.abc import Callable
+from functools import partial
 from math import inf, prod
 from typing import Any
 
@@ -23,8 +25,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jaxgen.attacks import balls
 from jaxgen.attacks.gradient import Loss, climb
-from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_inputs, hit
+from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_inputs, fold, hit, where
 from jaxgen.attacks.losses import log_ratio
 from jaxgen.errors import ConfigError
 
@@ -137,3 +140,60 @@ def transfer(substitute: LogitsFn, attack: Callable[..., Result], logits_fn: Log
     found = attack(substitute, x, y, keys, eps)
     logits = logits_fn(found.x_adv)
     return found._replace(success=hit(logits, y, False), loss=log_ratio(logits, y), queries=jnp.ones_like(found.queries))
+
+
+def boundary(logits_fn: LogitsFn, x, y, key, *, steps: int = 1000, tries: int = 50, box: Box = BOX) -> Result:
+    """The boundary attack for the norm 2. It begins at the nearest of `tries` images of uniform noise that are misclassified.
+
+    Each step draws a direction orthogonal to x - point and goes along it by a share `side` of the distance, and then towards x by a share
+    `near`; it stays where the image is then rightly classified. `side` grows after a success along the boundary and shrinks after a
+    failure, `near` likewise for the step towards x. queries: tries + 13 + 2 steps. A row without a start has no success and is x.
+    """
+    x, y, keys = check_inputs(logits_fn, x, y, key, box)
+    low, high = box
+    none = Result(x, hit(logits_fn(x), y, False), jnp.zeros(len(x)), jnp.zeros(len(x)), jnp.ones(len(x), jnp.int32))
+
+    def noise(number):
+        draw = partial(jax.random.uniform, shape=x.shape[1:], minval=low, maxval=high)
+        return jax.vmap(lambda key: draw(key))(fold(keys, number))
+
+    def begin(carry, number):
+        point, least = carry
+        drawn = noise(number)
+        size = jnp.where(hit(logits_fn(drawn), y, False), balls.norms(drawn - x, 2), inf)
+        return (where(size < least, drawn, point), jnp.minimum(size, least)), None
+
+    (point, least), _ = jax.lax.scan(begin, (x, jnp.where(none.success, 0, inf)), jnp.arange(tries))
+    there = jnp.isfinite(least)
+
+    def nearer(_, ends):
+        point, inner = ends  # point is misclassified, inner is not
+        middle = (point + inner) / 2
+        wrong = hit(logits_fn(middle), y, False)
+        return where(wrong, middle, point), where(wrong, inner, middle)
+
+    point = where(there & ~none.success, jax.lax.fori_loop(0, 12, nearer, (point, x))[0], x)
+
+    def step(carry, number):
+        point, side, near = carry
+        away = x - point
+        distance = jnp.maximum(balls.norms(away, 2), 1e-9)
+        unit = away / balls.each(distance, away)
+        drawn = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(fold(keys, tries + number))
+        drawn = drawn - balls.each((drawn * unit).reshape(len(x), -1).sum(axis=1), x) * unit
+        drawn = drawn * balls.each(side * distance / jnp.maximum(balls.norms(drawn, 2), 1e-9), x)
+        around = x - (away - drawn) / balls.each(jnp.sqrt(1 + jnp.square(side)), x)  # on the sphere around x
+        around = jnp.clip(around, low, high)
+        along = hit(logits_fn(around), y, False)
+        closer = jnp.clip(around + balls.each(near, x) * (x - around), low, high)
+        both = hit(logits_fn(closer), y, False) & along & (balls.norms(closer - x, 2) < distance)
+        side = jnp.clip(jnp.where(along, side * 1.05, side / 1.1), 1e-4, 1.0)
+        near = jnp.clip(jnp.where(both, near * 1.1, jnp.where(along, near / 1.05, near)), 1e-6, 0.5)
+        return (where(both, closer, point), side, near), None
+
+    ones = jnp.ones(len(x))
+    (point, _, _), _ = jax.lax.scan(step, (point, 0.1 * ones, 0.05 * ones), jnp.arange(steps))
+    x_adv = where(there & ~none.success, point, x)
+    size = balls.norms(x_adv - x, 2)
+    queries = jnp.where(none.success, 1, tries + 12 + 2 * steps + 1).astype(jnp.int32)
+    return Result(x_adv, there, size, -size, queries)

@@ -107,7 +107,7 @@ def check_logits(logits_fn: LogitsFn, x: Float[Array, "B ..."]) -> int:
     if not np.isfinite(logits).all():
         raise ConfigError("logits_fn", "finite logits", "NaN or infinity")
     if (logits != again).any():
-        hint = "switch dropout and noise off"
+        hint = "switch dropout and noise off, or attack the mean over draws with eot"
         raise ConfigError("logits_fn", "the same logits for the same images", f"answers {np.abs(logits - again).max():.2g} apart", hint)
     if (logits >= 0).all() and np.abs(logits.sum(axis=1) - 1).max() < 1e-3:
         hint = "give the numbers before the softmax, since probabilities near 0 and 1 have no gradients"

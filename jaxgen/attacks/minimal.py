@@ -12,8 +12,8 @@
 What the last three found is moved back towards x as far as it stays misclassified, by bisection on the segment. For a linear function the
 distance is known, min_j (z_y - z_j) / |w_y - w_j|_2, and they come within 1 % of it, lbfgs where the softmax is steep.
 
-m is the log-ratio, m_t that of the target (losses.py). Every function is `attack(logits_fn, x, y, key, ...) -> Result`, in which loss is -|d|_2
-where it succeeds, else that of the last image. A row that is misclassified from the start keeps d = 0; one that is not fooled keeps x too.
+m is the log-ratio, m_t that of the target (losses.py). Every function is `attack(logits_fn, x, y, key, ...) -> Result`, in which the loss of
+the last three is -|d|_2. There a row that is misclassified from the start keeps d = 0, and one that is not fooled keeps x too.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def penalised(
 ) -> Result:
     """Adam with this rate, falling to 0, on the log-ratio minus weight |d|^2, each step clipped to the box. queries: steps + 1.
 
-    x_adv is where it ends, and loss the log-ratio there, of the target its negative. At an end inside of the box 2 weight d = grad m(x + d).
+    x_adv is where it ends, loss the log-ratio there, of a target its negative. At an end inside of the box 2 weight d = grad m(x + d).
     """
     x, y, _ = check_inputs(logits_fn, x, y, key, box)
     _positive(weight=weight, rate=rate, steps=steps)

@@ -1,0 +1,106 @@
+"""`audit`: signs that an attack with gradients says little about a function, before its robust accuracy is believed.
+
+    zero_gradients     share of images at which the gradient of the log-ratio is 0: masked gradients, nothing to follow
+    lost_gradients     share of images at which the usual cross entropy has a gradient of 0 in float32 though the log-ratio has one:
+                       saturated rows, which other attacks take for robust
+    random             largest difference of two answers for the same images
+    batch_dependence   largest difference of the answers for an image alone and in the batch, over the spread of the logits
+    one_step_better    robust accuracy by pgd minus that by one step; positive: the gradient misleads
+    noise_better       robust accuracy by pgd minus that by as many random images of the ball; positive: masked gradients
+    unbounded          accuracy under pgd with the largest eps, where every image can become any other; above 0: masked gradients
+
+The last three, NaN where answers are random, are tests of Athalye et al. (2018, "Obfuscated Gradients Give a False Sense of Security",
+section 3.1) and Carlini et al. (2019, "On Evaluating Adversarial Robustness"). None of them proves robustness.
+"""
+
+from math import inf
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxgen.attacks import balls
+from jaxgen.attacks.gradient import fgsm, pgd
+from jaxgen.attacks.inputs import LogitsFn, check_images, fold, hit, row_keys
+from jaxgen.attacks.losses import log_ratio
+from jaxgen.errors import ConfigError
+
+
+class Audit(NamedTuple):
+    """Numbers of the table above, and in `warnings` one sentence for each that is conspicuous."""
+
+    zero_gradients: float
+    lost_gradients: float
+    random: float
+    batch_dependence: float
+    one_step_better: float
+    noise_better: float
+    unbounded: float
+    warnings: tuple[str, ...]
+
+
+def audit(logits_fn: LogitsFn, x, y, key=None, eps: float = 0.1, *, steps: int = 20, tolerance: float = 0.01) -> Audit:
+    """Looks at the function on images [B, ...] in [0, 1] with classes y; eps of the norm infinity. tolerance: of differences of shares.
+
+    ConfigError as of any attack, except that a function that answers at random is a finding here.
+    """
+    x, y = check_images(x), jnp.asarray(y, jnp.int32)
+    if y.shape != x.shape[:1]:
+        raise ConfigError("y", f"shape [{x.shape[0]}]", list(y.shape))
+    keys = row_keys(jax.random.key(0) if key is None else key, len(x))
+    first, second = np.asarray(logits_fn(x)), np.asarray(logits_fn(x))
+    spread = max(float(first.std()), 1e-12)
+    alone = np.concatenate([np.asarray(logits_fn(x[i : i + 1])) for i in range(min(8, len(x)))])
+    random, batch = float(np.abs(first - second).max()), float(np.abs(alone - first[: len(alone)]).max()) / spread
+
+    def share_zero(loss):
+        g = jax.grad(lambda x: loss(logits_fn(x), y).sum())(x)
+        return np.asarray((balls.norms(g, inf) == 0) | ~jnp.isfinite(balls.norms(g, inf)))
+
+    zero, usual = share_zero(log_ratio), share_zero(optax.softmax_cross_entropy_with_integer_labels)
+    right = first.argmax(axis=1) == np.asarray(y)
+    accuracy = {}
+    if random == 0:
+        for name, found in {
+            "pgd": pgd(logits_fn, x, y, keys, eps, steps=steps).success,
+            "one": fgsm(logits_fn, x, y, keys, eps).success,
+            "noise": _noise(logits_fn, x, y, keys, eps, steps),
+            "all": pgd(logits_fn, x, y, keys, 1.0, steps=steps).success,
+        }.items():
+            accuracy[name] = float((right & ~np.asarray(found)).mean())
+    nan = float("nan")
+    numbers = {
+        "zero_gradients": float(zero.mean()),
+        "lost_gradients": float((usual & ~zero).mean()),
+        "random": random,
+        "batch_dependence": batch,
+        "one_step_better": accuracy["pgd"] - accuracy["one"] if accuracy else nan,
+        "noise_better": accuracy["pgd"] - accuracy["noise"] if accuracy else nan,
+        "unbounded": accuracy.get("all", nan),
+    }
+    limits = dict.fromkeys(numbers, tolerance) | {"random": 0.0, "batch_dependence": 1e-3, "zero_gradients": 0.0, "lost_gradients": 0.0}
+    said = tuple(f"{name} {value:.3g}: {SENTENCES[name]}" for name, value in numbers.items() if value > limits[name])
+    return Audit(**numbers, warnings=said)
+
+
+SENTENCES = {
+    "zero_gradients": "no gradient at this share of images, so attacks that follow it stand still; ask a black-box attack",
+    "lost_gradients": "the usual cross entropy has no gradient at this share of images, which saturate; attacks here follow the log-ratio",
+    "random": "the answer is drawn at random; attack its mean over draws (eot)",
+    "batch_dependence": "the answer for an image depends on the others of its batch; is the network in training mode?",
+    "one_step_better": "one step fools more images than many do, so the gradient misleads",
+    "noise_better": "random images of the ball fool more than the gradient does, so gradients are masked",
+    "unbounded": "images that may become any other still count as robust, so gradients are masked",
+}
+
+
+def _noise(logits_fn, x, y, keys, eps: float, tries: int):
+    """Whether one of so many random images of the ball succeeds."""
+
+    def draw(found, number):
+        drawn = balls.project(x + balls.uniform(fold(keys, number), x, eps, inf), x, eps, inf)
+        return found | hit(logits_fn(drawn), y, False), None
+
+    return jax.lax.scan(draw, jnp.zeros(x.shape[:1], bool), jnp.arange(tries))[0]

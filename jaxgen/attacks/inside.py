@@ -1,0 +1,148 @@
+"""Looking into a classifier: images made from nothing, images from representations, gradients as pictures, the plane around an image.
+
+    activation_maximisation   argmax_x z_c(x) - weight |x - middle|^2 / D              Simonyan et al. 2014, "Deep Inside ...", section 2
+    fooling_images            ascent on log(p_c / (1 - p_c)) from noise until p_c is `confidence`            Nguyen et al. 2015
+    invert                    argmin_x |F(x) - F_0|^2 / |F_0|^2 + smooth TV(x) + bounded |2 x - 1|_6^6 / D   Mahendran & Vedaldi 2015
+    saliency                  max over channels of |d z_y / d x|                       Simonyan et al. 2014, section 3
+    plane                     the class predicted at x + a u + b v: u towards an adversarial image, v random and orthogonal to u
+
+TV(x) = sum over neighbours below and to the right ((x_down - x)^2 + (x_right - x)^2 + 1e-8)^(beta / 2) / D, whose small constant keeps the
+gradient of equal neighbours finite. D is the number of values of an image. All images are in [0, 1], and of shape [H, W, C] each.
+"""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxgen.attacks.balls import each, norms
+from jaxgen.attacks.inputs import LogitsFn, check_images, row_keys, where
+from jaxgen.attacks.losses import log_ratio, of_class
+from jaxgen.errors import ConfigError
+
+
+class Inverted(NamedTuple):
+    """Images made from representations."""
+
+    image: Float[Array, "B H W C"]
+    error: Float[Array, " B"]  # |F(x) - F_0|^2 / |F_0|^2: 0 where the representation is met
+
+
+def activation_maximisation(
+    logits_fn: LogitsFn, target, shape: tuple[int, int, int], key, *, weight: float = 1.0, steps: int = 200, rate: float = 0.02
+) -> Float[Array, "B H W C"]:
+    """An image for each class in `target` [B], by Adam from small noise around grey; weight: of the distance from grey."""
+    target = jnp.asarray(target, jnp.int32)
+
+    def energy(x):
+        return weight * jnp.square(x - 0.5).reshape(len(target), -1).mean(axis=1) - of_class(logits_fn(x), target)
+
+    return _adam(energy, _noise(key, len(target), shape, 0.05), steps, rate)
+
+
+def fooling_images(
+    logits_fn: LogitsFn, target, shape: tuple[int, int, int], key, *, confidence: float = 0.99, steps: int = 500, rate: float = 0.01
+) -> tuple[Float[Array, "B H W C"], Float[Array, " B"]]:
+    """(images, p_c of each): from uniform noise, normalised gradient steps until the network is so sure of the class; then a row stays."""
+    if not 0 < confidence < 1:
+        raise ConfigError("confidence", "a number between 0 and 1", confidence)
+    target = jnp.asarray(target, jnp.int32)
+    wanted = jnp.log((1 - confidence) / confidence)
+
+    def step(x, _):
+        value, back = jax.vjp(lambda x: log_ratio(logits_fn(x), target), x)
+        g = back(jnp.ones_like(value))[0]
+        length = jnp.maximum(norms(g, 2), jnp.finfo(x.dtype).tiny)
+        moved = jnp.clip(x - rate * prod(shape) ** 0.5 * g / each(length, g), 0, 1)
+        return where(value <= wanted, x, moved), None
+
+    x, _ = jax.lax.scan(step, _noise(key, len(target), shape, 0.5), None, length=steps)
+    return x, jax.nn.sigmoid(-log_ratio(logits_fn(x), target))
+
+
+def invert(
+    features_fn: Callable[[Any], Any],
+    wanted: Float[Any, "B ..."],
+    shape: tuple[int, int, int],
+    key: Any,
+    *,
+    smooth: float = 0.1,
+    bounded: float = 0.01,
+    beta: float = 2.0,
+    steps: int = 300,
+    rate: float = 0.02,
+) -> Inverted:
+    """Images whose features_fn(x) [B, ...] are near to `wanted`, by Adam from noise. The smaller the error beside that of other layers with
+    the same options, the more of the image the layer keeps."""
+    if smooth < 0 or bounded < 0 or not beta > 0:
+        raise ConfigError("smooth, bounded, beta", "0 or more, and a positive beta", f"{smooth}, {bounded}, {beta}")
+    wanted = jnp.asarray(wanted, jnp.float32)
+    scale = jnp.maximum(jnp.square(wanted).reshape(len(wanted), -1).sum(axis=1), jnp.finfo(jnp.float32).tiny)
+
+    def error(x):
+        return jnp.square(features_fn(x) - wanted).reshape(len(x), -1).sum(axis=1) / scale
+
+    def energy(x):
+        large = ((2 * x - 1) ** 6).reshape(len(x), -1).mean(axis=1)
+        return error(x) + smooth * total_variation(x, beta) + bounded * large
+
+    x = _adam(energy, _noise(key, len(wanted), shape, 0.1), steps, rate)
+    return Inverted(x, error(x))
+
+
+def total_variation(x: Float[Array, "B H W C"], beta: float = 2.0) -> Float[Array, " B"]:
+    """TV of each image."""
+    down, right = jnp.diff(x, axis=1)[:, :, :-1], jnp.diff(x, axis=2)[:, :-1]
+    slopes = (jnp.square(down) + jnp.square(right) + 1e-8) ** (beta / 2)
+    return slopes.reshape(len(x), -1).sum(axis=1) / prod(x.shape[1:])
+
+
+def saliency(logits_fn: LogitsFn, x: Float[Any, "B H W C"], y: Any) -> Float[Array, "B H W"]:
+    """How fast z_y changes with each pixel."""
+    x, y = check_images(x), jnp.asarray(y, jnp.int32)
+    return jnp.abs(jax.grad(lambda x: of_class(logits_fn(x), y).sum())(x)).max(axis=-1)
+
+
+def plane(
+    logits_fn: LogitsFn, x: Float[Any, "H W C"], x_adv: Float[Any, "H W C"], key: Any, *, reach: float = 2.0, side: int = 41
+) -> Int[Array, "side side"]:
+    """The class predicted at x + a (x_adv - x) + b v, |v|_2 = |x_adv - x|_2: a from -reach to reach along the columns, b along the rows.
+
+    So x is in the middle and x_adv right of it. Images outside of [0, 1] are asked too. ConfigError where x_adv is x.
+    """
+    u = jnp.asarray(x_adv, jnp.float32) - jnp.asarray(x, jnp.float32)
+    length = jnp.sqrt(jnp.square(u).sum())
+    if not isinstance(length, jax.core.Tracer) and not float(length) > 0:
+        raise ConfigError("x_adv", "another image than x", "x itself")
+    v = jax.random.normal(key, u.shape)
+    v = v - u * ((u * v).sum() / jnp.square(length))
+    v = v * (length / jnp.sqrt(jnp.square(v).sum()))
+    places = jnp.linspace(-reach, reach, side)
+
+    def row(b):
+        return logits_fn(x[None] + places[:, None, None, None] * u[None] + (b * v)[None]).argmax(axis=1).astype(jnp.int32)
+
+    return jax.lax.map(row, places)
+
+
+def _noise(key, n: int, shape: tuple[int, int, int], most: float) -> Float[Array, "B H W C"]:
+    """Images around grey, uniform in 0.5 - most .. 0.5 + most."""
+    return jax.vmap(lambda key: jax.random.uniform(key, shape, minval=0.5 - most, maxval=0.5 + most))(row_keys(key, n))
+
+
+def _adam(energy: Callable[[Any], Any], x, steps: int, rate: float):
+    """x after so many steps of Adam on energy(x) [B], each back into the box."""
+    adam = optax.adam(rate)
+
+    def step(carry, _):
+        x, state = carry
+        g = jax.grad(lambda x: energy(x).sum())(x)
+        with jax.numpy_dtype_promotion("standard"):  # optax computes float ** integer, which strict promotion refuses
+            update, state = adam.update(g, state)
+        return (jnp.clip(optax.apply_updates(x, update), 0, 1), state), None
+
+    return jax.lax.scan(step, (x, adam.init(x)), None, length=steps)[0][0]
