@@ -73,6 +73,8 @@ PARAMETERS = {
     "vqvae_digits": (169_121, 169_121),
 }
 NO_SINGLE_RUN = {  # scripts of another form
+    "attacks_digits",
+    "attacks_pictures",
     "autoregression_sunspots",
     "code_prior_speed",
     "compare_autoregressive",

@@ -123,7 +123,8 @@ ROOMS = {
         **dict.fromkeys(("black_box", "physical", "audits"), {"balls", "gradient", "inputs", "losses"}),
         **dict.fromkeys(("inside", "nets"), {"balls", "inputs", "losses"}),
         "robustness": {"functions", "inputs"},
-        "__init__": {"audits", "black_box", "functions", "gradient", "inputs", "inside", "losses", "minimal", "nets", "physical", "robustness"},
+        "__init__": {"audits", "black_box", "functions", "gradient", "inputs", "inside", "losses", "minimal", "nets", "physical"}
+        | {"robustness"},
     },
     "latent": {
         **dict.fromkeys(("codes", "generative_classifier", "neighbours"), set()),
@@ -242,6 +243,7 @@ def test_experiments_import_only_the_public_surface(script):
     parts |= {"sampler_steps": {"denoising"}, "completions": {"denoising"}, "compare_gans": {"sharding"}}
     parts |= {"gan_pictures": {"reports", "runs"}, "autoregression_sunspots": {"runs"}}
     parts |= {"stack_gru_smiles": {"measures", "reinforcement", "runs"}}
+    parts |= dict.fromkeys(("attacks_digits", "attacks_pictures"), {"attacks"})
     measures = parts.get(script.stem, set())  # what is timed, compared or drawn
     first = {"processes"} if script.name == "__init__.py" else set()  # what runs before any script
     assert dependencies(script) <= {"cli", "models", "data", "stages", "training", "experiment", "evaluation"} | measures | first, script
