@@ -12,7 +12,7 @@
 What the last three found is moved back towards x as far as it stays misclassified, by bisection on the segment. For a linear function the
 distance is known, min_j (z_y - z_j) / |w_y - w_j|_2, and they come within 1 % of it, lbfgs where the softmax is steep.
 
-m is the log-ratio, m_t that of the target (losses.py). Every function is `attack(logits_fn, x, y, key, ...) -> Result`, in which the loss of
+m is the log-ratio, m_t that of the target (losses.py). Each is `attack(logits_fn, x, y, key, ...) -> Result`, in which the loss of
 the last three is -|d|_2: there a row that is misclassified from the start has d = 0, and so has one that is not fooled.
 """
 
