@@ -42,6 +42,7 @@ CONFIGS = {
     "Gaussian, rank 16": models.MultivariateGaussianConfig(covariance="low_rank", rank=16),
     "PCA, 16 components": models.PCAConfig(),
     "mixture of 40 diagonal Gaussians": models.GMMConfig(components=40, covariance="diagonal"),
+    "deep mixture of 2 x 5 full Gaussians": models.DeepGMMConfig(),
     "MADE, one order": replace(MADE, masks=1, shuffled=False),
     "MADE, 8 orders": MADE,
     "NADE": nade_digits.config.model,

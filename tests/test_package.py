@@ -164,6 +164,7 @@ ROOMS = {
 COMPOSED = {
     "iaf": {"vae"},
     "conditional_gan": {"gan"},
+    "deep_gmm": {"gmm"},
     "latent_diffusion": {"diffusion", "vae"},
     "rulers": {"multivariate_gaussian", "uniform"},  # no model of a run: what the models of runs are compared with
     "vae_gan": {"vae"},

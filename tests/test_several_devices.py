@@ -68,13 +68,14 @@ MORE |= {
     "stack_gru": ["--data.name={folder}/words.txt", "--model.width=6", "--model.stack_width=2", "--model.stack_depth=3"],
     "multivariate_gaussian": [*DIGITS, "--model.covariance=low_rank", "--model.rank=3"],
     "gmm": [*DIGITS, "--model.covariance=diagonal", "--model.components=3"],
+    "deep_gmm": [*DIGITS, "--model.maps", "2", "2", "--model.iterations=3"],
     "autoregression": ["--data.name=sunspots", "--model.length=12"],
     "vqvae2": [*DIGITS, "--model.codes.codes=8", "--model.codes.width=8", "--model.top.width=8", "--model.lower.width=8"]
     + ["--model.top.blocks=1", "--model.lower.layers=1", "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"],
 }
 IMAGES = ["latent_diffusion", "vae_gan", "autoencoder", "implicit_autoencoder", "nvae", "vqvae", "vqvae2_codes", "vqvae2"]
 DRAWN |= dict.fromkeys([*IMAGES, "conditional_gan", "pix2pix"], ["samples.png"]) | dict.fromkeys(STRINGS, ["samples.txt"])
-DRAWN |= dict.fromkeys(["flows", "nice", "realnvp", "iaf", "ride", "multivariate_gaussian", "gmm"], ["samples.png"])
+DRAWN |= dict.fromkeys(["flows", "nice", "realnvp", "iaf", "ride", "multivariate_gaussian", "gmm", "deep_gmm"], ["samples.png"])
 DRAWN |= {"made": ["completions.png", "samples.png"]}
 # test_two_processes.py has the autoregressive model on two processes of two devices each.
 FOUR = [*RUNS, *MORE] if THOROUGH else [name for name in RUNS if name != "gated_pixelcnn"]

@@ -8,6 +8,7 @@ from jaxgen.models.autoencoder import Autoencoder, AutoencoderConfig
 from jaxgen.models.autoregression import Autoregression, AutoregressionConfig
 from jaxgen.models.classifier import Classifier, ClassifierConfig
 from jaxgen.models.conditional_gan import ConditionalGAN, ConditionalGANConfig
+from jaxgen.models.deep_gmm import DeepGMM, DeepGMMConfig
 from jaxgen.models.diagonal_bilstm import DiagonalBiLSTM, DiagonalBiLSTMConfig
 from jaxgen.models.diffusion import Diffusion, DiffusionConfig
 from jaxgen.models.flow_matching import FlowMatching, FlowMatchingConfig
@@ -75,6 +76,7 @@ MODELS = {
     PCAConfig: PCA,
     MultivariateGaussianConfig: MultivariateGaussian,
     GMMConfig: GMM,
+    DeepGMMConfig: DeepGMM,
     LanguageModelConfig: LanguageModel,
     StackGRUConfig: StackGRU,
     AutoregressionConfig: Autoregression,

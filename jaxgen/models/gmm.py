@@ -177,18 +177,24 @@ def em_step(dataset: Any, config: GMMConfig, mixture: Mixture) -> tuple[Mixture,
     noise, half = (NOISE, 0.5) if modelled(config).discrete else (0.0, 0.0)
     diagonal, k, d = config.covariance == "diagonal", config.components, prod(config.image_shape)
     count, first, score = np.zeros(k), np.zeros((k, d)), 0.0
-    second = np.zeros((k, d) if diagonal else (k, d, d))  # about the means of before: no digits are lost to a large mean
-    for x, joint in _log_joint(dataset, config, mixture, noise, half):
+    centre = mixture.weights @ mixture.means  # moments are about it, or about the means of before: no digits are lost to a large mean
+    offsets = np.zeros((k, d)) if diagonal else mixture.means - centre
+    second = np.zeros((k, d) if diagonal else (k, d, d))
+    for x, joint in _log_joint(dataset, config, mixture, centre - half, noise):
         most = joint.max(axis=1, keepdims=True)
         q = np.exp(joint - most)
         score += (most[:, 0] + np.log(q.sum(axis=1))).sum()
         q /= q.sum(axis=1, keepdims=True)
         count += q.sum(axis=0)
+        if diagonal:
+            first += q.T @ x
+            second += q.T @ np.square(x)
+            continue
         for i in range(k):
-            y = x - mixture.means[i]
+            y = x - offsets[i]
             weighted = q[:, i, None] * y
             first[i] += weighted.sum(axis=0)
-            second[i] += (weighted * y).sum(axis=0) if diagonal else weighted.T @ y
+            second[i] += weighted.T @ y
     if (count < 1e-9 * count.sum()).any():
         raise DataError("dataset", "examples of every component", f"none of component {int(count.argmin())}", "choose fewer components")
     shift = first / count[:, None]
@@ -197,18 +203,25 @@ def em_step(dataset: Any, config: GMMConfig, mixture: Mixture) -> tuple[Mixture,
         covariances = second / count[:, None] - shift**2 + added
     else:
         covariances = second / count[:, None, None] - shift[:, :, None] * shift[:, None, :] + added
-    return Mixture(count / count.sum(), mixture.means + shift, covariances), score / count.sum()
+    return Mixture(count / count.sum(), centre + offsets + shift, covariances), score / count.sum()
 
 
-def _log_joint(dataset: Any, config: GMMConfig, mixture: Mixture, noise: float, half: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(v, its mean over u for images, [B, D]; log pi_k + mean over u of log N [B, K]) of all examples."""
+def _log_joint(
+    dataset: Any, config: GMMConfig, mixture: Mixture, origin: Float64[np.ndarray, " D"], noise: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(x - origin [B, D]; log pi_k + mean over u of log N [B, K]) of all examples; origin: the mixture's mean, of images less 1/2."""
     diagonal, d = config.covariance == "diagonal", prod(config.image_shape)
     factors = [np.sqrt(1 / one) if diagonal else _whiten(one) for one in mixture.covariances]
     constants = [np.log(one if diagonal else np.diag(one)).sum() - 0.5 * (d * log(2 * pi) + noise * (one**2).sum()) for one in factors]
+    constants, offsets = np.log(mixture.weights) + np.array(constants), mixture.means - mixture.weights @ mixture.means
     for x in rows(dataset, config):
-        v = x + half
-        z = [(v - mean) * one if diagonal else (v - mean) @ one.T for mean, one in zip(mixture.means, factors, strict=True)]
-        yield v, np.log(mixture.weights) + np.array(constants) - 0.5 * np.stack([(one**2).sum(axis=1) for one in z], axis=1)
+        y = x - origin
+        if diagonal:  # (y - o)^2 / s = y^2 / s - 2 y o / s + o^2 / s, two products for all components
+            squares = np.square(y) @ (1 / mixture.covariances).T - 2 * y @ (offsets / mixture.covariances).T
+            squares += (offsets**2 / mixture.covariances).sum(axis=1)
+        else:
+            squares = np.stack([np.square((y - o) @ one.T).sum(axis=1) for o, one in zip(offsets, factors, strict=True)], axis=1)
+        yield y, constants - 0.5 * squares
 
 
 def _whiten(covariance: Float64[np.ndarray, "D D"]) -> Float64[np.ndarray, "D D"]:

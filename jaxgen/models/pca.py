@@ -30,7 +30,7 @@ from jaxgen.config import check_types
 from jaxgen.data.features import Feature, OfImagesOrPoints, modelled
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.layers.convolutions import dot
-from jaxgen.layers.dequantised import NOISE, as_vectors, rows, set_parameters, to_examples
+from jaxgen.layers.dequantised import NOISE, as_vectors, rows, scatter, set_parameters, to_examples
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class PCA(nnx.Module):
         if n < 2:
             raise DataError("dataset", "at least 2 examples to fit a covariance", n)
         mean = sum(x.sum(axis=0) for x in rows(dataset, config)) / n
-        covariance = sum((x - mean).T @ (x - mean) for x in rows(dataset, config)) / (n - 1)
+        covariance = scatter(dataset, config, mean) / (n - 1)
         values, vectors = np.linalg.eigh(covariance)
         values, vectors = np.maximum(values[::-1], 0), vectors.T[::-1]
         if modelled(config).discrete:  # of u ~ U[0, 1)
