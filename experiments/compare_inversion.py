@@ -90,7 +90,7 @@ def run(config, seed: int, steps: int) -> dict[str, float]:
     splits = {name: load("digits", name) for name in ("train", "validation", "test")}
     (state, step), key = begin(config, seed, steps), jax.random.key(seed)
     best, seconds, every = (np.inf, None), [], max(1, steps // 10)
-    for i, batch in zip(range(steps), splits["train"].batches(seed, 64, 0), strict=False):
+    for i, batch in zip(range(steps), splits["train"].batches(0, 64, seed), strict=False):
         start = time.perf_counter()
         state, metrics = step(state, batch, key)
         jax.block_until_ready(metrics)
