@@ -74,26 +74,29 @@ def tiny(**sizes):
 log_prob = jax.jit(lambda model, tokens: model.log_prob(tokens))
 
 
-@pytest.mark.parametrize("push", ["tanh", "sigmoid"])
-def test_the_probabilities_sum_to_one_and_are_those_of_a_loop_over_the_steps(push):
-    model, strings = tiny(push=push), all_strings()
+@pytest.mark.parametrize(("push", "stacks"), [("tanh", 1), ("sigmoid", 2)])
+def test_the_probabilities_sum_to_one_and_are_those_of_a_loop_over_the_steps(push, stacks):
+    model, strings = tiny(push=push, stacks=stacks), all_strings()
     found = log_prob(model, strings)
     np.testing.assert_allclose(np.exp(np.asarray(found, np.float64)).sum(), 1, atol=1e-6)
     weights = {name: np.asarray(leaf[...], np.float64) for name, leaf in nnx.to_flat_state(nnx.state(model)) for name in [".".join(name)]}
-    np.testing.assert_allclose(found, by_hand(weights, np.asarray(strings), push), rtol=1e-5)
+    np.testing.assert_allclose(found, by_hand(weights, np.asarray(strings), push, stacks), rtol=1e-5)
 
 
-def by_hand(w: dict, strings: np.ndarray, push: str) -> list[float]:
-    """log p of each string by the equations of the module, one string, one place and one row at a time, in float64."""
+def by_hand(w: dict, strings: np.ndarray, push: str, stacks: int) -> list[float]:
+    """log p of each string by the equations of the module, one string, one place, one stack and one row at a time, in float64."""
     sigmoid, totals = lambda z: 1 / (1 + np.exp(-z)), []
     for string in strings:
-        h, stack, total, previous = np.zeros(5), [np.zeros(2)] * 3, 0.0, 0
+        h, rows, total, previous = np.zeros(5), [[np.zeros(2)] * 3 for _ in range(stacks)], 0.0, 0
         for x in string:
-            push_, pop, keep = np.exp(z := h @ w["controls"] + w["controls_bias"]) / np.exp(z).sum()
-            value = (np.tanh if push == "tanh" else sigmoid)(h @ w["value"] + w["value_bias"])
-            above, below = [value, *stack[:-1]], [*stack[1:], np.zeros(2)]
-            stack = [push_ * a + pop * b + keep * s for a, b, s in zip(above, below, stack, strict=True)]
-            a = np.concatenate([w["embedding"][previous], *stack[:2]]) @ np.concatenate([w["gru.inputs"], w["read"]]) + w["gru.input_bias"]
+            moves, values = h @ w["controls"] + w["controls_bias"], h @ w["value"] + w["value_bias"]
+            for s, stack in enumerate(rows):
+                push_, pop, keep = np.exp(z := moves[3 * s : 3 * s + 3]) / np.exp(z).sum()
+                value = (np.tanh if push == "tanh" else sigmoid)(values[2 * s : 2 * s + 2])
+                above, below = [value, *stack[:-1]], [*stack[1:], np.zeros(2)]
+                rows[s] = [push_ * a + pop * b + keep * row for a, b, row in zip(above, below, stack, strict=True)]
+            read = [row for stack in rows for row in stack[:2]]
+            a = np.concatenate([w["embedding"][previous], *read]) @ np.concatenate([w["gru.inputs"], w["read"]]) + w["gru.input_bias"]
             u = h @ w["gru.state"] + w["gru.state_bias"]
             reset, update = sigmoid(a[:5] + u[:5]), sigmoid(a[5:10] + u[5:10])
             h = update * h + (1 - update) * np.tanh(a[10:] + reset * u[10:])
@@ -134,6 +137,6 @@ def test_cached_and_naive_draws_are_the_same_bits():
 
 
 def test_errors(unchecked):
-    for wrong in ({"width": 0}, {"stack_width": 0}, {"stack_depth": 0}, {"top_k": 0}, {"top_k": 21}, {"push": "relu"}):
+    for wrong in ({"width": 0}, {"stack_width": 0}, {"stack_depth": 0}, {"stacks": 0}, {"top_k": 0}, {"top_k": 21}, {"push": "relu"}):
         with pytest.raises(ConfigError, match=list(wrong)[-1]):
             StackGRUConfig(**wrong)
