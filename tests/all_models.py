@@ -116,6 +116,7 @@ CONFIGS |= {
     "gmm": GMMConfig(SHAPE, LEVELS, 2),
     "deep_gmm": DeepGMMConfig(SHAPE, LEVELS, (2, 3)),
     "gaussian of low rank": MultivariateGaussianConfig((4,), 0, "low_rank", 2),
+    "language_model, transformer": LanguageModelConfig(5, 4, ("a", "b", "c"), width=6, network="transformer", heads=2),
     "language_model": LanguageModelConfig(5, 4, ("a", "b", "c"), width=6, layers=2),
     "stack_gru": StackGRUConfig(5, 4, ("a", "b", "c"), width=6, stack_width=2, stack_depth=3),
     "autoregression": AutoregressionConfig(order=2, length=3),
@@ -126,7 +127,7 @@ ONE_EACH = {type(config): name for name, config in CONFIGS.items()}  # of each m
 FLOAT32 = ["made", "made over orders", "flows, planar", "flows of images", "flows of a vector", "nice", "iaf", "ride", "realnvp"]
 FLOAT32 += ["gan", "gan of points", "conditional_gan", "pix2pix", "classifier", "pca", "pca of points"]
 FLOAT32 += ["gaussian", "gmm", "deep_gmm", "gaussian of low rank"]
-FLOAT32 += ["language_model", "stack_gru", "autoregression"]
+FLOAT32 += ["language_model, transformer", "language_model", "stack_gru", "autoregression"]
 CLOSED_FORM = ["pca", "pca of points", "gaussian", "gmm", "deep_gmm", "gaussian of low rank", "autoregression"]
 NOT_FOR = {  # what a model does not have, why, and which models; a test finds that these are all
     "loss": ("fitted in closed form, so it has no gradient and no step to resume from", CLOSED_FORM),

@@ -174,6 +174,14 @@ def test_laptop_mode_runs(name, monkeypatch, tmp_path, capsys):
     assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [2, 2]
 
 
+@pytest.mark.skipif(os.environ.get("JAXGEN_EXPERIMENTS") != "all", reason="laptop modes: make thorough")
+def test_languages_that_count_in_laptop_mode(capsys):
+    counting = script("counting_languages")
+    counting.main(counting.Options(laptop=True))
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| a^n")]
+    assert len(rows) == 12 and all(row.count("|") == 9 for row in rows)
+
+
 def test_the_module_is_what_the_command_runs(monkeypatch, capsys):
     """`python -m experiments.vae_digits --help` names itself and shows its docstring."""
     monkeypatch.delitem(sys.modules, "experiments.vae_digits", raising=False)

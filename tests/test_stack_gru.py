@@ -1,7 +1,9 @@
 """The stack-augmented GRU: its stack is a Python list; enumeration of a tiny language, padding, sampling; the plain GRU within it."""
 
 import dataclasses
+import importlib
 from math import log
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +136,24 @@ def test_cached_and_naive_draws_are_the_same_bits():
     drawn = model.sample(key, 50)
     np.testing.assert_array_equal(drawn, sample_sequence(model, key, 50, 4, stop=0, method="naive"))
     assert len(set(map(bytes, np.asarray(drawn)))) > 5
+
+
+def test_noise_on_the_state_is_none_on_the_stack(monkeypatch):
+    """experiments/counting_languages.py: without noise its loss is the model's; with it the state alone is disturbed, h by h."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent))
+    counting = importlib.import_module("experiments.counting_languages")
+    model, strings, key = tiny(stacks=2), all_strings()[:15], jax.random.key(4)
+    losses = [float(jax.jit(counting.noisy_loss)(model, strings, key, noise)) for noise in (0.0, 0.5)]
+    np.testing.assert_allclose(losses[0], model.loss({"tokens": strings}, key)[0], rtol=1e-5)
+    assert abs(losses[1] - losses[0]) > 1e-3
+    disturbances = 0.5 * jax.random.normal(key, (4, len(strings), 5))
+    cache, previous, total = model.init_cache(len(strings)), jnp.zeros(len(strings), int), 0.0
+    for i in range(4):
+        cache, logits = model.step(cache, previous, i)
+        cache, previous = cache._replace(hidden=cache.hidden + disturbances[i]), strings[:, i]
+        counted = i <= (strings != 0).sum(1)
+        total -= jnp.where(counted, jax.nn.log_softmax(logits)[jnp.arange(len(strings)), previous], 0).sum() / log(2)
+    np.testing.assert_allclose(losses[1], float(total) / (int((strings != 0).sum()) + len(strings)), rtol=1e-5)
 
 
 def test_errors(unchecked):

@@ -8,16 +8,17 @@
     h'   = GRU(h, [embedding(x_{i-1}), s'_0, .., s'_{k-1}])
     p(x_i | x_<i) = softmax(V h' + d)
 
-Each row s_j has W numbers, all moved by the same three. S stacks have A, b, D, c each, and the GRU reads the top rows of all; one stack
-and a state that cannot count itself recognise a^n b^n, a^n b^n c^n takes two (the second is not context-free). h and all rows are zero before the first place. A push onto a full stack drops the
-lowest row, and an empty stack is popped to zeros. Where one of push, pop and keep is 1 this is the stack of a program; between these cases
-the next stack is a mean of three, so that it has gradients. The GRU multiplies its input by a matrix: that of [embedding, s'] is a sum of
-two products.
+Each row s_j has W numbers, all moved by the same three. S stacks have A, b, D, c each, and the GRU reads the top rows of all; one stack and
+a state that cannot count itself recognise a^n b^n, a^n b^n c^n takes two (the second is not context-free). h and all rows are zero before
+the first place. A push onto a full stack drops the lowest row, and an empty stack is popped to zeros. Where one of push, pop and keep is 1
+this is the stack of a program; between these cases the next stack is a mean of three, so that it has gradients. The GRU multiplies its
+input by a matrix: that of [embedding, s'] is a sum of two products.
 
 Joulin, Mikolov 2015, "Inferring Algorithmic Patterns with Stack-Augmented Recurrent Nets", section 3.2; for molecules Popova, Isayev,
 Tropsha 2018, "Deep Reinforcement Learning for De Novo Drug Design", whose order and GRU are those here, with one stack. In the first there
-are several, the sigmoid stands in the place of tanh (`push`), rows have one number, empty ones hold -1, and the cell is a plain one. Its h' is computed first, from the stack
-as it is, and then moves it: the same recurrence but for the first place, where here the zero state has moved the empty stack already.
+are several, the sigmoid stands in the place of tanh (`push`), rows have one number, empty ones hold -1, and the cell is a plain one. Its h'
+is computed first, from the stack as it is, and then moves it: the same recurrence but for the first place, where here the zero state has
+moved the empty stack already.
 
 Axes: B batch, L length, V vocabulary (the stop token included), D width, S stacks, N depth, W width of a stack, k rows read.
 """
