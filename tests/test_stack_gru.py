@@ -149,7 +149,7 @@ def test_noise_on_the_state_is_none_on_the_stack(monkeypatch):
     disturbances = 0.5 * jax.random.normal(key, (4, len(strings), 5))
     cache, previous, total = model.init_cache(len(strings)), jnp.zeros(len(strings), int), 0.0
     for i in range(4):
-        cache, logits = model.step(cache, previous, i)
+        cache, logits = model.step(cache, previous, jnp.int32(i))
         cache, previous = cache._replace(hidden=cache.hidden + disturbances[i]), strings[:, i]
         counted = i <= (strings != 0).sum(1)
         total -= jnp.where(counted, jax.nn.log_softmax(logits)[jnp.arange(len(strings)), previous], 0).sum() / log(2)
