@@ -25,7 +25,6 @@ import tyro
 from flax import nnx
 
 from jaxgen.data import text
-from jaxgen.layers.strings import predicted
 from jaxgen.models import LanguageModelConfig, StackGRUConfig, build, count_parameters
 
 LANGUAGES = {"a^n b^n": "ab", "a^n b^n c^n": "abc"}
@@ -89,7 +88,7 @@ def noisy_loss(model, tokens, key, noise: float):
 
     inputs = jnp.arange(tokens.shape[1]), previous.T, disturbances
     _, logits = jax.lax.scan(place, model.init_cache(len(tokens)), inputs)
-    counted = predicted(tokens)
+    counted = jnp.arange(tokens.shape[1])[None] <= (tokens != 0).sum(1)[:, None]  # with the stop token
     return -jnp.where(counted, model.head.log_prob(logits.swapaxes(0, 1), tokens), 0).sum() / (counted.sum().astype(jnp.float32) * log(2))
 
 
