@@ -127,7 +127,7 @@ def test_the_page_on_molecules(monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(tmp_path)
     Path("my_molecules.smi").write_text("".join(f"{string} name\n" for string in simple_molecules()[::20]))
     commands_shown = re.search(r"```\n(jaxgen train .*?)```", PAGE, re.DOTALL)[1].splitlines()
-    assert [line.split()[1] for line in commands_shown] == ["train", "evaluate", "sample", "quality"]
+    assert [line.split()[1] for line in commands_shown] == ["train", "evaluate", "sample", "complete", "quality"]
     tiny = ["--train.steps=20", "--train.eval_every=20", "--train.batch_size=16", "--model.width=16", "--optimizer.learning_rate=0.01"]
     tiny += ["--optimizer.warmup_steps=0"]
     for line in commands_shown:
@@ -139,8 +139,8 @@ def test_the_page_on_molecules(monkeypatch, tmp_path, capfd):
     names = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE)).replace("`_2`", "`internal_diversity_2`"))
     assert names == [name for name in OF_MOLECULES if "@" not in name]
     assert [line.split()[0] for line in out.splitlines() if line.startswith(tuple(names))] == names
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    Path("page.py").write_text(code)
+    code, reinforced = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    Path("page.py").write_text(code + reinforced.replace("steps=150, strings=128", "steps=2, strings=8"))
     found = runpy.run_path("page.py")
-    assert found["result"]["n"] == 100 and len(capfd.readouterr().out.split()) == 3
+    assert found["result"]["n"] == 100 and len(capfd.readouterr().out.split()) == 6  # three numbers of each part
     assert all(string.startswith("CCOC(=O)") for string in found["completed"]) and Path("completed.png").exists()
