@@ -14,7 +14,7 @@ from jaxgen import optimizers, sharding, training
 from jaxgen.config import parse
 from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment
-from jaxgen.models import GANConfig, ImageTransformerConfig, VAEConfig, build
+from jaxgen.models import GANConfig, GatedPixelCNNConfig, ImageTransformerConfig, PixelSNAILConfig, VAEConfig, build
 from jaxgen.optimizers import OPTIMIZERS, OptimizerConfig, learning_rates, make_optimizer
 from jaxgen.stages import Stage
 
@@ -65,14 +65,17 @@ def test_what_a_model_decays():
     assert any("embedding" in name for name in spared) and any("'label'" in name for name in spared)
     assert 0 < len(spared) < len(marks)
     assert not [name for name in spared if "weight" in name or "kernel" in name]
+    for config in (GatedPixelCNNConfig((3, 4, 1), 50, width=6, unordered=True), PixelSNAILConfig((3, 4, 1), 50, width=8, unordered=True)):
+        params = nnx.state(nnx.eval_shape(lambda: build(config)), nnx.Param)  # noqa: B023 (called at once)
+        assert params["values"].shape[0] == 50 and not jax.tree.leaves(optimizers.decayed(params)["values"])[0], "vectors of codes"
 
 
 def test_no_parameter_of_the_models_is_decayed_otherwise_than_by_the_words_that_were_looked_for_first():
-    """Weights go on as they began: the rule of whole names spares what the rule of words anywhere in the path spared."""
+    """Weights go on as they began: the rule of whole names spares what the rule of words anywhere in the path spared, and vectors of codes."""
     for name, config in CONFIGS.items():
         params = nnx.state(jax.eval_shape(lambda: fresh(config)), nnx.Param)  # noqa: B023 (called at once)
         leaves = jax.tree_util.tree_leaves_with_path(params)
-        words = ("bias", "gain", "scale", "embedding", "label")
+        words = ("bias", "gain", "scale", "embedding", "label", "positions", "'values'")
         wanted = [leaf.ndim >= 2 and not any(word in jax.tree_util.keystr(path) for word in words) for path, leaf in leaves]
         assert jax.tree.leaves(optimizers.decayed(params)) == wanted, name
         assert any(wanted) or name not in with_a("loss"), name  # a fit in closed form has no optimizer
