@@ -71,7 +71,7 @@ def test_what_a_model_decays():
 
 
 def test_no_parameter_of_the_models_is_decayed_otherwise_than_by_the_words_that_were_looked_for_first():
-    """Weights go on as they began: the rule of whole names spares what the rule of words anywhere in the path spared, and vectors of codes."""
+    """Weights go on as they began: the rule of whole names spares what the rule of words anywhere in the path did, and vectors of codes."""
     for name, config in CONFIGS.items():
         params = nnx.state(jax.eval_shape(lambda: fresh(config)), nnx.Param)  # noqa: B023 (called at once)
         leaves = jax.tree_util.tree_leaves_with_path(params)
