@@ -68,6 +68,28 @@ def test_bfloat16_of_an_auto_encoder_rounds_activations_and_nothing_else(name):
     assert optax.tree.norm(jax.tree.map(jnp.subtract, rough_slope, slope)) < 0.05 * optax.tree.norm(slope)
 
 
+FEWER = {"vqvae": {"blocks": 0}, "vqvae2_codes": {"blocks": 0}, "nvae": {"groups": (1,)}}  # layers of the same kinds
+
+
+@pytest.mark.parametrize("name", FEWER)
+def test_bfloat16_of_codes_and_of_groups_rounds_activations_only(name):
+    """The loss and its gradient are float32, and those of float32 within the rounding of 8 bits."""
+    config = replace(CONFIGS[name], **FEWER[name])
+    batch, key = batch_of(config, 4), jax.random.key(0)
+    exact, model = (jax.eval_shape(lambda dtype=dtype: fresh(replace(config, dtype=dtype))) for dtype in ("float32", "bfloat16"))
+    weights = nnx.state(with_weights(config))
+
+    def numbers(one):
+        graph, params, rest = nnx.split(nnx.merge(nnx.split(one)[0], weights), nnx.Param, ...)
+        return jax.value_and_grad(lambda params: nnx.merge(graph, params, rest).loss(batch, key)[0])(params)
+
+    (wanted, slope), (found, rough_slope) = jax.jit(lambda: (numbers(exact), numbers(model)))()
+    assert {leaf.dtype for leaf in [found, *jax.tree.leaves(rough_slope)]} == {np.dtype("float32")}
+    assert found != wanted, "the compute dtype is not used"
+    np.testing.assert_allclose(found, wanted, rtol=0.02)
+    assert optax.tree.norm(jax.tree.map(jnp.subtract, rough_slope, slope)) < 0.05 * optax.tree.norm(slope)
+
+
 def products(jaxpr):
     """Every matrix product and convolution of a traced program with float32 factors, those of the programs inside it too."""
     for equation in jaxpr.eqns:

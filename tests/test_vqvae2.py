@@ -129,6 +129,19 @@ def test_a_code_sees_all_codes_above_and_the_earlier_ones_of_its_level(toy):
     assert np.any(seen, axis=0).all() and all(changed.any() for changed in seen)
 
 
+def test_of_three_levels_every_prior_is_given_all_codes_above():
+    """A code of the top or of the middle changes log p of every level below it and of none above."""
+    config = VQVAE2Config(VQVAE2CodesConfig((8, 8, 1), 3, (1, 1, 1), codes=6, code_width=3, width=4, blocks=0), 0, *PRIORS)
+    model, generator = noisy(config), np.random.default_rng(1)
+    base = [generator.integers(0, 6, (1, *grid), np.uint8) for grid in config.codes.grids]
+    assert [code.shape for code in base] == [(1, 1, 1), (1, 2, 2), (1, 4, 4)]
+    changed = [[(code + (level == place)) % 6 for level, code in enumerate(base)] for place in range(3)]
+    rows = [jnp.asarray(np.concatenate(codes)) for codes in zip(base, *changed, strict=True)]
+    found = np.asarray(jax.jit(lambda model: model.log_prob_codes(tuple(rows)))(model))
+    assert found.shape == (4, 3)
+    np.testing.assert_array_equal(found[1:] != found[0], np.triu(np.ones((3, 3), bool)))
+
+
 OUTPUTS = {  # the parameters whose last axis is that of the values
     GatedPixelCNN: lambda model: (model.outputs, model.outputs_bias),
     PixelSNAIL: lambda model: (model.outputs.direction, model.outputs.gain, model.outputs.bias),

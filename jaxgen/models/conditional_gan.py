@@ -10,8 +10,8 @@ phi are the features before the last layer psi of the discriminator; E and C are
 spectral normalisation are those of gan.py. With `auxiliary` the cross entropy -log softmax(C phi)_y of the images of a player is added to
 its loss: of data and generated images for the discriminator, of generated images for the generator.
 
-Axes: B batch, H W C image, Z latent, K classes. Departures from the papers: those of gan.py; the generator of all three is given the class
-beside z, where Miyato & Koyama have batch normalisation for each class.
+Axes: B batch, H W C image, Z latent, K classes. Departures from the papers: those of gan.py, so no `dtype` either; the generator of all
+three is given the class beside z, where Miyato & Koyama have batch normalisation for each class.
 """
 
 from dataclasses import dataclass

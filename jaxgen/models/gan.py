@@ -15,6 +15,7 @@ are those of the average of the parameters (`train.ema_decay`).
 
 Axes: B batch, H W C image, Z latent. Departures from the paper: simultaneous instead of alternating updates, leaky ReLU instead of maxout,
 no dropout; the "conv" networks follow Radford et al. 2016 without batch normalisation (no state, and images of a batch stay independent).
+All is computed in float32: there is no `dtype`.
 """
 
 from collections.abc import Callable

@@ -16,7 +16,7 @@ The network has no mode for training and another for use: dropout is there whene
 from theirs, as the paper does. With noise="none" the output is a function of the input.
 
 Axes: B batch, H W image, h w squares of the discriminator, C channels of the output, I of the input. Departures from the paper: those of
-layers/image_to_image.py; both networks are updated at once; L_D is not halved.
+layers/image_to_image.py; both networks are updated at once; L_D is not halved. All is computed in float32: there is no `dtype`.
 """
 
 from dataclasses import dataclass
