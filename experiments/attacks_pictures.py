@@ -65,7 +65,7 @@ def main() -> None:
     rows |= {f"from {name}": images for name, images in inverted(model, x, asked.n).items()}
     slopes = attacks.saliency(logits_fn, x[: asked.n], y[: asked.n])[..., None]
     rows["saliency"] = slopes / slopes.max(axis=(1, 2, 3), keepdims=True)
-    picture = Figure(figsize=(classes * 0.9, len(rows)), dpi=90)
+    picture = Figure(figsize=(classes * 0.9, len(rows)), dpi=90, layout="constrained")
     places = picture.subplots(len(rows), max(classes, asked.n))
     for (name, images), row in zip(rows.items(), places, strict=True):
         for place in row:
