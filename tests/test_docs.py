@@ -89,7 +89,7 @@ def test_every_notebook_has_its_own_badge_and_the_same_first_cell():
         links[path.name] = re.findall(r"colab-badge.svg\)\]\(https://\S+/jaxgen/blob/main/notebooks/(\S+)\)", "".join(cells[0]["source"]))
         installs.add(next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
         assert all(cell["outputs"] for cell in cells if cell["cell_type"] == "code" and "show(" in "".join(cell["source"][-1:])), path
-    assert len(links) == 5 and links == {name: [name] for name in links} and len(installs) == 1
+    assert len(links) == 6 and links == {name: [name] for name in links} and len(installs) == 1
 
 
 def test_the_badge_opens_a_notebook_whose_first_cell_keeps_the_jax_of_colab():
