@@ -258,6 +258,6 @@ def test_a_report_has_the_terms_of_the_bound_in_their_order_with_their_errors():
     result = {"bits_per_dim_bound": 2.0, "standard_error": 0.1, "nats": 9.0, "n": 3, "elbo_samples": 2}
     for number, term in enumerate(Diffusion.term_names):
         result |= {f"nats_{term}": float(number), f"nats_{term}_standard_error": 0.25 if number else float("nan")}
-    lines = list(scores.lines("test", result, "image", None, {}, 0))
+    lines = list(scores.lines("test", result, "image", None, {}, {}))
     wanted = ["nats_prior 0.000", "nats_diffusion 1.000 +- 0.250", "nats_reconstruction 2.000 +- 0.250", "elbo_samples 2"]
     assert [" ".join(line.split()) for line in lines[2:]] == wanted

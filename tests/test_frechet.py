@@ -39,7 +39,7 @@ def test_the_floor_stands_beside_the_distance_at_the_same_n():
     result = with_floor(evaluate(Copy(train.images), test), None, test, train)
     assert result["n_floor"] == result["n_real"] == 360
     assert 0.7 < result["frechet_pixels"] / result["frechet_pixels_floor"] < 1.5
-    lines = list(scores.lines("test", result, "image", None, {}, 0))
+    lines = list(scores.lines("test", result, "image", None, {}, {}))
     assert f"  real against real         {result['frechet_pixels_floor']:.4f}  (360 images)" in lines
     far = with_floor(evaluate(Copy(train.images[:, ::-1]), test), None, test, train)
     assert far["frechet_pixels_floor"] == result["frechet_pixels_floor"] and far["frechet_pixels"] > 4 * far["frechet_pixels_floor"]
