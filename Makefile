@@ -61,9 +61,9 @@ thorough: setup
 	JAXGEN_THOROUGH=1 JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest $(TESTS) \
 	  tests/test_models.py tests/test_sharding.py -k "same_bits or own_row or parameters_of_one"
 
-# Runs every notebook from its first cell to its last; the files stay as they are.
+# Runs every notebook from its first cell to its last, two at a time; the files stay as they are.
 notebooks: setup
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --numprocesses 2 notebooks
 
 lint: setup
 	$(BIN)/ruff check .
