@@ -28,7 +28,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxgen.attacks import balls
-from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, better, check_ball, check_inputs, fold, hit, where
+from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, better, check_ball, check_inputs, descend, fold, hit, where
 from jaxgen.attacks.losses import log_ratio, of_class
 from jaxgen.errors import ConfigError
 
@@ -211,9 +211,7 @@ def _path(evaluate, x, start, keys, eps, norm, steps, step_size, optimizer, keep
         if optimizer is None:
             moved = point + step_size * balls.steepest(g, norm, point, box)
         else:
-            with jax.numpy_dtype_promotion("standard"):  # optax computes float ** integer, which strict promotion refuses
-                update, state = optimizer.update(-g, state, point)
-            moved = optax.apply_updates(point, update)
+            moved, state = descend(optimizer, -g, state, point)
         moved = balls.project(moved, x, eps, norm, box)
         return (where(best.success & (keep == "first"), point, moved), state, best), None
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from jaxgen.attacks.balls import BOX, NORMS
@@ -62,6 +63,18 @@ def row_keys(key, n: int) -> Key[Array, " n"]:
 def fold(keys: Key[Array, " B"], number) -> Key[Array, " B"]:
     """New keys from these and a number, or a number for each."""
     return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(jnp.asarray(number), keys.shape))
+
+
+def random_rows(key: Key[Array, ""], n: int, batch_size: int) -> Int[Array, " b"]:
+    """Numbers of a batch of n examples, drawn with replacement; of fewer than batch_size, n."""
+    return jax.random.randint(key, (min(batch_size, n),), 0, n)
+
+
+def descend(optimizer: optax.GradientTransformation, gradient, state, values):
+    """(values, state) after a step of the optimizer down the gradient."""
+    with jax.numpy_dtype_promotion("standard"):  # optax computes float ** integer, which strict promotion refuses
+        update, state = optimizer.update(gradient, state, values)
+    return optax.apply_updates(values, update), state
 
 
 def check_inputs(logits_fn: LogitsFn, x, y, key, box: Box = BOX) -> tuple[Array, Array, Array]:

@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxgen.attacks.balls import each, norms
-from jaxgen.attacks.inputs import LogitsFn, check_images, row_keys, where
+from jaxgen.attacks.inputs import LogitsFn, check_images, descend, row_keys, where
 from jaxgen.attacks.losses import log_ratio, of_class
 from jaxgen.errors import ConfigError
 
@@ -141,8 +141,7 @@ def _adam(energy: Callable[[Any], Any], x, steps: int, rate: float):
     def step(carry, _):
         x, state = carry
         g = jax.grad(lambda x: energy(x).sum())(x)
-        with jax.numpy_dtype_promotion("standard"):  # optax computes float ** integer, which strict promotion refuses
-            update, state = adam.update(g, state)
-        return (jnp.clip(optax.apply_updates(x, update), 0, 1), state), None
+        x, state = descend(adam, g, state, x)
+        return (jnp.clip(x, 0, 1), state), None
 
     return jax.lax.scan(step, (x, adam.init(x)), None, length=steps)[0][0]

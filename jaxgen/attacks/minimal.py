@@ -26,7 +26,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxgen.attacks.balls import each, norms
-from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_inputs, hit, where
+from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_inputs, descend, hit, where
 from jaxgen.attacks.losses import log_ratio, margin, of_class
 from jaxgen.errors import ConfigError
 
@@ -221,9 +221,8 @@ def _descend(energy: Callable, w, seen, see: Callable, steps: int, rate: float, 
         w, state, seen = carry
         g, logits = slope(w)
         seen = see(seen, w, logits)
-        with jax.numpy_dtype_promotion("standard"):  # optax computes float ** integer, which strict promotion refuses
-            update, state = adam.update(g, state)
-        return (jnp.clip(optax.apply_updates(w, update), *bounds), state, seen), None
+        w, state = descend(adam, g, state, w)
+        return (jnp.clip(w, *bounds), state, seen), None
 
     (w, _, seen), _ = jax.lax.scan(step, (w, adam.init(w), seen), None, length=steps)
     return w, see(seen, w, energy(w)[1])

@@ -9,6 +9,7 @@ eps of the norm infinity holds by construction. Report its success on images tha
 """
 
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxgen.attacks.balls import norms
-from jaxgen.attacks.inputs import LogitsFn, Result, check_ball, check_inputs, hit
+from jaxgen.attacks.inputs import BOX, LogitsFn, Result, check_ball, check_inputs, descend, hit, random_rows
 from jaxgen.attacks.losses import log_ratio
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import Conv
@@ -54,7 +55,7 @@ def train_net(
 ) -> AttackNet:
     """The trained network for images x with classes y. ConfigError for an argument out of range."""
     x, y, _ = check_inputs(logits_fn, x, y, key)
-    check_ball(eps, float("inf"), x, (0.0, 1.0))
+    check_ball(eps, inf, x, BOX)
     if width < 1 or steps < 1:
         raise ConfigError("width, steps", "1 or more", f"{width}, {steps}")
     graph, params = nnx.split(AttackNet(x.shape[3], width, eps, rngs=nnx.Rngs(jax.random.fold_in(key, 0))))
@@ -62,15 +63,13 @@ def train_net(
 
     def step(carry, number):
         params, state = carry
-        rows = jax.random.randint(jax.random.fold_in(key, number + 1), (min(batch_size, len(x)),), 0, len(x))
+        rows = random_rows(jax.random.fold_in(key, number + 1), len(x), batch_size)
 
         def loss(params):
             x_adv = nnx.merge(graph, params)(x[rows])
             return -jnp.minimum(log_ratio(logits_fn(x_adv), y[rows]), cap).mean()
 
-        with jax.numpy_dtype_promotion("standard"):  # optax computes float ** integer, which strict promotion refuses
-            update, state = adam.update(jax.grad(loss)(params), state)
-        return (optax.apply_updates(params, update), state), None
+        return descend(adam, jax.grad(loss)(params), state, params), None
 
     (params, _), _ = jax.lax.scan(step, (params, adam.init(params)), jnp.arange(steps))
     return nnx.merge(graph, params)
@@ -81,5 +80,5 @@ def by_net(net: AttackNet, logits_fn: LogitsFn, x, y, key) -> Result:
     x, y, _ = check_inputs(logits_fn, x, y, key)
     x_adv = net(x)
     logits = logits_fn(x_adv)
-    size = norms(x_adv - x, float("inf"))
+    size = norms(x_adv - x, inf)
     return Result(x_adv, hit(logits, y, False), size, log_ratio(logits, y), jnp.ones(len(x), jnp.int32))

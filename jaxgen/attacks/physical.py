@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from jaxgen.attacks import balls
 from jaxgen.attacks.gradient import Loss, climb
-from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_inputs, fold, hit
+from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_inputs, fold, hit, random_rows
 from jaxgen.attacks.losses import log_ratio
 from jaxgen.errors import ConfigError
 
@@ -162,7 +162,7 @@ def universal(
     wide = (-(box[1] - box[0]), box[1] - box[0])
 
     def step(v, number):
-        rows = jax.random.randint(jax.random.fold_in(key, number), (min(batch_size, len(x)),), 0, len(x))
+        rows = random_rows(jax.random.fold_in(key, number), len(x), batch_size)
 
         def mean(v):
             return jnp.minimum(loss(logits_fn(jnp.clip(x[rows] + v, *box)), y[rows]), cap).mean()
@@ -195,7 +195,7 @@ def patch(
 
     def step(square, number):
         of_rows, of_places, of_views = jax.random.split(jax.random.fold_in(key, number), 3)
-        rows = jax.random.randint(of_rows, (min(batch_size, len(x)),), 0, len(x))
+        rows = random_rows(of_rows, len(x), batch_size)
 
         def mean(square):
             seen = square if transformation is None else transformation(square, of_views)
