@@ -1,4 +1,4 @@
-"""Runs of one model of each family that is no image model of pixels one after another, in a process of its own, to be killed.
+"""Runs of one model of each family that is no image model of pixels one after another, in processes of their own, to be killed.
 
 Every process is forked from a server that has imported the package once and computed nothing: it begins within half a second.
 """
@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,16 +16,22 @@ from all_models import CONFIGS, data_of, model_of
 from compiling import in_a_process
 from forked_runs import SERVER
 
-from jaxgen import experiment
+from jaxgen import experiment, models
 from jaxgen.data import DataConfig
 from jaxgen.experiment import Experiment
 from jaxgen.processes import interruption
 from jaxgen.runs import manifest, report
 from jaxgen.runs.report import ReportConfig
+from jaxgen.stages import Stage
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 STEPS, EVERY = 24, 8
+KILLS = int(os.environ.get("JAXGEN_KILLS", "3"))
+STAGED = {"vqvae2": "codes"}
+"""Models that are trained in two stages, and the part that is trained first."""
 STEPPED = ["vae of a label", "gan of points", "classifier", "language_model"]
+if KILLS >= 5:  # `make kill-test`
+    STEPPED += ["flows, planar", "made", "diffusion", "flow_matching of points", "latent_diffusion", "nvae", "pix2pix", "stack_gru", *STAGED]
 CLOSED_FORM = "pca of points"
 
 
@@ -38,12 +45,23 @@ def train_all(folder: Path, names: list[str], killed_in_its_save: bool = False) 
     for name in names:
         if name == CLOSED_FORM and killed_in_its_save:
             manifest.write = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-        data, weights = data_of(CONFIGS[name]), jax.tree.map(np.array, model_of(name))
-        experiment.build = lambda config, seed, weights=weights: weights  # to draw them is most of what is compiled
+        data = data_of(CONFIGS[name])
+        experiment.build = models.build
+        if name not in STAGED:
+            weights = jax.tree.map(np.array, model_of(name))
+            experiment.build = lambda config, seed, weights=weights: weights  # to draw them is most of what is compiled
         optimizer = OptimizerConfig() if name == CLOSED_FORM else OptimizerConfig(learning_rate=1e-2)  # it has none
         parts = {"optimizer": optimizer, "train": options, "report": ReportConfig(samples=0)}
+        if name in STAGED:
+            parts |= {"stages": {STAGED[name]: Stage(optimizer=optimizer, train=options)}}
+            parts["optimizer"] = replace(optimizer, frozen=(STAGED[name],))
         run = Experiment(CONFIGS[name], DataConfig("arrays"), workdir=str(folder / name), **parts)
         assert experiment.train(run, sets=(data, data)) == 0
+
+
+def folders(name: str) -> list[str]:
+    """The run directories of a model, in the order of training."""
+    return [f"{name}/{STAGED[name]}", name] if name in STAGED else [name]
 
 
 def start(folder: Path, names: list[str], killed_in_its_save: bool = False):

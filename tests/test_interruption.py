@@ -26,7 +26,7 @@ from tiny_runs import EVERY, complete, rows, same_headline, same_model, saved, t
 from jaxgen import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-KILLS = int(os.environ.get("JAXGEN_KILLS", "3"))
+KILLS = family_runs.KILLS
 STEPS = 10 * (KILLS + 2)
 START = re.compile(r"(training to step|resumed from step (\d+) of|is finished at step) (\d+)?")
 
@@ -206,15 +206,20 @@ def test_sigterm_during_start_up_leaves_at_once(undisturbed, start, tmp_path, wh
 
 @pytest.mark.parametrize("repeat", range(max(1, KILLS // 5)))
 def test_kill_in_every_family(repeat, tmp_path):
-    """One model of each, killed at a random moment between its first and its last checkpoint; that in closed form inside its only save."""
+    """One model of each, killed at a random moment between its first and its last checkpoint; that in closed form inside its only save.
+
+    `make kill-test` takes models of eight more families, one of them trained in two stages.
+    """
     calm, killed, random, before = tmp_path / "calm", tmp_path / "killed", np.random.default_rng(repeat), []
     undisturbed = family_runs.start(calm, [*family_runs.STEPPED, family_runs.CLOSED_FORM])
     undisturbed.join()  # with its programs compiled, those that follow begin at once
     assert undisturbed.exitcode == 0
     for name in family_runs.STEPPED:
-        process, step = family_runs.start(killed, [*before, name]), int(random.integers(family_runs.EVERY + 2, family_runs.STEPS - 1))
-        family_runs.kill_after(process, killed / name / "metrics.jsonl", step, random.uniform(0, 0.02))
-        assert process.exitcode == -signal.SIGKILL, name
+        for folder in family_runs.folders(name):  # of a model in stages each stage is killed once
+            process, step = family_runs.start(killed, [*before, name]), int(random.integers(family_runs.EVERY + 2, family_runs.STEPS - 1))
+            family_runs.kill_after(process, killed / folder / "metrics.jsonl", step, random.uniform(0, 0.02))
+            assert process.exitcode == -signal.SIGKILL, folder
+            before = []
         before = [name]  # the next process goes on with it first
     for in_its_save, code in ((True, -signal.SIGKILL), (False, 0)):
         process = family_runs.start(killed, [*before, family_runs.CLOSED_FORM], in_its_save)
@@ -224,8 +229,9 @@ def test_kill_in_every_family(repeat, tmp_path):
         assert all(name.endswith(".tmp") == in_its_save for name in left) and len(left) == 1
         before = []
     for name in [*family_runs.STEPPED, family_runs.CLOSED_FORM]:
-        assert rows(killed / name) == rows(calm / name), name
         assert same_headline(calm / name, data_of(CONFIGS[name]), batch_size=8), name
-        assert same_model(killed / name, calm / name) and saved(killed / name) == saved(calm / name), name
-        losses = [row["step"] for row in rows(calm / name) if "loss" in row]
-        assert losses == (list(range(1, family_runs.STEPS + 1)) if name in family_runs.STEPPED else [])
+        for one in family_runs.folders(name):
+            assert rows(killed / one) == rows(calm / one), one
+            assert same_model(killed / one, calm / one) and saved(killed / one) == saved(calm / one), one
+            losses = [row["step"] for row in rows(calm / one) if "loss" in row]
+            assert losses == (list(range(1, family_runs.STEPS + 1)) if name in family_runs.STEPPED else [])
