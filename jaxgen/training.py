@@ -256,18 +256,22 @@ def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_dec
         (value, (metrics, statistics)), gradients = gradients_of(params, batch, key)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        with jax.numpy_dtype_promotion("standard"):  # optax computes float ** integer, which strict promotion refuses
-            updates, opt_state = optimizer.update(gradients, state.opt_state, params)
-        t = state.step.astype(jnp.float32)
-        decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
-        updated = optax.apply_updates(params, updates)
-        model = nnx.merge(graph, updated, rest)
-        if advances:
-            model = model.after_update(statistics, update_key)
-            updated = nnx.state(model, nnx.Param)
-        ema = jax.tree.map(lambda average, new: average + (1 - decay) * (new - average), state.ema, updated)
-        before = (state.model, state.opt_state, state.ema)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (model, opt_state, ema), before)
+
+        def advanced():
+            with jax.numpy_dtype_promotion("standard"):  # optax computes float ** integer, which strict promotion refuses
+                updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+            t = state.step.astype(jnp.float32)
+            decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
+            updated = optax.apply_updates(params, updates)
+            model = nnx.merge(graph, updated, rest)
+            if advances:
+                model = model.after_update(statistics, update_key)
+                updated = nnx.state(model, nnx.Param)
+            ema = jax.tree.map(lambda average, new: average + (1 - decay) * (new - average), state.ema, updated)
+            return model, opt_state, ema
+
+        # A branch, not `where` for each array: that would have XLA copy parameters and moments before it writes their successors.
+        kept = jax.lax.cond(finite, advanced, lambda: (state.model, state.opt_state, state.ema))
         new = TrainState(state.step + 1, *kept)
         new = jax.lax.with_sharding_constraint(new, sharding.state_sharding(mesh, new))
         return new, {**metrics, "loss": value, "gradient_norm": norm, "finite": finite.astype(jnp.float32)}
