@@ -263,7 +263,7 @@ def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_dec
             t = state.step.astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1 + t) / (10 + t))
             updated = optax.apply_updates(params, updates)
-            model = nnx.merge(graph, updated, rest)
+            model = nnx.merge(graph, updated, rest, copy=True)  # variables of this branch, which `after_update` may set
             if advances:
                 model = model.after_update(statistics, update_key)
                 updated = nnx.state(model, nnx.Param)
