@@ -164,8 +164,9 @@ def _cell(rows: list[dict], name: str) -> str:
 
 
 def _by_setting(rows: list[dict]) -> Iterable[tuple[str, list[dict]]]:
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        yield setting, [row for row in rows if row["setting"] == setting]
+    for setting in (*SETTINGS, *OF_DIGITS):
+        if found := [row for row in rows if row["setting"] == setting]:
+            yield setting, found
 
 
 @dataclass(frozen=True)
