@@ -1,9 +1,10 @@
 """A GRU with a stack beside a plain GRU of as many parameters, on molecules as strings (SMILES); then the first is reinforced for a logP.
 
     python -m experiments.stack_gru_smiles --data FOLDER                trains what runs/stack_gru_smiles lacks, prints the table
+    python -m experiments.stack_gru_smiles --data FOLDER --metrics      also numbers of their molecules; needs pip install "jaxgen[chem]"
     python -m experiments.stack_gru_smiles --data FOLDER --reinforce    the stack of seed 0 is reinforced; needs pip install "jaxgen[chem]"
     python -m experiments.stack_gru_smiles --data FOLDER --reinforce --start-from RUN      any run of strings, instead of that one
-    python -m experiments.stack_gru_smiles --laptop [--reinforce]       simple molecules of the library, a few seconds of training
+    python -m experiments.stack_gru_smiles --laptop [--metrics] [--reinforce]     simple molecules of the library, few steps
 
 FOLDER has train.smi, valid.smi and test.smi, one molecule a line. Strings of more than 63 characters are left out and counted. The reward
 is 1 for a molecule with a logP in [1, 4], else 0, as for a string that is no molecule. The reinforced model is a run again, in
@@ -26,6 +27,8 @@ from jaxgen.data import DataConfig, Dataset, load, text
 from jaxgen.data.features import Tokens
 from jaxgen.experiment import Experiment
 from jaxgen.measures import molecules
+from jaxgen.measures.metrics import OF_MOLECULES
+from jaxgen.measures.n_gram_samples import n_gram_samples
 from jaxgen.models import StackGRUConfig, count_parameters
 from jaxgen.reinforcement import ReinforcementConfig, reinforce
 from jaxgen.runs import checkpoint
@@ -46,6 +49,7 @@ class Options:
 
     data: str = ""  # folder with train.smi, valid.smi and test.smi
     laptop: bool = False  # simple molecules of the library, one seed, small models, few steps
+    metrics: bool = False  # compare the molecules of all trained models with the test strings, too
     reinforce: bool = False  # reinforce a trained model instead of training the two
     start_from: str = ""  # run that is reinforced; default: the stack of seed 0
     penalty: float = 0.0  # reward taken off for each nat of drift
@@ -116,6 +120,27 @@ def drawn(model, n: int) -> list[str]:
     return [feature.text(row) for start in range(0, n, 500) for row in np.asarray(draw(model, jax.random.key(start)))][:n]
 
 
+def print_metrics(options: Options, sets: Sets, n: int) -> None:
+    """Prints the numbers of docs/molecules.md of n strings each: of all trained models, of a 6-gram and of the training strings."""
+    feature, train = sets["train"].features["tokens"], sets["train"].images
+    spell = lambda rows: [feature.text(row) for row in rows]  # noqa: E731
+    reference = molecules.MoleculeSet(spell(sets["test"].images[:n]))
+    known = set(map(molecules.canonical, spell(train))) - {None}
+    seeds = SEEDS[:1] if options.laptop else SEEDS
+    columns = {f"{name}, seed {seed}": f"{options.out}/{name}_{seed}" for seed in seeds for name in ("stack", "plain")}
+    columns = {name: drawn(jaxgen.load(run), n) for name, run in columns.items()}
+    columns["6-gram"] = spell(n_gram_samples(train, n, 6, np.random.default_rng(0)))
+    columns["training strings"] = spell(train[np.random.default_rng(0).permutation(len(train))[:n]])
+    found = {name: molecules.compare(molecules.MoleculeSet(strings), reference, known) for name, strings in columns.items()}
+    print(f"| number | {' | '.join(found)} |\n{'|---' * (len(found) + 1)}|")
+    for name, metric in OF_MOLECULES.items():
+        cells = []
+        for numbers in found.values():
+            error = numbers.get(f"{name}_standard_error", np.nan)
+            cells.append(f"{numbers.get(name, np.nan):{metric.printed}}" + (f" +- {error:{metric.printed}}" if error > 0 else ""))
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
 def share(values) -> str:
     """The mean of numbers with its standard error."""
     return f"{np.mean(values):.3f} +- {np.std(values) / len(values) ** 0.5:.3f}"
@@ -161,7 +186,10 @@ def main(options: Options) -> None:
     if not options.laptop and not options.data:
         raise SystemExit("--data: wanted a folder with train.smi, valid.smi and test.smi, got nothing; --laptop needs none")
     options = replace(options, out=f"{options.out}_laptop") if options.laptop else options
-    compare(options, bundled() if options.laptop else from_files(options.data))
+    sets = bundled() if options.laptop else from_files(options.data)
+    compare(options, sets)
+    if options.metrics:
+        print_metrics(options, sets, 200 if options.laptop else 2000)
     if options.reinforce:
         improve(options)
 
