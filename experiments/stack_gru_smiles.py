@@ -134,6 +134,8 @@ def print_metrics(options: Options, sets: Sets, n: int) -> None:
     found = {name: molecules.compare(molecules.MoleculeSet(strings), reference, known) for name, strings in columns.items()}
     print(f"| number | {' | '.join(found)} |\n{'|---' * (len(found) + 1)}|")
     for name, metric in OF_MOLECULES.items():
+        if not any(name in numbers for numbers in found.values()):
+            continue  # of more strings than there are
         cells = []
         for numbers in found.values():
             error = numbers.get(f"{name}_standard_error", np.nan)
