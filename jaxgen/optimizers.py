@@ -122,10 +122,15 @@ def every_nth(inner: optax.GradientTransformation, n: int) -> optax.GradientTran
 
     def update(gradients, state, params=None):
         count, before = state
-        moves = count % n == 0
-        updates, after = inner.update(gradients, before, params)
-        updates = jax.tree.map(lambda update: jnp.where(moves, update, jnp.zeros_like(update)), updates)
-        return updates, (count + 1, jax.tree.map(lambda new, old: jnp.where(moves, new, old), after, before))
+
+        def moved():
+            return inner.update(gradients, before, params)
+
+        def unmoved():
+            return jax.tree.map(jnp.zeros_like, gradients), before
+
+        updates, after = jax.lax.cond(count % n == 0, moved, unmoved)
+        return updates, (count + 1, after)
 
     return optax.GradientTransformation(init, update)
 
