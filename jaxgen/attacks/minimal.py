@@ -60,9 +60,9 @@ def cw_l2(
     y,
     key,
     *,
-    steps: int = 200,
-    searches: int = 9,
-    constant: float = 1.0,
+    steps: int = 150,
+    searches: int = 6,
+    constant: float = 0.1,
     confidence: float = 0.0,
     rate: float = 0.03,
     targeted: bool = False,
@@ -102,7 +102,8 @@ def cw_l2(
             _, (best, reached) = _descend(energy, w0, (best, jnp.zeros_like(best.success)), see, steps, rate, (-inf, inf))
             most = jnp.where(reached, jnp.minimum(most, c), most)
             least = jnp.where(reached, least, jnp.maximum(least, c))
-            return (best, jnp.where(jnp.isinf(most), 10 * c, (least + most) / 2), least, most), None
+            c = jnp.where(jnp.isinf(most), 10 * c, jnp.where(least == 0, c / 10, jnp.sqrt(least * most)))
+            return (best, c, least, most), None
 
         c = jnp.full(x.shape[:1], constant, x.dtype)
         start = (best, c, jnp.zeros_like(c), jnp.full_like(c, inf))

@@ -1,0 +1,144 @@
+"""Accuracy of a classifier of images against the size of the perturbation, for every attack, in three norms.
+
+    python -m experiments.classifier_digits --workdir runs/conv
+    python -m experiments.attacks_curves runs/conv [--data digits] [--n 200] [--out runs/conv]
+
+All numbers are of the first n test images, with values in [0, 1]. Printed: signs of masked gradients; for each attack and eps the accuracy,
+the accuracy after every value went to the nearest level (of 256: 8 bits), the mean norm of perturbations that succeed and the mean queries;
+for attacks that look for the smallest norm also the root mean squared change of a value, sqrt(sum (x_adv - x)^2 / values), which Szegedy
+et al. (2014) call distortion. OUT/attacks.png is the figure of accuracy against eps.
+
+Measured: experiments/results/attacks.md.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import inf, sqrt
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import jaxgen
+from jaxgen import attacks, data
+
+KEY = jax.random.key(0)
+NAMES = {inf: "infinity", 2: "2", 1: "1"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    run: tyro.conf.Positional[str]  # run directory of a classifier
+    data: str = "digits"  # the data set that it was trained on
+    n: int = 200  # so many test images
+    smallest: int = 200  # so many of them for the attacks that look for the smallest norm
+    eps_inf: tuple[float, ...] = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # largest norms of the perturbation
+    eps_2: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5)
+    eps_1: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
+    out: str | None = None  # folder of the figure; None: RUN
+
+
+def balls() -> dict[float, dict[str, Callable]]:
+    """Attacks within a ball, by its norm."""
+
+    def of(norm):
+        return {
+            "pgd": partial(attacks.pgd, norm=norm, restarts=3),
+            "multi_targeted": partial(attacks.multi_targeted, norm=norm),
+        }
+
+    signs = {"fgsm": attacks.fgsm, "iterative_sign": attacks.iterative_sign, "least_likely": attacks.least_likely}
+    found = {inf: signs | of(inf) | {"nes, 2000 queries": partial(attacks.estimated, budget=2000)}}
+    return found | {norm: {"fast_gradient": partial(attacks.fast_gradient, norm=norm)} | of(norm) for norm in (2, 1)}
+
+
+SMALLEST = {
+    "deepfool": attacks.deepfool,
+    "cw_l2": attacks.cw_l2,
+    "lbfgs": attacks.lbfgs,
+    "boundary": partial(attacks.boundary, steps=5000),
+}
+
+
+def within(logits_fn, x, y, eps: dict[float, tuple[float, ...]], levels: int) -> dict[float, dict[str, list[float]]]:
+    """{norm: {attack: accuracy at each eps}}, printed on the way."""
+    found: dict[float, dict[str, list[float]]] = {norm: {} for norm in eps}
+    for norm, named in balls().items():
+        for name, attack in named.items():
+            start = time.perf_counter()
+            table = attacks.robust_accuracy(logits_fn, x, y, KEY, eps[norm], attack, levels=levels)[1:]
+            found[norm][name] = [row.accuracy for row in table]
+            print(f"norm {NAMES[norm]:<8} {name:<18} {time.perf_counter() - start:6.1f} s", flush=True)
+            for row in table:
+                said = f"{row.accuracy:.3f} +- {row.standard_error:.3f}, rounded {row.rounded:.3f}"
+                print(f"        eps {row.eps:<5} {said}, norm {row.norm:.3f}, {row.queries:.0f} queries", flush=True)
+    return found
+
+
+def smallest(logits_fn, x, y, right: np.ndarray, eps: tuple[float, ...], levels: int) -> dict[str, list[float]]:
+    """{attack: accuracy at each eps of the norm 2}, printed with the norms on the way."""
+    for weight in (1.0, 10.0, 100.0):
+        result = attacks.penalised(logits_fn, x, y, KEY, weight)
+        share, median = np.asarray(result.success)[right].mean(), np.median(np.asarray(result.norm)[right])
+        print(f"penalised, weight {weight:<5} {share:.3f} fooled, median norm {median:.3f}", flush=True)
+    found = {}
+    for name, attack in SMALLEST.items():
+        start = time.perf_counter()
+        result = jax.jit(lambda f, x, y, attack=attack: attack(f, x, y, KEY))(logits_fn, x, y)
+        norms, success = np.asarray(result.norm), np.asarray(result.success)
+        seconds, fooled = time.perf_counter() - start, right & success
+        found[name] = [float((right & ~(success & (norms <= most))).mean()) for most in eps]
+        change = norms[fooled] / sqrt(x[0].size)
+        again = np.asarray(logits_fn(attacks.to_level(result.x_adv, levels)).argmax(1) != y)[fooled].mean()
+        share, queries = f"{fooled.sum()} of {right.sum()} fooled", f"{np.asarray(result.queries).mean():.0f} queries"
+        print(f"{name:<18} {seconds:6.1f} s  {share}, median norm {np.median(norms[fooled]):.3f}, {queries}")
+        moved = f"{change.mean():.4f}, over all images {sqrt(np.square(change).mean()):.4f}"
+        print(f"        root mean squared change of a value {moved}; {100 * again:.0f} % of these still fool when rounded")
+        print(f"        accuracy at {eps}: {np.round(found[name], 3).tolist()}", flush=True)
+    return found
+
+
+def figure(found: dict[float, dict[str, list[float]]], eps: dict[float, tuple[float, ...]], clean: float, n: int, path: str) -> None:
+    """Accuracy against eps, a panel for each norm."""
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(13.5, 4), dpi=80, layout="constrained")
+    for axes, (norm, curves) in zip(picture.subplots(1, len(found)), found.items(), strict=True):
+        for index, (name, values) in enumerate(curves.items()):
+            axes.plot([0, *eps[norm]], [clean, *values], label=name, marker="osv^Dxp*"[index % 8], ms=4, lw=1.2)
+        axes.set(xlabel=f"eps, norm {NAMES[norm]} (pixels in 0..1)", ylabel="accuracy (higher is better)", ylim=(-0.02, 1.02))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    picture.suptitle(f"{n} test images, standard error at most {sqrt(0.25 / n):.3f}", fontsize=9)
+    picture.savefig(path)
+    print(f"accuracy against eps: {path}")
+
+
+def images(dataset, levels: int, n: int):
+    """(x in [0, 1], y) of the first n of a data set."""
+    return attacks.to_unit(np.asarray(dataset.images[:n]), levels), jnp.asarray(dataset.labels[:n], jnp.int32)
+
+
+def main() -> None:
+    """All tables and the figure."""
+    asked = tyro.cli(Options, description=__doc__)
+    model, test = jaxgen.load(asked.run), data.load(asked.data, "test")
+    logits_fn, levels = attacks.on_unit_box(model), model.config.levels
+    n, eps = min(asked.n, len(test)), {inf: asked.eps_inf, 2: asked.eps_2, 1: asked.eps_1}
+    x, y = images(test, levels, n)
+    right = np.asarray(logits_fn(x).argmax(1) == y)
+    print(f"{asked.data}: accuracy {right.mean():.3f} on {n} test images, {levels} levels; audit: {attacks.audit(logits_fn, x, y)}")
+    found = within(logits_fn, x, y, eps, levels)
+    few = min(asked.smallest, n)
+    near = smallest(logits_fn, x[:few], y[:few], right[:few], eps[2], levels)
+    found[2] |= {name if few == n else f"{name}, {few} images": values for name, values in near.items()}
+    figure(found, eps, float(right.mean()), n, f"{asked.out or asked.run}/attacks.png")
+
+
+if __name__ == "__main__":
+    main()
