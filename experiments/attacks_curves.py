@@ -83,7 +83,7 @@ def within(logits_fn, x, y, eps: dict[float, tuple[float, ...]], levels: int) ->
 def smallest(logits_fn, x, y, right: np.ndarray, eps: tuple[float, ...], levels: int) -> dict[str, list[float]]:
     """{attack: accuracy at each eps of the norm 2}, printed with the norms on the way."""
     for weight in (1.0, 10.0, 100.0):
-        result = attacks.penalised(logits_fn, x, y, KEY, weight)
+        result = attacks.penalised(logits_fn, x, y, KEY, weight=weight)
         share, median = np.asarray(result.success)[right].mean(), np.median(np.asarray(result.norm)[right])
         print(f"penalised, weight {weight:<5} {share:.3f} fooled, median norm {median:.3f}", flush=True)
     found = {}

@@ -36,6 +36,8 @@ class Show:
 
     def __post_init__(self):
         _check_least(self, "step")
+        if not 0 <= (seed := getattr(self, "seed", 0)) < 2**32:
+            raise ConfigError("--seed", "an integer in 0..2**32-1", seed)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,6 @@ class Quality(_ReadsData):
     def __post_init__(self):
         super().__post_init__()
         _check_least(self, "n", "k", "batch_size")
-        _check_seed(self)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,6 @@ class _Pictures(_ReadsData):
     def __post_init__(self):
         super().__post_init__()
         _check_least(self, "n", "steps", "top_k")
-        _check_seed(self)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError("--top_p", "a number above 0, at most 1", self.top_p)
 
@@ -205,7 +205,6 @@ class Interpolate(_OfCodes):
         super().__post_init__()
         _check_least(self, "n")
         _check_least(self, "steps", least=2)
-        _check_seed(self)
 
 
 @dataclass(frozen=True)
@@ -251,7 +250,6 @@ class Neighbours(_OfCodes):
     def __post_init__(self):
         super().__post_init__()
         _check_least(self, "n", "rows", "k")
-        _check_seed(self)
 
 
 @dataclass(frozen=True)
@@ -266,16 +264,22 @@ class Classify(Evaluate):
 class Attack(_OfCodes):
     """Accuracy of a classifier on images that were changed to fool it, and a PNG grid of original, perturbation and adversarial image."""
 
-    attack: Literal["fgsm", "fast_gradient", "iterative_sign", "least_likely", "pgd", "multi_targeted"] = "pgd"
-    """how the images are changed; pgd and multi_targeted are the strongest"""
+    attack: Literal[
+        "fgsm", "fast_gradient", "iterative_sign", "least_likely", "pgd", "multi_targeted",
+        "deepfool", "cw_l2", "lbfgs", "boundary", "nes", "spsa", "universal",
+    ] = "pgd"  # fmt: skip
+    """how images are changed. With gradients, within eps: the first six, pgd and multi_targeted the strongest. The smallest change, in the
+    norm 2: deepfool, cw_l2, lbfgs, boundary. By queries alone: boundary, nes, spsa. One change for all images, made of others: universal"""
     eps: tuple[float, ...] = (0.1,)
     """largest norms of the change, where pixels go from 0 to 1; the picture is of the first"""
-    norm: Literal["inf", "2", "1"] = "inf"
-    """largest change of a pixel, Euclidean length, or sum of all changes"""
+    norm: Literal["inf", "2", "1"] | None = None
+    """largest change of a pixel, Euclidean length, or sum of all changes; None: the attack's own"""
     steps: int | None = None
     """None: the attack's own number"""
     restarts: int | None = None
     """pgd: how often it starts from another random image; None: once"""
+    budget: int | None = None
+    """nes, spsa: queries of an image; None: 2000"""
     n: int | None = None
     """only the first n images; None: all"""
     seed: int = 0
@@ -283,8 +287,7 @@ class Attack(_OfCodes):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_least(self, "steps", "restarts", "n")
-        _check_seed(self)
+        _check_least(self, "steps", "restarts", "budget", "n")
 
 
 @dataclass(frozen=True)
@@ -333,11 +336,6 @@ def _check_least(command, *names: str, least: int = 1) -> None:
         value = getattr(command, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name}", "a positive integer" if least == 1 else f"{least} or more", value)
-
-
-def _check_seed(command) -> None:
-    if not 0 <= command.seed < 2**32:
-        raise ConfigError("--seed", "an integer in 0..2**32-1", command.seed)
 
 
 def parse(name: str, words: Sequence[str], prog: str = "jaxgen"):

@@ -245,7 +245,7 @@ def attack(options: Attack, models: Sequence[type] = ()) -> int:
     """The accuracy of a classifier under attack, and a picture of the images."""
     experiment, model = _open(options, models)
     out = _out(options, "attack.png")
-    print_attack(model, options, _reader(options, experiment)(options.split), out)
+    print_attack(model, options, _reader(options, experiment), out)
     return 0
 
 

@@ -26,11 +26,11 @@ def folder(tmp_path_factory):
     """A classifier of three classes of small images, and a VAE of the same."""
     folder = tmp_path_factory.mktemp("attack")
     label = np.arange(240) % 3
-    image = np.random.default_rng(0).integers(0, 3 + 2 * label[:, None, None], (240, 4, 5)).astype(np.uint8)
+    image = (36 * np.random.default_rng(0).integers(0, 3 + 2 * label[:, None, None], (240, 4, 5))).astype(np.uint8)
     np.savez(folder / "my.npz", image=image, label=label)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        one = ["--model.architecture=mlp", "--model.hidden=16", "--optimizer.learning_rate=0.01"]
+        one = ["--model.architecture=mlp", "--model.hidden=16", "--optimizer.learning_rate=0.01", "--train.ema_decay=0.9"]
         assert main(["train", "classifier", "--data.name=my.npz", "--workdir=run", *one, *TRAIN]) == 0
         assert main(["train", "vae", "--data.name=my.npz", "--workdir=vae", "--model.hidden=8", "--train.steps=1", *TRAIN[1:]]) == 0
     return folder
@@ -51,6 +51,11 @@ def test_the_function_on_the_unit_box_is_the_classifier_at_its_levels_bit_for_bi
         np.testing.assert_array_equal(found, wanted)
 
 
+def numbers(lines):
+    """What stands in the rows of a table; a dash is NaN."""
+    return [[float(word) for word in re.findall(r"(?:\d|nan)[\d.e-]*", line.replace(" - ", " nan "))] for line in lines]
+
+
 def test_the_table_and_the_picture_are_those_of_the_functions(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     capsys.readouterr()
@@ -64,9 +69,7 @@ def test_the_table_and_the_picture_are_those_of_the_functions(folder, capsys, mo
     table = attacks.robust_accuracy(attacks.on_unit_box(model), x, y, key, [0.05, 0.15], attack, levels=levels)
     words = f"attack      pgd, norm inf, 5 steps, 2 restarts: 20 test images, values in 0..1; rounded: to their {levels} levels"
     assert (err, lines[0]) == ("", words)
-    numbers = [[float(word) for word in re.findall(r"(?:\d|nan)[\d.e-]*", line.replace(" - ", " nan "))] for line in lines[2:5]]
-    wanted = [[row.eps, row.accuracy, row.standard_error, row.rounded, row.norm, row.queries] for row in table]
-    np.testing.assert_allclose(numbers, wanted, rtol=1e-3, atol=6e-5)
+    np.testing.assert_allclose(numbers(lines[2:5]), [row[:6] for row in table], rtol=1e-3, atol=6e-5)
     assert table[0].accuracy > table[2].accuracy <= table[1].accuracy and table[1].queries == 12
     assert table[0].accuracy == (np.asarray(model.predict(jnp.asarray(test.images[:20]))).argmax(1) == y).mean()
 
@@ -76,6 +79,45 @@ def test_the_table_and_the_picture_are_those_of_the_functions(folder, capsys, mo
     assert lines[5] == f"original | perturbation | adversarial, {words}"
     picture = np.asarray(Image.open("run/attack.png"))
     np.testing.assert_array_equal(picture, attacked.picture(x[rows], found.x_adv, attacks.on_unit_box(model), ("0", "1", "2")))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("deepfool --steps 20", "deepfool, norm 2, 20 steps"),
+        ("boundary --steps 30", "boundary, norm 2, 30 steps"),
+        ("nes --budget 505", "nes, norm inf, 505 queries"),
+        ("universal --norm 2 --steps 20", "universal, norm 2, 20 steps"),
+        ("fast_gradient", "fast_gradient, norm 2"),
+    ],
+)
+def test_every_family_is_its_function(folder, capsys, monkeypatch, words, said):
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    assert main(["attack", "run", "--eps", "0.3", "0.6", "--n=20", "--attack", *words.split()]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert err == "" and lines[0].startswith(f"attack      {said}: 20 test images")
+    model, train, test = jaxgen.load("run"), data.load("my.npz", "train"), data.load("my.npz", "test")
+    f, levels, key = attacks.on_unit_box(model), model.config.levels, jax.random.key(0)
+    (x, y), others = ((attacks.to_unit(part.images[:2000], levels), np.asarray(part.labels[:2000])) for part in (test, train))
+
+    def of_others(logits_fn, x, y, key, eps):
+        x_adv = jnp.clip(x + attacks.universal(f, *others, jax.random.key(0), eps, 2, steps=20), 0, 1)
+        size = jnp.sqrt(jnp.square(x_adv - x).sum((1, 2, 3)))
+        return attacks.Result(x_adv, f(x_adv).argmax(1) != y, size, size, jnp.ones(len(x), jnp.int32))
+
+    attack = {
+        "deepfool": partial(attacks.deepfool, steps=20),
+        "boundary": partial(attacks.boundary, steps=30),
+        "nes": partial(attacks.estimated, budget=505),
+        "universal": of_others,
+        "fast_gradient": attacks.fast_gradient,
+    }[words.split()[0]]
+    table = attacks.robust_accuracy(f, x[:20], y[:20], key, [0.3, 0.6], attack, levels=levels)
+    np.testing.assert_allclose(numbers(lines[2:5]), [row[:6] for row in table], rtol=1e-3, atol=6e-5)
+    smallest = words.startswith(("deepfool", "boundary"))
+    assert lines[5].startswith(f"original | perturbation | adversarial, {'the smallest found' if smallest else 'eps 0.3'}: the first 8 ")
 
 
 def test_the_pixels_of_the_picture(monkeypatch):
@@ -101,6 +143,12 @@ def test_the_pixels_of_the_picture(monkeypatch):
         ("run --eps -1", 2, r"--eps: wanted a number in 0\.\.1, since no two images of the box are farther apart, got -1\.0"),
         ("run --attack fgsm --norm 2", 2, "--norm: wanted none for fgsm, got 2"),
         ("run --attack fgsm --steps 3", 2, "--steps: wanted none for fgsm, got 3"),
+        ("run --attack deepfool --norm 2", 2, "--norm: wanted none for deepfool, got 2"),
+        ("run --attack nes --restarts 2", 2, "--restarts: wanted none for nes, got 2"),
+        ("run --budget 100", 2, "--budget: wanted none for pgd, got 100"),
+        ("run --attack nes --budget 90", 2, "--budget: wanted 102 or more queries, for one step, got 90"),
+        ("run --attack deepfool --eps 5", 2, r"--eps: wanted a number in 0\.\.4\.47214, since no two images of the box .*, got 5\.0"),
+        ("run --seed -1", 2, r"--seed: wanted an integer in 0\.\.2\*\*32-1, got -1"),
         ("run --steps 0", 2, "--steps: wanted a positive integer, got 0"),
         ("run --attack pgdd", 2, "--attack: .*did you mean pgd.*"),
         ("run --out x.jpg", 2, r"--out: wanted a file that ends with \.png, got x\.jpg"),

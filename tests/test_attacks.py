@@ -140,6 +140,24 @@ def test_the_multi_targeted_attack_meets_the_exact_robust_accuracy_of_a_linear_f
     assert abs(weak.rounded - weak.accuracy) < 0.05 and strong.norm <= eps * 1.00001
 
 
+def test_an_attack_without_eps_is_run_once_and_counts_up_to_each_eps(net):
+    logits_fn, _, x, y = net
+    runs = []
+
+    def counted(logits_fn, x, y, key):
+        runs.append(1)
+        return attacks.deepfool(logits_fn, x, y, key)
+
+    found = attacks.deepfool(logits_fn, x, y, KEY)
+    clean, *table = attacks.robust_accuracy(logits_fn, x, y, KEY, [0.1, 0.2, 0.4], counted)
+    assert len(runs) == 1
+    for row in table:
+        fooled = np.asarray(found.success & (found.norm <= row.eps))
+        np.testing.assert_array_equal(row.right, clean.right & ~fooled)
+        assert row.norm == pytest.approx(np.asarray(found.norm)[clean.right & fooled].mean()) or np.isnan(row.norm)
+    assert table[0].accuracy > table[2].accuracy
+
+
 @pytest.mark.parametrize("attack", [attacks.iterative_sign, attacks.pgd, partial(attacks.pgd, norm=2)])
 def test_logits_times_4_or_16_change_robust_accuracy_by_at_most_2_points(net, attack):
     logits_fn, _, x, y = net

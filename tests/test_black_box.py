@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from linear_softmax import perceptron
+from linear_softmax import linear, logits, perceptron
 
 from jaxgen import attacks
 from jaxgen.attacks import black_box
@@ -20,7 +20,7 @@ BASIS = np.linalg.qr(np.random.default_rng(0).normal(size=(16, 16)))[0][:5].asty
 @pytest.fixture(scope="module")
 def net():
     logits_fn, numbers = perceptron()
-    x = np.random.default_rng(2).uniform(0, 1, (40, 4, 4, 1)).astype(np.float32)
+    x = np.random.default_rng(2).uniform(0, 1, (64, 4, 4, 1)).astype(np.float32)
     return logits_fn, numbers, x, numbers(x).argmax(1).astype(np.int32)
 
 
@@ -46,16 +46,16 @@ def test_finite_differences_are_the_gradient_and_principal_directions_its_projec
         return jnp.square(logits_fn(x)[:, 0])
 
     keys = jax.random.split(KEY, len(x))
-    g = np.asarray(jax.grad(lambda x: value(x).sum())(jnp.asarray(x))).reshape(40, 16)
-    exact = attacks.estimate(value, jnp.asarray(x), keys, attacks.finite_differences, 1e-3).reshape(40, 16)
+    g = np.asarray(jax.grad(lambda x: value(x).sum())(jnp.asarray(x))).reshape(64, 16)
+    exact = attacks.estimate(value, jnp.asarray(x), keys, attacks.finite_differences, 1e-3).reshape(64, 16)
     smooth = np.abs(exact - g).max(1) < 0.02 * np.abs(g).max()  # a step over the kink of a relu changes the slope
     assert smooth.mean() > 0.9
     some = attacks.estimate(value, jnp.asarray(x), keys, partial(attacks.principal_directions, directions=jnp.asarray(BASIS)), 1e-3)
-    np.testing.assert_allclose(some.reshape(40, 16)[smooth], (np.asarray(exact) @ BASIS.T @ BASIS)[smooth], atol=0.03 * np.abs(g).max())
+    np.testing.assert_allclose(some.reshape(64, 16)[smooth], (np.asarray(exact) @ BASIS.T @ BASIS)[smooth], atol=0.03 * np.abs(g).max())
 
 
 @pytest.mark.parametrize("directions", [attacks.nes, attacks.finite_differences])
-def test_a_batch_gives_what_single_images_give_and_budgets_hold(net, directions):
+def test_a_batch_of_64_gives_what_64_single_images_give_and_budgets_hold(net, directions):
     logits_fn, numbers, x, y = net
     keys = jax.random.split(KEY, len(x))
 
@@ -88,15 +88,28 @@ def test_the_boundary_attack_sees_decisions_only_and_comes_near(net):
     best = jax.jit(lambda x, y: attacks.deepfool(logits_fn, x, y, KEY))(x, y)
     x_adv, success = np.asarray(found.x_adv), np.asarray(found.success)
     assert success.all() and (x_adv >= 0).all() and (x_adv <= 1).all()
-    z, rows = numbers(x_adv), np.arange(40)
+    z, rows = numbers(x_adv), np.arange(64)
     others = np.where(np.arange(5) == y[:, None], -np.inf, z).max(1)
     assert (z[rows, y] - others < 1e-5).all()  # misclassified, but for rounding: the images are at the very boundary
-    np.testing.assert_allclose(found.norm, np.linalg.norm((x_adv - x).reshape(40, -1), axis=1), rtol=1e-4)
+    np.testing.assert_allclose(found.norm, np.linalg.norm((x_adv - x).reshape(64, -1), axis=1), rtol=1e-4)
     begun, ended = (np.median(np.asarray(result.norm) / np.asarray(best.norm)) for result in (start, found))
     assert 0.95 < ended < 1.6 and ended < 0.5 * begun
     wrong = attacks.boundary(decides, x, (y + 1) % 5, KEY, steps=1)
     np.testing.assert_array_equal(wrong.x_adv, x)
     assert wrong.success.all() and (np.asarray(wrong.queries) == 1).all()
+
+
+def test_the_boundary_attack_ends_at_the_nearest_point_of_a_linear_boundary():
+    """Of two linear classes the boundary is a plane, whose distance is known."""
+    logits_fn, weights, bias, x, _ = linear(n=40)
+    z = logits(weights[:2], bias[:2], x)
+    y, w = z.argmax(1).astype(np.int32), weights[1] - weights[0]
+    exact = np.abs(z[:, 0] - z[:, 1]) / np.linalg.norm(w)
+    nearest = x - ((z[:, 1] - z[:, 0]) / (w @ w))[:, None, None, None] * w.reshape(1, 4, 4, 1)
+    inside = ((nearest >= 0) & (nearest <= 1)).all((1, 2, 3))
+    found = jax.jit(lambda x, y: attacks.boundary(lambda x: logits_fn(x)[:, :2], x, y, KEY))(x, y)
+    ratio = np.asarray(found.norm)[inside] / exact[inside]
+    assert inside.sum() > 20 and (ratio >= 1 - 1e-4).all() and np.median(ratio) < 1.05, np.quantile(ratio, [0.5, 0.9, 1])
 
 
 def test_transfer_is_judged_by_the_other_function(net):

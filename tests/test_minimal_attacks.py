@@ -60,7 +60,7 @@ def test_the_box_is_respected_and_success_is_that_of_numpy(found):
 def test_the_penalised_form_ends_where_more_loss_costs_as_much_change():
     """2 weight d = grad m, with the gradient of the log-ratio of a linear function by hand, and the success that numpy sees."""
     logits_fn, weights, bias, x, y = linear(n=40)
-    found = jax.jit(lambda x, y: attacks.penalised(logits_fn, x, y, KEY, 8.0, steps=300, rate=0.02))(x, y)
+    found = jax.jit(lambda x, y: attacks.penalised(logits_fn, x, y, KEY, weight=8.0, steps=300, rate=0.02))(x, y)
     x_adv = np.asarray(found.x_adv, np.float64)
     z = logits(weights, bias, x_adv)
     p = np.exp(z - z.max(1, keepdims=True))
@@ -71,7 +71,7 @@ def test_the_penalised_form_ends_where_more_loss_costs_as_much_change():
     assert free.mean() > 0.8 and (x_adv >= 0).all() and (x_adv <= 1).all()
     np.testing.assert_array_equal(found.success, z.argmax(1) != y)
     np.testing.assert_allclose(found.loss, np.log(p.sum(1)) - (z - z.max(1, keepdims=True))[np.arange(40), y], rtol=1e-3, atol=1e-3)
-    dearer = attacks.penalised(logits_fn, x, y, KEY, 80.0, steps=300)
+    dearer = attacks.penalised(logits_fn, x, y, KEY, weight=80.0, steps=300)
     assert (np.asarray(dearer.norm) < np.asarray(found.norm)).all() and not dearer.success.all()
 
 

@@ -35,7 +35,7 @@ SEGMENT = 12
 
 
 def penalised(
-    logits_fn: LogitsFn, x, y, key, weight: Any = 1.0, *, steps: int = 200, rate: float = 0.01, targeted: bool = False, box: Box = BOX
+    logits_fn: LogitsFn, x, y, key, *, weight: Any = 1.0, steps: int = 200, rate: float = 0.01, targeted: bool = False, box: Box = BOX
 ) -> Result:
     """Adam with this rate, falling to 0, on the log-ratio minus weight |d|^2, each step clipped to the box. queries: steps + 1.
 

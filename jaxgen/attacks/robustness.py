@@ -1,10 +1,11 @@
 """How often a function is right under attack: clean and robust accuracy, with what the attack needed.
 
-An image counts as robust where the function is right on x itself and the attack did not succeed. For an attack that looks for the smallest
-perturbation (minimal.py) it is robust against eps where none of norm at most eps was found. `rounded`: images are saved as integers, so
+An image counts as robust where the function is right on x itself and the attack did not succeed. An attack that looks for the smallest
+perturbation (minimal.py) takes no eps and is run once: there an image is robust against eps where none of norm at most eps was found. `rounded`: images are saved as integers, so
 x_adv is also judged after every value went to the nearest of the levels; the norm may then be larger by half a level.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import Any, NamedTuple
@@ -46,7 +47,8 @@ def robust_accuracy(
 ) -> list[Robustness]:
     """The clean accuracy, then that for each eps, in this order.
 
-    attack: (logits_fn, x, y, key, eps) -> Result, for example functools.partial(pgd, steps=100). levels: L of the images, for `rounded`.
+    attack: (logits_fn, x, y, key, eps) -> Result, for example functools.partial(pgd, steps=100), or without eps, for example deepfool.
+    levels: L of the images, for `rounded`.
     """
     x, y, keys = check_inputs(logits_fn, x, y, key, box)
     for one in eps:
@@ -60,20 +62,31 @@ def robust_accuracy(
         return function(x).argmax(axis=1) == y
 
     @jax.jit
-    def run(function, x, y, keys, eps):
-        found = attack(function, x, y, keys, eps)
+    def run(function, x, y, keys, *eps):
+        found = attack(function, x, y, keys, *eps)
         rounded = found.x_adv if levels is None else to_level(found.x_adv, levels)
         return found, function(rounded).argmax(axis=1) == y
 
     clean = _in_batches(lambda rows: judge(function, x[rows], y[rows]), len(x), batch_size)
     result = [_summary(0.0, clean, None if levels is None else clean, np.zeros(0), np.ones(len(x)))]
-    for one in eps:
-        found, holds = _in_batches(lambda rows, one=one: run(function, x[rows], y[rows], keys[rows], jnp.float32(one)), len(x), batch_size)
+    largest = [(jnp.float32(one),) for one in eps] if takes_eps(attack) else [()] * len(eps)
+    for i, one in enumerate(eps):
+        if i == 0 or largest[i]:
+            found, holds = _in_batches(lambda rows, i=i: run(function, x[rows], y[rows], keys[rows], *largest[i]), len(x), batch_size)
         within = found.norm <= one * (1 + 1e-5) + 1e-7
         fooled = found.success & within
         rounded = None if levels is None else clean & (holds | ~within)
         result.append(_summary(one, clean & ~fooled, rounded, found.norm[clean & fooled], found.queries))
     return result
+
+
+def takes_eps(attack: Callable[..., Result]) -> bool:
+    """Whether an attack has a place for eps after (logits_fn, x, y, key)."""
+    try:
+        inspect.signature(attack).bind(*range(5))
+    except TypeError:
+        return False
+    return True
 
 
 def _in_batches(work: Callable[[Any], Any], n: int, size: int) -> Any:

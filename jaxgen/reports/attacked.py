@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import attacks
-from jaxgen.attacks.inputs import BOX, check_ball, row_keys
+from jaxgen.attacks.balls import norms
+from jaxgen.attacks.inputs import BOX, check_ball, hit, row_keys
+from jaxgen.attacks.robustness import takes_eps
 from jaxgen.data import Dataset
 from jaxgen.data.class_names import names_of
 from jaxgen.errors import ConfigError
@@ -20,13 +22,16 @@ from jaxgen.sharding import announce
 
 SHOWN = 8
 """Images in the picture."""
+MADE_OF = 2000
+"""Images of the training split that a universal perturbation is made of."""
 NORMS = {"inf": inf, "2": 2, "1": 1}
+WORDS = {"steps": "steps", "restarts": "restarts", "budget": "queries"}
 COLUMNS = 6
 """Images in a row of the picture: two times original, perturbation, adversarial."""
 
 
-def print_attack(model, options, dataset: Dataset, out) -> None:
-    """Prints the table of `commands.Attack` for the first images of a set, and writes the picture to `out`.
+def print_attack(model, options, read: Callable[[str], Dataset], out) -> None:
+    """Prints the table of `commands.Attack` for the first images of a split, and writes the picture to `out`.
 
     ConfigError for a model that is no classifier of images, an option that the attack does not take, or an eps beyond the box.
     """
@@ -34,15 +39,15 @@ def print_attack(model, options, dataset: Dataset, out) -> None:
         logits_fn = attacks.on_unit_box(model)
     except ConfigError as error:
         raise ConfigError("RUN", error.wanted.removesuffix(" with a method `relaxed` of real pixel values"), error.got) from None
-    attack, said = chosen(options)
-    levels = model.config.features["image"].levels
-    columns = dataset.source.read(np.arange(min(options.n or len(dataset), len(dataset))))
-    x, y, key = attacks.to_unit(columns["image"], levels), jnp.asarray(columns["label"], jnp.int32), jax.random.key(options.seed)
+    levels, key = model.config.features["image"].levels, jax.random.key(options.seed)
+    attack, norm, said = chosen(options, lambda: (*first(read("train"), MADE_OF, levels), key))
+    dataset = read(options.split)
+    x, y = first(dataset, options.n or len(dataset), levels)
     if not options.eps:
         raise ConfigError("--eps", "one or more numbers", "none")
     for eps in options.eps:
         try:
-            check_ball(eps, NORMS[options.norm], x, BOX)
+            check_ball(eps, NORMS[norm], x, BOX)
         except ConfigError as error:
             raise ConfigError("--eps", error.wanted, error.got) from None
     table = attacks.robust_accuracy(logits_fn, x, y, key, options.eps, attack, levels=levels)
@@ -56,26 +61,49 @@ def print_attack(model, options, dataset: Dataset, out) -> None:
     if not len(rows):
         announce("no picture: the network is right on none of the images")
         return
-    found = jax.jit(attack)(logits_fn, x[rows], y[rows], row_keys(key, len(x))[rows], jnp.float32(options.eps[0]))
+    within = (jnp.float32(options.eps[0]),) if takes_eps(attack) else ()
+    found = jax.jit(attack)(logits_fn, x[rows], y[rows], row_keys(key, len(x))[rows], *within)
     names = names_of(dataset.features) or tuple(map(str, range(model.config.features["label"].classes)))
     write_file(out, figures.png(picture(x[rows], found.x_adv, logits_fn, names)))
-    fooled = int(np.sum(np.asarray(found.success)))
-    which = f"the first {len(rows)} that it is right on, {fooled} fooled"
-    announce(f"original | perturbation | adversarial, eps {options.eps[0]:g}: {which}: {out}")
+    which = f"the first {len(rows)} that it is right on, {int(np.sum(np.asarray(found.success)))} fooled"
+    announce(f"original | perturbation | adversarial, {f'eps {options.eps[0]:g}' if within else 'the smallest found'}: {which}: {out}")
 
 
-def chosen(options) -> tuple[Callable[..., attacks.Result], str]:
-    """The attack with its options, and both in words; ConfigError for an option that it does not take."""
-    attack = getattr(attacks, options.attack)
+def first(dataset: Dataset, n: int, levels: int):
+    """(x, y) of the first n examples, x in 0..1."""
+    columns = dataset.source.read(np.arange(min(n, len(dataset))))
+    return attacks.to_unit(columns["image"], levels), jnp.asarray(columns["label"], jnp.int32)
+
+
+def chosen(options, others: Callable[[], tuple]) -> tuple[Callable[..., attacks.Result], str, str]:
+    """The attack with its options, its norm, and all in words; ConfigError for an option that it does not take.
+
+    others: gives images, classes and a key, of which a universal perturbation is made.
+    """
+    attack = {
+        "nes": partial(attacks.estimated, directions=attacks.nes),
+        "spsa": partial(attacks.estimated, directions=attacks.spsa),
+        "universal": partial(universal, others),
+    }.get(options.attack) or getattr(attacks, options.attack)
     takes = inspect.signature(attack).parameters
-    given = {name: getattr(options, name) for name in ("steps", "restarts") if getattr(options, name) is not None}
-    if options.norm != "inf" or "norm" in takes:
-        given["norm"] = NORMS[options.norm]
-    for name in given:
+    given = {name: getattr(options, name) for name in ("norm", *WORDS) if getattr(options, name) is not None}
+    for name, value in given.items():
         if name not in takes:
-            raise ConfigError(f"--{name}", f"none for {options.attack}", getattr(options, name))
-    words = [f"norm {options.norm}", *(f"{given.get(name, takes[name].default)} {name}" for name in ("steps", "restarts") if name in takes)]
-    return partial(attack, **given), f"{options.attack}, {', '.join(words)}"
+            raise ConfigError(f"--{name}", f"none for {options.attack}", value)
+    norm = given.get("norm") or ("inf" if takes_eps(attack) else "2")
+    if "norm" in takes:
+        norm = given.setdefault("norm", next(name for name, value in NORMS.items() if value == takes["norm"].default))
+        given["norm"] = NORMS[norm]
+    words = [f"norm {norm}", *(f"{given.get(name, takes[name].default)} {word}" for name, word in WORDS.items() if name in takes)]
+    return partial(attack, **given), norm, f"{options.attack}, {', '.join(words)}"
+
+
+def universal(others: Callable[[], tuple], logits_fn, x, y, key, eps, norm: float = inf, *, steps: int = 200) -> attacks.Result:
+    """x with the one perturbation that is made of the other images: one query of each image."""
+    v = attacks.universal(logits_fn, *others(), eps, norm, steps=steps)
+    x_adv = jnp.clip(x + v, *BOX)
+    logits = logits_fn(x_adv)
+    return attacks.Result(x_adv, hit(logits, y, False), norms(x_adv - x, norm), attacks.log_ratio(logits, y), jnp.ones(len(x), jnp.int32))
 
 
 def picture(x, x_adv, logits_fn, names: tuple[str, ...]) -> np.ndarray:
