@@ -81,7 +81,9 @@ def figure(found: dict[str, np.ndarray], white: float, eps: float, budget: int, 
     picture = Figure(figsize=(6, 3.6), dpi=90, layout="constrained")
     axes = picture.subplots()
     for name, queries in found.items():
-        axes.step([*np.sort(queries[np.isfinite(queries)]), budget], [*np.arange(1, np.isfinite(queries).sum() + 1), np.isfinite(queries).sum()] / np.float64(len(queries)), where="post", label=name, lw=1.3)
+        asked = np.sort(queries[np.isfinite(queries)])
+        shares = np.arange(1, len(asked) + 1) / len(queries)
+        axes.step([*asked, budget], [*shares, len(asked) / len(queries)], where="post", label=name, lw=1.3)
     axes.axhline(white, color="black", lw=0.8, ls=":", label="pgd, with gradients")
     axes.set(xlabel="queries of an image", ylabel=f"share fooled, eps {eps:g}", xscale="log", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
@@ -92,12 +94,15 @@ def figure(found: dict[str, np.ndarray], white: float, eps: float, budget: int, 
 
 def new_images(logits_fn, x, y, train_x, train_y) -> None:
     """Universal perturbations, patches and a network that attacks, made of training images."""
-    for norm, eps in ((inf, 0.1), (inf, 0.2), (2, x[0].size**0.5 / 8)):
+    for norm, eps in ((inf, 0.1), (inf, 0.2), (2, x[0].size ** 0.5 / 8)):
         search = jax.jit(lambda f, x, y, eps=eps, norm=norm: attacks.universal(f, x, y, KEY, eps, norm))
         v = search(logits_fn, train_x, train_y)
         shares = [float((logits_fn(jnp.clip(part + v, 0, 1)).argmax(1) != label).mean()) for part, label in ((train_x, train_y), (x, y))]
-        print(f"universal, norm {norm}, eps {eps}: fools {shares[0]:.3f} of the training images, {shares[1]:.3f} of the test images", flush=True)
-    for size in (x.shape[1] // 4, x.shape[1] // 2):
+        print(
+            f"universal, norm {norm}, eps {eps}: fools {shares[0]:.3f} of the training images, {shares[1]:.3f} of the test images",
+            flush=True,
+        )
+    for size in (x.shape[1] // 4, x.shape[1] // 2, 3 * x.shape[1] // 4):
         square = jax.jit(lambda f, x, size=size: attacks.patch(f, x, 8, KEY, size))(logits_fn, train_x)
         shown = attacks.pasted(x, square, jax.random.split(jax.random.key(1), len(x)))
         shares = [float((logits_fn(images).argmax(1) == 8)[y != 8].mean()) for images in (x, shown)]
@@ -109,7 +114,9 @@ def new_images(logits_fn, x, y, train_x, train_y) -> None:
         by = [attacks.by_net(net, logits_fn, *part, KEY) for part in ((train_x, train_y), (x, y))]
         by.append(attacks.pgd(logits_fn, x, y, KEY, eps))
         own, test, pgd = (float(result.success.mean()) for result in by)
-        print(f"a network, eps {eps}: {own:.3f} of its training images misclassified, {test:.3f} of test images (pgd {pgd:.3f})", flush=True)
+        print(
+            f"a network, eps {eps}: {own:.3f} of its training images misclassified, {test:.3f} of test images (pgd {pgd:.3f})", flush=True
+        )
 
 
 def new_views(logits_fn, x, y, eps: float = 0.2) -> None:

@@ -162,9 +162,7 @@ def test_an_attack_without_eps_is_run_once_and_counts_up_to_each_eps(net):
 def test_logits_times_4_or_16_change_robust_accuracy_by_at_most_2_points(net, attack):
     logits_fn, _, x, y = net
     eps = [0.05, 0.3][getattr(attack, "keywords", {}).get("norm") == 2]
-    found = [
-        attacks.robust_accuracy(lambda x, t=t: t * logits_fn(x), x, y, KEY, [eps], attack)[1].accuracy for t in (20.0, 80.0, 320.0)
-    ]
+    found = [attacks.robust_accuracy(lambda x, t=t: t * logits_fn(x), x, y, KEY, [eps], attack)[1].accuracy for t in (20.0, 80.0, 320.0)]
     assert 0.05 < found[0] < 0.85 and max(found) - min(found) <= 0.026  # one image of 40
 
 

@@ -74,8 +74,9 @@ PARAMETERS = {
     "vqvae_digits": (169_121, 169_121),
 }
 NO_SINGLE_RUN = {  # scripts of another form
-    "attacks_digits",
+    "attacks_curves",
     "attacks_pictures",
+    "attacks_unseen",
     "autoregression_sunspots",
     "code_prior_speed",
     "compare_autoregressive",

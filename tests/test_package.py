@@ -244,7 +244,7 @@ def test_experiments_import_only_the_public_surface(script):
     parts |= {"sampler_steps": {"denoising"}, "completions": {"denoising"}, "compare_gans": {"sharding"}}
     parts |= {"gan_pictures": {"reports", "runs"}, "autoregression_sunspots": {"runs"}}
     parts |= {"stack_gru_smiles": {"measures", "reinforcement", "runs"}}
-    parts |= dict.fromkeys(("attacks_digits", "attacks_pictures"), {"attacks"})
+    parts |= dict.fromkeys(("attacks_curves", "attacks_pictures", "attacks_unseen"), {"attacks"})
     measures = parts.get(script.stem, set())  # what is timed, compared or drawn
     first = {"processes"} if script.name == "__init__.py" else set()  # what runs before any script
     assert dependencies(script) <= {"cli", "models", "data", "stages", "training", "experiment", "evaluation"} | measures | first, script

@@ -5,7 +5,7 @@
                                                                                             Shafahi et al. 2020
     eot            pgd on the mean over draws t of J(t(x + d)): images that fool after any transformation, as a camera sees them
                                                                                             Athalye et al. 2018
-    patch          a square of free values, pasted at random places of many images, for which every image is taken for a target
+    patch          a square of free values, pasted at random places of many images, for which many are taken for a target
                                                                                             Brown et al. 2017, "Adversarial Patch"
 
 m is the log-ratio (losses.py). The cap keeps images that are fooled from drawing v further. A transformation is a function
@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from jaxgen.attacks import balls
 from jaxgen.attacks.gradient import Loss, climb
 from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_inputs, fold, hit, random_rows
-from jaxgen.attacks.losses import log_ratio
+from jaxgen.attacks.losses import cross_entropy, log_ratio
 from jaxgen.errors import ConfigError
 
 Transformation = Callable[[Any, Any], Any]
@@ -187,7 +187,8 @@ def patch(
 ) -> Float[Array, "size size C"]:
     """A square of size x size values in [0, 1] for which images are taken for the class `target` wherever it is pasted (`pasted`).
 
-    By sign steps that fall from `rate` to 0 on the mean log-ratio. transformation: of the patch before it is pasted.
+    By sign steps that fall from `rate` to 0 on the logarithm of the batch's mean probability of the target, which does not underflow. The
+    mean of log p, as of Brown et al., is decided by images that no patch at that place turns. transformation: of the patch before it is pasted.
     """
     x, _, _ = check_inputs(logits_fn, x, jnp.full(x.shape[:1], target), key)
     if not 1 <= size <= min(x.shape[1:3]):
@@ -200,7 +201,7 @@ def patch(
         def mean(square):
             seen = square if transformation is None else transformation(square, of_views)
             logits = logits_fn(pasted(x[rows], seen, jax.random.split(of_places, len(rows))))
-            return log_ratio(logits, jnp.full(rows.shape, target)).mean()
+            return -jax.nn.logsumexp(-cross_entropy(logits, jnp.full(rows.shape, target)))
 
         return jnp.clip(square - rate * (1 - number / steps) * jnp.sign(jax.grad(mean)(square)), 0, 1), None
 

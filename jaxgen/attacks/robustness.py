@@ -1,8 +1,9 @@
 """How often a function is right under attack: clean and robust accuracy, with what the attack needed.
 
 An image counts as robust where the function is right on x itself and the attack did not succeed. An attack that looks for the smallest
-perturbation (minimal.py) takes no eps and is run once: there an image is robust against eps where none of norm at most eps was found. `rounded`: images are saved as integers, so
-x_adv is also judged after every value went to the nearest of the levels; the norm may then be larger by half a level.
+perturbation (minimal.py) takes no eps and is run once: there an image is robust against eps where none of norm at most eps was found.
+`rounded`: images are saved as integers, so x_adv is also judged after every value went to the nearest of the levels; the norm may then be
+larger by half a level.
 """
 
 import inspect
