@@ -83,9 +83,9 @@ def project(x_adv: Images, x: Images, eps: float | Float[Array, ""], norm: float
 
 def steepest(g: Images, norm: float, x: Images, box: tuple[float, float] = BOX) -> Images:
     """The direction of norm 1 for the gradient g at the image x; 0 where g is. Any positive multiple of g gives the same."""
-    g = g / each(jnp.maximum(norms(g, inf), jnp.finfo(g.dtype).tiny), g)  # squares of tiny gradients would be 0
     if norm == inf:
         return jnp.sign(g)
+    g = g / each(jnp.maximum(norms(g, inf), jnp.finfo(g.dtype).tiny), g)  # squares of tiny gradients would be 0
     if norm == 2:
         return g / each(jnp.maximum(norms(g, 2), 1), g)  # at least 1, unless g is 0
     free = jnp.where((x <= box[0]) & (g < 0) | (x >= box[1]) & (g > 0), 0, g).reshape(g.shape[0], -1)

@@ -198,9 +198,9 @@ def _path(evaluate, x, start, keys, eps, norm, steps, step_size, optimizer, keep
     """One way from `start`, in a loop of one compiled step."""
 
     def seen(point, number):
-        """The result at this image, with the gradient there."""
+        """The result at this image, its norm left for the end, with the gradient there."""
         loss, success, g = evaluate(point, fold(keys, number))
-        return Result(point, success, balls.norms(point - x, norm), loss, jnp.full(loss.shape, cost, jnp.int32)), g
+        return Result(point, success, jnp.zeros_like(loss), loss, jnp.full(loss.shape, cost, jnp.int32)), g
 
     def step(carry, number):
         point, state, best = carry
@@ -223,7 +223,8 @@ def _path(evaluate, x, start, keys, eps, norm, steps, step_size, optimizer, keep
     (point, _, best), _ = jax.lax.scan(step, (start, state, none), jnp.arange(steps))
     last, _ = seen(point, steps)  # its gradient is not used, so that compiling leaves it out
     stays = best.success & (keep == "first")
-    return _kept(last._replace(queries=jnp.where(stays, 0, last.queries)), best, keep, stays)
+    found = _kept(last._replace(queries=jnp.where(stays, 0, last.queries)), best, keep, stays)
+    return found._replace(norm=balls.norms(found.x_adv - x, norm))
 
 
 def _kept(now: Result, best: Result, keep: Keep, stays: Bool[Array, " B"]) -> Result:

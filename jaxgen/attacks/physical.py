@@ -188,7 +188,8 @@ def patch(
     """A square of size x size values in [0, 1] for which images are taken for the class `target` wherever it is pasted (`pasted`).
 
     By sign steps that fall from `rate` to 0 on the logarithm of the batch's mean probability of the target, which does not underflow. The
-    mean of log p, as of Brown et al., is decided by images that no patch at that place turns. transformation: of the patch before it is pasted.
+    mean of log p, as of Brown et al., is decided by images that no patch at that place turns. transformation: of the patch before it is
+    pasted.
     """
     x, _, _ = check_inputs(logits_fn, x, jnp.full(x.shape[:1], target), key)
     if not 1 <= size <= min(x.shape[1:3]):
