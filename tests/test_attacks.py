@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.tree_util import Partial
 from linear_softmax import distances, linear, logits, perceptron
 from scipy.optimize import minimize
@@ -269,6 +270,12 @@ def test_an_ensemble_has_the_mean_probabilities_and_fools_each_of_its_functions(
 # --- Bad input ---------------------------------------------------------------------------------------------------------------------------
 
 
+def in_training(layer):
+    """A network in training mode."""
+    net = nnx.Sequential(nnx.Linear(16, 16, rngs=nnx.Rngs(1)), layer)
+    return lambda x: net(x.reshape(x.shape[0], -1))
+
+
 def noisy(logits_fn):
     draws = np.random.default_rng(0)
     return lambda x: logits_fn(x) + jnp.float32(draws.normal())
@@ -297,7 +304,19 @@ def noisy(logits_fn):
         ({"key": 0}, r"key: wanted a key such as jax\.random\.key\(0\)"),
         ({"key": jax.random.split(KEY, 3)}, "key: wanted one key, or 2"),
         ({"step_size": 0.001}, r"step_size: wanted 2 eps / steps = 0\.005 or more"),
-        ({"steps": 0}, "steps, restarts: wanted 1 or more"),
+        ({"logits_fn": None}, "logits_fn: wanted a function from images to logits, got None"),
+        (
+            {"logits_fn": lambda x: np.asarray(x).reshape(2, -1)},
+            r"logits_fn: wanted a function of jax arrays, with jax\.numpy inside, got one",
+        ),
+        ({"logits_fn": in_training(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))}, "logits_fn: wanted the same logits for the same images"),
+        (
+            {"logits_fn": in_training(nnx.BatchNorm(16, rngs=nnx.Rngs(0)))},
+            r"logits_fn: wanted a function that changes nothing, .* model\.eval",
+        ),
+        ({"keep": "firts"}, "keep: wanted best, last, first, got 'firts'"),
+        ({"steps": 2.5}, r"steps, restarts: wanted integers, 1 or more, got 2\.5, 1"),
+        ({"steps": 0}, "steps, restarts: wanted integers, 1 or more"),
         ({"box": (1.0, 0.0)}, "box: wanted two finite numbers"),
     ],
 )
@@ -306,6 +325,12 @@ def test_bad_input_is_one_clear_line(unchecked, change, said):
     with pytest.raises(ConfigError, match=said) as error:
         attacks.pgd(**given | change)
     assert "\n" not in str(error.value)
+
+
+def test_one_eps_where_many_are_wanted_is_one_line(net):
+    logits_fn, _, x, y = net
+    with pytest.raises(ConfigError, match=r"eps: wanted a sequence of numbers, got 0\.1; eps=\[0\.1\]"):
+        attacks.robust_accuracy(logits_fn, x, y, KEY, 0.1, attacks.fgsm)
 
 
 # --- Foolbox -----------------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from linear_softmax import linear, perceptron
 from scipy.ndimage import affine_transform
 
@@ -124,6 +125,20 @@ def test_audit_names_what_hides_gradients_and_nothing_else(net, change, named):
     if named != {"batch_dependence"}:
         assert {warning.split()[0] for warning in found.warnings} <= named | ({"batch_dependence"} if named == {"random"} else set())
     assert all(len(warning) < 140 for warning in found.warnings)
+
+
+def test_audit_names_a_network_in_training_mode_and_numbers_that_are_none(net):
+    """Flax's layers change their state when they are asked, so nothing has gradients there."""
+    _, _, x, _ = net
+    y = np.zeros(60, np.int32)
+    for layer, named in ((nnx.Dropout(0.5, rngs=nnx.Rngs(0)), "random"), (nnx.BatchNorm(16, rngs=nnx.Rngs(0)), "batch_dependence")):
+        body = nnx.Sequential(nnx.Linear(16, 16, rngs=nnx.Rngs(1)), layer)
+        found = attacks.audit(lambda x, body=body: body(x.reshape(x.shape[0], -1)), x[:60], y)
+        assert named in {warning.split()[0] for warning in found.warnings} and np.isnan(found.zero_gradients)
+    with pytest.raises(ConfigError, match="logits_fn: wanted finite logits"):
+        attacks.audit(lambda x: x.reshape(x.shape[0], -1) * np.nan, x[:60], y)
+    with pytest.raises(ConfigError, match=r"y: wanted classes in 0\.\.15, got 16"):
+        attacks.audit(lambda x: x.reshape(x.shape[0], -1), x[:60], y + 16)
 
 
 def test_the_linear_function_has_no_finding():

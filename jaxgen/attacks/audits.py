@@ -9,8 +9,9 @@
     noise_better       robust accuracy by pgd minus that by as many random images of the ball; positive: masked gradients
     unbounded          accuracy under pgd with the largest eps, where every image can become any other; above 0: masked gradients
 
-The last three, NaN where answers are random, are tests of Athalye et al. (2018, "Obfuscated Gradients Give a False Sense of Security",
-section 3.1) and Carlini et al. (2019, "On Evaluating Adversarial Robustness"). None of them proves robustness.
+All but `random` and `batch_dependence` are NaN where answers are random or the function changes a state of its own. The last three are
+tests of Athalye et al. (2018, "Obfuscated Gradients Give a False Sense of Security", section 3.1) and Carlini et al. (2019, "On Evaluating
+Adversarial Robustness"). None of them proves robustness.
 """
 
 from math import inf
@@ -20,10 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.errors import TraceContextError
 
 from jaxgen.attacks import balls
 from jaxgen.attacks.gradient import fgsm, pgd
-from jaxgen.attacks.inputs import LogitsFn, check_images, fold, hit, row_keys
+from jaxgen.attacks.inputs import LogitsFn, check_classes, check_images, fold, hit, row_keys
 from jaxgen.attacks.losses import log_ratio
 from jaxgen.errors import ConfigError
 
@@ -46,11 +48,12 @@ def audit(logits_fn: LogitsFn, x, y, key=None, eps: float = 0.1, *, steps: int =
 
     ConfigError as of any attack, except that a function that answers at random is a finding here.
     """
-    x, y = check_images(x), jnp.asarray(y, jnp.int32)
-    if y.shape != x.shape[:1]:
-        raise ConfigError("y", f"shape [{x.shape[0]}]", list(y.shape))
+    x = check_images(x)
     keys = row_keys(jax.random.key(0) if key is None else key, len(x))
     first, second = np.asarray(logits_fn(x)), np.asarray(logits_fn(x))
+    if first.ndim != 2 or not np.isfinite(first).all():
+        raise ConfigError("logits_fn", "finite logits [B, K]", f"shape {list(first.shape)}" if first.ndim != 2 else "NaN or infinity")
+    y = check_classes(y, len(x), first.shape[1])
     spread = max(float(first.std()), 1e-12)
     alone = np.concatenate([np.asarray(logits_fn(x[i : i + 1])) for i in range(min(8, len(x)))])
     random, batch = float(np.abs(first - second).max()), float(np.abs(alone - first[: len(alone)]).max()) / spread
@@ -59,32 +62,30 @@ def audit(logits_fn: LogitsFn, x, y, key=None, eps: float = 0.1, *, steps: int =
         g = jax.grad(lambda x: loss(logits_fn(x), y).sum())(x)
         return np.asarray((balls.norms(g, inf) == 0) | ~jnp.isfinite(balls.norms(g, inf)))
 
-    zero, usual = share_zero(log_ratio), share_zero(optax.softmax_cross_entropy_with_integer_labels)
-    right = first.argmax(axis=1) == np.asarray(y)
-    accuracy = {}
-    if random == 0:
-        for name, found in {
-            "pgd": pgd(logits_fn, x, y, keys, eps, steps=steps).success,
-            "one": fgsm(logits_fn, x, y, keys, eps).success,
-            "noise": _noise(logits_fn, x, y, keys, eps, steps),
-            "all": pgd(logits_fn, x, y, keys, 1.0, steps=steps).success,
-        }.items():
-            accuracy[name] = float((right & ~np.asarray(found)).mean())
     nan = float("nan")
-    numbers = {
-        "zero_gradients": float(zero.mean()),
-        "lost_gradients": float((usual & ~zero).mean()),
-        "random": random,
-        "batch_dependence": batch,
-        "one_step_better": accuracy["pgd"] - accuracy["one"] if accuracy else nan,
-        "noise_better": accuracy["pgd"] - accuracy["noise"] if accuracy else nan,
-        "unbounded": accuracy.get("all", nan),
-    }
+    numbers = {"random": random, "batch_dependence": batch} | dict.fromkeys(FOLLOWED, nan)
+    if random == 0 and not _changes(logits_fn, x):
+        zero, usual = share_zero(log_ratio), share_zero(optax.softmax_cross_entropy_with_integer_labels)
+        right = first.argmax(axis=1) == np.asarray(y)
+
+        def accuracy(success) -> float:
+            return float((right & ~np.asarray(success)).mean())
+
+        by_pgd = accuracy(pgd(logits_fn, x, y, keys, eps, steps=steps).success)
+        numbers |= {
+            "zero_gradients": float(zero.mean()),
+            "lost_gradients": float((usual & ~zero).mean()),
+            "one_step_better": by_pgd - accuracy(fgsm(logits_fn, x, y, keys, eps).success),
+            "noise_better": by_pgd - accuracy(_noise(logits_fn, x, y, keys, eps, steps)),
+            "unbounded": accuracy(pgd(logits_fn, x, y, keys, 1.0, steps=steps).success),
+        }
     limits = dict.fromkeys(numbers, tolerance) | {"random": 0.0, "batch_dependence": 1e-3, "zero_gradients": 0.0, "lost_gradients": 0.0}
     said = tuple(f"{name} {value:.3g}: {SENTENCES[name]}" for name, value in numbers.items() if value > limits[name])
     return Audit(**numbers, warnings=said)
 
 
+FOLLOWED = ("zero_gradients", "lost_gradients", "one_step_better", "noise_better", "unbounded")
+"""What needs gradients, or attacks."""
 SENTENCES = {
     "zero_gradients": "no gradient at this share of images, so attacks that follow it stand still; ask a black-box attack",
     "lost_gradients": "the usual cross entropy has no gradient at this share of images, which saturate; attacks here follow the log-ratio",
@@ -94,6 +95,15 @@ SENTENCES = {
     "noise_better": "random images of the ball fool more than the gradient does, so gradients are masked",
     "unbounded": "images that may become any other still count as robust, so gradients are masked",
 }
+
+
+def _changes(logits_fn, x) -> bool:
+    """Whether the function changes a state of its own, as a Flax network in training mode does; then it has no gradients either."""
+    try:
+        jax.eval_shape(logits_fn, x)
+    except TraceContextError:
+        return True
+    return False
 
 
 def _noise(logits_fn, x, y, keys, eps: float, tries: int):

@@ -20,7 +20,7 @@ two also over eps. Rows do not depend on each other. key: one, or one for each r
 
 from collections.abc import Callable
 from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Key
 from jaxgen.attacks import balls
 from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, better, check_ball, check_inputs, descend, fold, hit, where
 from jaxgen.attacks.losses import log_ratio, of_class
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, shown
 
 Loss = Callable[[Any, Any], Any]
 Keep = Literal["best", "last", "first"]
@@ -166,8 +166,10 @@ def climb(
     cost: int = 1,
 ) -> Result:
     """`pgd` for any function `evaluate` of an image that gives J, success and a gradient, exact or estimated, for `cost` queries."""
-    if steps < 1 or restarts < 1:
-        raise ConfigError("steps, restarts", "1 or more", f"{steps}, {restarts}")
+    if min(steps, restarts) < 1 or {int(steps), int(restarts)} != {steps, restarts}:
+        raise ConfigError("steps, restarts", "integers, 1 or more", f"{steps}, {restarts}")
+    if keep not in get_args(Keep):
+        raise ConfigError("keep", ", ".join(get_args(Keep)), shown(keep))
     eps = jnp.asarray(eps, x.dtype)
     step_size = _step_size(step_size, eps, steps, random_start and optimizer is None)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.errors import TraceContextError
 from jaxtyping import Array, Bool, Float, Int, Integer, Key
 
 from jaxgen.attacks.balls import BOX, NORMS
@@ -79,13 +80,18 @@ def descend(optimizer: optax.GradientTransformation, gradient, state, values):
 
 def check_inputs(logits_fn: LogitsFn, x, y, key, box: Box = BOX) -> tuple[Array, Array, Array]:
     """(x as float32 [B, ...], y as int32 [B], keys [B]); ConfigError, one line, for what no attack can work with."""
-    x, y = check_images(x, box), _integers(y)
-    if y.shape != x.shape[:1]:
-        raise ConfigError("y", f"shape [{x.shape[0]}], one class for each image", list(y.shape))
-    classes = check_logits(logits_fn, x)
+    x = check_images(x, box)
+    return x, check_classes(y, x.shape[0], check_logits(logits_fn, x)), row_keys(key, x.shape[0])
+
+
+def check_classes(y, n: int, classes: int) -> Int[Array, " n"]:
+    """y as int32; ConfigError unless it is one class for each of n images."""
+    y = _integers(y)
+    if y.shape != (n,):
+        raise ConfigError("y", f"shape [{n}], one class for each image", list(y.shape))
     if not isinstance(y, jax.core.Tracer) and (outside := (np.asarray(y) < 0) | (np.asarray(y) >= classes)).any():
         raise ConfigError("y", f"classes in 0..{classes - 1}", int(np.asarray(y)[outside][0]))
-    return x, y, row_keys(key, x.shape[0])
+    return y
 
 
 def check_images(x, box: Box = BOX) -> Float[Array, "B ..."]:
@@ -108,24 +114,36 @@ def check_images(x, box: Box = BOX) -> Float[Array, "B ..."]:
 
 def check_logits(logits_fn: LogitsFn, x: Float[Array, "B ..."]) -> int:
     """The number of classes; ConfigError unless the function gives logits [B, K], and the same ones twice."""
-    shape = getattr(jax.eval_shape(logits_fn, x), "shape", None)
+    if not callable(logits_fn):
+        raise ConfigError("logits_fn", "a function from images to logits", shown(logits_fn))
+    first = None if isinstance(x, jax.core.Tracer) else logits_fn(x[:FEW])
+    known = not isinstance(first, jax.core.Tracer | None)  # else x is traced, or weights that the function closes over
+    again = logits_fn(x[:FEW]) if known else None
+    if known and np.shape(first) == np.shape(again):
+        _check_same(np.asarray(first), np.asarray(again))
+    try:
+        shape = getattr(jax.eval_shape(logits_fn, x), "shape", None)
+    except TraceContextError:
+        hint = "model.eval() switches dropout off and takes the averages of batch normalisation"
+        raise ConfigError(
+            "logits_fn", "a function that changes nothing", "a network that changes its state when it is asked", hint
+        ) from None
+    except jax.errors.TracerArrayConversionError:
+        raise ConfigError("logits_fn", "a function of jax arrays, with jax.numpy inside", "one that needs NumPy arrays") from None
     if shape is None or len(shape) != 2 or shape[0] != x.shape[0] or shape[1] < 2:
         raise ConfigError("logits_fn", f"logits [{x.shape[0]}, K] of two or more classes", f"shape {shape and list(shape)}")
-    if isinstance(x, jax.core.Tracer):
-        return shape[1]
-    first = logits_fn(x[:FEW])
-    if isinstance(first, jax.core.Tracer):  # the function closes over traced weights
-        return shape[1]
-    logits, again = np.asarray(first), np.asarray(logits_fn(x[:FEW]))
+    if known and (np.asarray(first) >= 0).all() and np.abs(np.asarray(first).sum(axis=1) - 1).max() < 1e-3:
+        hint = "give the numbers before the softmax, since probabilities near 0 and 1 have no gradients"
+        raise ConfigError("logits_fn", "logits", "probabilities: rows of positive numbers that sum to 1", hint)
+    return shape[1]
+
+
+def _check_same(logits: np.ndarray, again: np.ndarray) -> None:
     if not np.isfinite(logits).all():
         raise ConfigError("logits_fn", "finite logits", "NaN or infinity")
     if (logits != again).any():
         hint = "switch dropout and noise off, or attack the mean over draws with eot"
         raise ConfigError("logits_fn", "the same logits for the same images", f"answers {np.abs(logits - again).max():.2g} apart", hint)
-    if (logits >= 0).all() and np.abs(logits.sum(axis=1) - 1).max() < 1e-3:
-        hint = "give the numbers before the softmax, since probabilities near 0 and 1 have no gradients"
-        raise ConfigError("logits_fn", "logits", "probabilities: rows of positive numbers that sum to 1", hint)
-    return shape[1]
 
 
 def check_ball(eps, norm: float, x: Float[Array, "B ..."], box: Box) -> None:

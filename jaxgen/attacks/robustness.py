@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 
 from jaxgen.attacks.functions import to_level
 from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_inputs
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, shown
 
 
 class Robustness(NamedTuple):
@@ -52,6 +52,8 @@ def robust_accuracy(
     levels: L of the images, for `rounded`.
     """
     x, y, keys = check_inputs(logits_fn, x, y, key, box)
+    if np.ndim(eps) != 1:
+        raise ConfigError("eps", "a sequence of numbers", shown(eps), f"eps=[{eps}]" if np.ndim(eps) == 0 else "")
     for one in eps:
         check_ball(one, 1, x, box)  # the attack knows its norm; this refuses what is beyond the box in any
     if levels is not None and levels < 2:
