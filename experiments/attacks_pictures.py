@@ -8,7 +8,7 @@ every class; the first test images, their inversions from every layer, first lay
 is the class at x + a u + b v, u towards an adversarial image and v random. Printed: for every layer the mean error of the inverted
 representation and the root mean squared difference of the image from x, with standard errors over images.
 
-Measured: experiments/results/attacks.md.
+Measured: experiments/results/attacks_inside.md.
 """
 
 from dataclasses import dataclass
