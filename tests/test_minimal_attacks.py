@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 ALL = {
     "deepfool": (attacks.deepfool, 1.002, 1, 0.7),
     "lbfgs": (partial(attacks.lbfgs, steps=15, searches=8), 1.01, 50, 0.9),
-    "cw_l2": (partial(attacks.cw_l2, steps=100, searches=6, constant=0.1), 1.01, 1, 0.9),
+    "cw_l2": (attacks.cw_l2, 1.01, 1, 0.9),
 }  # attack, norm over the exact one, scale of the logits, share that is fooled where the box is in the way
 
 

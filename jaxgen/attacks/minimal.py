@@ -62,7 +62,7 @@ def cw_l2(
     *,
     steps: int = 150,
     searches: int = 6,
-    constant: float = 0.1,
+    constant: float = 1.0,
     confidence: float = 0.0,
     rate: float = 0.03,
     targeted: bool = False,
