@@ -51,8 +51,10 @@ def audit(logits_fn: LogitsFn, x, y, key=None, eps: float = 0.1, *, steps: int =
     x = check_images(x)
     keys = row_keys(jax.random.key(0) if key is None else key, len(x))
     first, second = np.asarray(logits_fn(x)), np.asarray(logits_fn(x))
-    if first.ndim != 2 or not np.isfinite(first).all():
-        raise ConfigError("logits_fn", "finite logits [B, K]", f"shape {list(first.shape)}" if first.ndim != 2 else "NaN or infinity")
+    if first.ndim != 2:
+        raise ConfigError("logits_fn", "logits [B, K]", f"shape {list(first.shape)}")
+    if not np.isfinite(first).all():
+        raise ConfigError("logits_fn", "finite logits", "NaN or infinity")
     y = check_classes(y, len(x), first.shape[1])
     spread = max(float(first.std()), 1e-12)
     alone = np.concatenate([np.asarray(logits_fn(x[i : i + 1])) for i in range(min(8, len(x)))])

@@ -53,7 +53,7 @@ def robust_accuracy(
     """
     x, y, keys = check_inputs(logits_fn, x, y, key, box)
     if np.ndim(eps) != 1:
-        raise ConfigError("eps", "a sequence of numbers", shown(eps), f"eps=[{eps}]" if np.ndim(eps) == 0 else "")
+        raise ConfigError("eps", "a sequence of numbers", shown(eps), "such as eps=[0.1, 0.2]")
     for one in eps:
         check_ball(one, 1, x, box)  # the attack knows its norm; this refuses what is beyond the box in any
     if levels is not None and levels < 2:
