@@ -66,22 +66,22 @@ SMALLEST = {
 
 
 def within(logits_fn, x, y, eps: dict[float, tuple[float, ...]], levels: int) -> dict[float, dict[str, list[float]]]:
-    """{norm: {attack: accuracy at each eps}}, printed on the way."""
+    """{norm: {attack: accuracy without attack and at each eps}}, printed on the way."""
     found: dict[float, dict[str, list[float]]] = {norm: {} for norm in eps}
     for norm, named in balls().items():
         for name, attack in named.items():
             start = time.perf_counter()
-            table = attacks.robust_accuracy(logits_fn, x, y, KEY, eps[norm], attack, levels=levels)[1:]
+            table = attacks.robust_accuracy(logits_fn, x, y, KEY, eps[norm], attack, levels=levels)
             found[norm][name] = [row.accuracy for row in table]
             print(f"norm {NAMES[norm]:<8} {name:<18} {time.perf_counter() - start:6.1f} s", flush=True)
-            for row in table:
+            for row in table[1:]:
                 said = f"{row.accuracy:.3f} +- {row.standard_error:.3f}, rounded {row.rounded:.3f}"
                 print(f"        eps {row.eps:<5} {said}, norm {row.norm:.3f}, {row.queries:.0f} queries", flush=True)
     return found
 
 
 def smallest(logits_fn, x, y, right: np.ndarray, eps: tuple[float, ...], levels: int) -> dict[str, list[float]]:
-    """{attack: accuracy at each eps of the norm 2}, printed with the norms on the way."""
+    """{attack: accuracy without attack and at each eps of the norm 2}, printed with the norms on the way."""
     for weight in (1.0, 10.0, 100.0):
         result = attacks.penalised(logits_fn, x, y, KEY, weight=weight)
         share, median = np.asarray(result.success)[right].mean(), np.median(np.asarray(result.norm)[right])
@@ -92,25 +92,25 @@ def smallest(logits_fn, x, y, right: np.ndarray, eps: tuple[float, ...], levels:
         result = jax.jit(lambda f, x, y, attack=attack: attack(f, x, y, KEY))(logits_fn, x, y)
         norms, success = np.asarray(result.norm), np.asarray(result.success)
         seconds, fooled = time.perf_counter() - start, right & success
-        found[name] = [float((right & ~(success & (norms <= most))).mean()) for most in eps]
+        found[name] = [float(right.mean()), *(float((right & ~(success & (norms <= most))).mean()) for most in eps)]
         change = norms[fooled] / sqrt(x[0].size)
         again = np.asarray(logits_fn(attacks.to_level(result.x_adv, levels)).argmax(1) != y)[fooled].mean()
         share, queries = f"{fooled.sum()} of {right.sum()} fooled", f"{np.asarray(result.queries).mean():.0f} queries"
         print(f"{name:<18} {seconds:6.1f} s  {share}, median norm {np.median(norms[fooled]):.3f}, {queries}")
         moved = f"{change.mean():.4f}, over all images {sqrt(np.square(change).mean()):.4f}"
         print(f"        root mean squared change of a value {moved}; {100 * again:.0f} % of these still fool when rounded")
-        print(f"        accuracy at {eps}: {np.round(found[name], 3).tolist()}", flush=True)
+        print(f"        accuracy at {eps}: {np.round(found[name][1:], 3).tolist()}", flush=True)
     return found
 
 
-def figure(found: dict[float, dict[str, list[float]]], eps: dict[float, tuple[float, ...]], clean: float, n: int, path: str) -> None:
+def figure(found: dict[float, dict[str, list[float]]], eps: dict[float, tuple[float, ...]], n: int, path: str) -> None:
     """Accuracy against eps, a panel for each norm."""
     from matplotlib.figure import Figure
 
     picture = Figure(figsize=(13.5, 4), dpi=80, layout="constrained")
     for axes, (norm, curves) in zip(picture.subplots(1, len(found)), found.items(), strict=True):
         for index, (name, values) in enumerate(curves.items()):
-            axes.plot([0, *eps[norm]], [clean, *values], label=name, marker="osv^Dxp*"[index % 8], ms=4, lw=1.2)
+            axes.plot([0, *eps[norm]], values, label=name, marker="osv^Dxp*"[index % 8], ms=4, lw=1.2)
         axes.set(xlabel=f"eps, norm {NAMES[norm]} (pixels in 0..1)", ylabel="accuracy (higher is better)", ylim=(-0.02, 1.02))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
@@ -137,7 +137,7 @@ def main() -> None:
     few = min(asked.smallest, n)
     near = smallest(logits_fn, x[:few], y[:few], right[:few], eps[2], levels)
     found[2] |= {name if few == n else f"{name}, {few} images": values for name, values in near.items()}
-    figure(found, eps, float(right.mean()), n, f"{asked.out or asked.run}/attacks.png")
+    figure(found, eps, n, f"{asked.out or asked.run}/attacks.png")
 
 
 if __name__ == "__main__":
