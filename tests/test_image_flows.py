@@ -83,6 +83,18 @@ def test_at_first_the_densities_are_those_of_independent_pixels(levels):
     np.testing.assert_allclose(found, expected.sum(1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("prior", ["logistic", "normal"])
+def test_every_number_of_nice_begins_with_the_mean_and_the_deviation_of_its_prior(prior):
+    """Of the first batch with the noise, for pixels of very different spread, one of them constant."""
+    config, generator = NICEConfig((2, 2, 1), 256, hidden=(4,), prior=prior), np.random.default_rng(0)
+    image = np.stack([np.full(2000, 7), *(generator.integers(0, top, 2000) for top in (3, 40, 256))], 1).astype(np.uint8)
+    model = NICE(config, rngs=nnx.Rngs(0)).initialise({"image": jnp.asarray(image.reshape(-1, 2, 2, 1))})
+    z = model.transform(jnp.asarray(image + generator.random(image.shape), jnp.float32).reshape(-1, 2, 2, 1))[0]
+    deviation = {"logistic": logistic, "normal": norm}[prior].std()
+    np.testing.assert_allclose(z.mean(0), 0, atol=0.08)
+    np.testing.assert_allclose(z.std(0), deviation, rtol=0.05)
+
+
 @every_config
 def test_draws_are_levels_and_follow_the_inverse(name):
     config = CONFIGS[name]

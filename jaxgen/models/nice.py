@@ -1,19 +1,22 @@
 """NICE: non-linear independent components estimation, a flow of additive couplings.
 
-    h^0 = 2 v / levels - 1,     h^l = (h^{l-1}_1, h^{l-1}_2 + m_l(h^{l-1}_1)),     z_d = exp(s_d) h^L_d
+    h^0 = 2 v / levels - 1 - c,     h^l = (h^{l-1}_1, h^{l-1}_2 + m_l(h^{l-1}_1)),     z_d = exp(s_d) h^L_d
     log p(v) = sum_d [log p(z_d) + s_d + log(2 / levels)],     p the standard logistic or normal density
 
 h_1 and h_2 are the even and the odd dimensions, which change places from layer to layer; m_l is a fully connected network. A coupling
-does not change volumes: its Jacobian is triangular with ones on the diagonal. Its inverse is the same with a minus.
+does not change volumes: its Jacobian is triangular with ones on the diagonal. Its inverse is the same with a minus. c and s begin such that
+every z_d of the first batch has the mean 0 and the deviation of p: from s = 0 Adam would take thousands of steps to the scale of pixels
+that vary little, e^s = 50 and more.
 
 Dinh, Krueger, Bengio 2014, "NICE: Non-linear Independent Components Estimation", sections 3 and 5. Departures: m_l = 0 at first, so that
-the map is the identity, and it has silu where the paper has ReLU; the data are not whitened; noise is drawn anew in every step.
+the map is the identity, and it has silu where the paper has ReLU; c and the first s, above, where the paper whitens some of its data;
+noise is drawn anew in every step.
 
 Axes: B batch, D = H W C dimensions.
 """
 
 from dataclasses import dataclass
-from math import log, prod
+from math import log, pi, prod
 from typing import ClassVar, Literal
 
 import jax
@@ -21,12 +24,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxgen.checks import check_image_config
+from jaxgen.checks import check_image_config, check_images, image_of
 from jaxgen.data.features import OfImages
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import zeros
+from jaxgen.layers.dequantised import NOISE
 from jaxgen.layers.image_flows import ImageFlow
 from jaxgen.layers.image_networks import MLP, check_hidden
+
+DEVIATION = {"logistic": pi / 3**0.5, "normal": 1.0}
+"""Of p."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +58,26 @@ class NICE(ImageFlow):
     """The density p(v); see `ImageFlow` for its other methods."""
 
     def __init__(self, config: NICEConfig, *, rngs: nnx.Rngs):
-        self.config, self.log_scale = config, zeros((prod(config.image_shape),))  # s
-        even, odd = -(-prod(config.image_shape) // 2), prod(config.image_shape) // 2
+        self.config, d = config, prod(config.image_shape)
+        self.centre, self.log_scale = zeros((d,)), zeros((d,))  # c and s
+        even, odd = -(-d // 2), d // 2
         sides = [(even, odd), (odd, even)]
         self.networks = nnx.List([MLP((a, *config.hidden, b), rngs) for a, b in (sides[i % 2] for i in range(config.layers))])
         for network in self.networks:
             network.layers[-1].kernel = zeros(network.layers[-1].kernel.shape)
 
+    def initialise(self, batch: dict) -> "NICE":
+        """A copy whose c and s are those of a batch of images, with the noise."""
+        model, image = nnx.clone(self), check_images(image_of(batch), self.config.image_shape, self.config.levels)
+        x, scale = image.reshape(len(image), -1).astype(jnp.float32), 2 / self.config.levels
+        log_deviation = 0.5 * jnp.log(x.var(axis=0) + NOISE) + log(scale)
+        model.centre = nnx.Param((x.mean(axis=0) + 0.5) * scale - 1)
+        model.log_scale = nnx.Param(log(DEVIATION[self.config.prior]) - log_deviation)
+        return model
+
     def transform(self, v: Float[Array, "B H W C"]) -> tuple[Float[Array, "B D"], Float[Array, " B"]]:
         """z and log |det dz/dv|, which does not depend on v."""
-        x = v.reshape(v.shape[0], -1) * (2 / self.config.levels) - 1
+        x = v.reshape(v.shape[0], -1) * (2 / self.config.levels) - (1 + self.centre[...])[None]
         parts = [x[:, ::2], x[:, 1::2]]
         for i, network in enumerate(self.networks):
             parts[1 - i % 2] = parts[1 - i % 2] + network(parts[i % 2])
@@ -73,7 +90,8 @@ class NICE(ImageFlow):
         parts = [x[:, ::2], x[:, 1::2]]
         for i, network in reversed(list(enumerate(self.networks))):
             parts[1 - i % 2] = parts[1 - i % 2] - network(parts[i % 2])
-        return ((_joined(parts) + 1) * (self.config.levels / 2)).reshape(-1, *self.config.image_shape)
+        x = _joined(parts) + (1 + self.centre[...])[None]
+        return (x * (self.config.levels / 2)).reshape(-1, *self.config.image_shape)
 
     def prior(self, z: Float[Array, "B D"]) -> Float[Array, " B"]:
         """sum_d log p(z_d)."""
