@@ -85,6 +85,7 @@ NO_SINGLE_RUN = {  # scripts of another form
     "compare_inversion",
     "compare_latent",
     "compare_pairs",
+    "compare_posteriors",
     "completions",
     "counting_languages",
     "deep_gmm_digits",
@@ -102,6 +103,7 @@ NO_SINGLE_RUN = {  # scripts of another form
     "memory",
     "paired_bounds",
     "sampler_steps",
+    "small_cifar10",
     "stack_gru_smiles",
     "step_cost",
 }
