@@ -1,6 +1,6 @@
 """NICE and RealNVP beside the Gaussian ruler on CIFAR-10 of 16x16 pixels, the means of squares of 2 x 2; bits/dim here are upper bounds.
 
-    python -m experiments.small_cifar10                     TFDS's own cifar10 (extra: tfds); a quarter of an hour on one CPU core
+    python -m experiments.small_cifar10                     TFDS's own cifar10 (extra: tfds); ten minutes on one CPU core
     python -m experiments.small_cifar10 --data FOLDER       train.npz and test.npz of your own
     python -m experiments.small_cifar10 --only NICE         one of them
     python -m experiments.small_cifar10 --laptop --data FOLDER     three steps each, 50 test images; keeps nothing
@@ -35,8 +35,8 @@ class Training:
 
 
 CONFIGS = {
-    "NICE": Training(NICEConfig(SHAPE, 256, layers=6, hidden=(512,)), 6000, 1000),
-    "RealNVP": Training(RealNVPConfig(SHAPE, 256, scales=3, width=16, blocks=1), 1500, 250),
+    "NICE": Training(NICEConfig(SHAPE, 256, layers=6, hidden=(512,)), 4000, 1000),
+    "RealNVP": Training(RealNVPConfig(SHAPE, 256, scales=3, width=16, blocks=1), 750, 250),
 }
 
 
