@@ -110,7 +110,7 @@ def affine_inverse(y: Float[Array, "*shape"], parameters: Float[Array, "*shape 2
 
 
 def _points(parameters: Float[Array, "*shape P"], reach: float) -> tuple[Float[Array, "*shape E"], ...]:
-    """The K + 1 points (x, y) of a spline and its slopes there, which are 1 at both ends; P = 3K - 1."""
+    """The K + 1 points (x, y) of a spline and, before `_slope`, its slopes there, which are 1 at both ends; P = 3K - 1."""
     bins = (parameters.shape[-1] + 1) // 3
 
     def places(logits):
@@ -119,16 +119,23 @@ def _points(parameters: Float[Array, "*shape P"], reach: float) -> tuple[Float[A
         end = jnp.full_like(inner[..., :1], reach)
         return jnp.concatenate([-end, inner, end], axis=-1)
 
-    slopes = LEAST + jax.nn.softplus(parameters[..., 2 * bins :] + log(e ** (1 - LEAST) - 1))
-    one = jnp.ones_like(parameters[..., :1])
-    return places(parameters[..., :bins]), places(parameters[..., bins : 2 * bins]), jnp.concatenate([one, slopes, one], axis=-1)
+    end = jnp.zeros_like(parameters[..., :1])
+    slopes = jnp.concatenate([end, parameters[..., 2 * bins :], end], axis=-1)
+    return places(parameters[..., :bins]), places(parameters[..., bins : 2 * bins]), slopes
+
+
+def _slope(raw: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Above LEAST; 1 for 0. Of the two ends of a bin alone, not of all points."""
+    return LEAST + jax.nn.softplus(raw + log(e ** (1 - LEAST) - 1))
 
 
 def _bin(x: Float[Array, "*shape"], ends: Float[Array, "*shape E"], *of_points: Float[Array, "*shape E"]) -> list:
-    """(left, right) values of each array in the bin that holds x."""
-    index = (x[..., None] >= ends[..., 1:-1]).sum(-1, keepdims=True)
-    take = lambda array, i: jnp.take_along_axis(array, i, axis=-1)[..., 0]  # noqa: E731
-    return [(take(array, index), take(array, index + 1)) for array in of_points]
+    """(left, right) values of each array in the bin that holds x: sums with one term, since the gradient of an index is slow on a CPU."""
+    above = x[..., None] >= ends[..., 1:-1]
+    true = jnp.ones_like(above[..., :1])
+    here = jnp.concatenate([true, above], axis=-1) & jnp.concatenate([~above, true], axis=-1)
+    take = lambda array: jnp.where(here, array, 0).sum(-1)  # noqa: E731
+    return [(take(array[..., :-1]), take(array[..., 1:])) for array in of_points]
 
 
 def spline(
@@ -141,7 +148,7 @@ def spline(
     xs, ys, slopes = _points(parameters, reach)
     inside = jnp.abs(x) < reach
     (x0, x1), (y0, y1), (d0, d1) = _bin(x, xs, xs, ys, slopes)
-    s = (y1 - y0) / (x1 - x0)
+    d0, d1, s = _slope(d0), _slope(d1), (y1 - y0) / (x1 - x0)
     t = jnp.where(inside, (x - x0) / (x1 - x0), 0.5)  # outside nothing below may overflow, not even for a gradient that is not used
     middle = t * (1 - t)
     below = s + (d1 + d0 - 2 * s) * middle
@@ -154,7 +161,7 @@ def spline_inverse(y: Float[Array, "*shape"], parameters: Float[Array, "*shape P
     """x from the quadratic equation of its bin (section 3.1 there), in the form of the root that is no difference of equal numbers."""
     xs, ys, slopes = _points(parameters, reach)
     (x0, x1), (y0, y1), (d0, d1) = _bin(y, ys, xs, ys, slopes)
-    s = (y1 - y0) / (x1 - x0)
+    d0, d1, s = _slope(d0), _slope(d1), (y1 - y0) / (x1 - x0)
     rise, bend = jnp.clip(y, y0, y1) - y0, d1 + d0 - 2 * s
     a, b, c = (y1 - y0) * (s - d0) + rise * bend, (y1 - y0) * d0 - rise * bend, -s * rise
     t = 2 * c / (-b - jnp.sqrt(jnp.maximum(b**2 - 4 * a * c, 0)))
