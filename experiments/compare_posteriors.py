@@ -1,6 +1,6 @@
 """VAEs whose posteriors are Gaussian, planar flows and inverse autoregressive flows, on the fixed binarization of MNIST: nats per image.
 
-    python -m experiments.compare_posteriors                            TFDS's own binarized_mnist (extra: tfds); half an hour on one CPU core
+    python -m experiments.compare_posteriors                            TFDS's own binarized_mnist (extra: tfds); half an hour
     python -m experiments.compare_posteriors --data FOLDER              train.npz, valid.npz, test.npz of your own
     python -m experiments.compare_posteriors --laptop --data FOLDER     one seed and three steps each, 20 test images; keeps nothing
 
