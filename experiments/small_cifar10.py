@@ -27,7 +27,7 @@ SHAPE = (16, 16, 3)
 
 @dataclass(frozen=True)
 class Training:
-    """A model and its budget: steps of 64 images at a constant rate, and how often it is validated."""
+    """A model and its budget: steps of 64 images at a constant rate of 0.002, and how often it is validated."""
 
     model: NICEConfig | RealNVPConfig
     steps: int
@@ -35,7 +35,7 @@ class Training:
 
 
 CONFIGS = {
-    "NICE": Training(NICEConfig(SHAPE, 256, layers=6, hidden=(512,)), 4000, 1000),
+    "NICE": Training(NICEConfig(SHAPE, 256, layers=6, hidden=(512,)), 3000, 1000),
     "RealNVP": Training(RealNVPConfig(SHAPE, 256, scales=3, width=16, blocks=1), 750, 250),
 }
 
@@ -61,7 +61,14 @@ def row(name: str, training: Training, options: Options, sets: list[Dataset]) ->
     start, (train, validation, test) = time.process_time(), sets
     workdir = None if options.laptop else options.folder / f"{name}_{options.seed}"
     model = jaxgen.train(
-        training.model, train, training.steps, validation=validation, workdir=workdir, eval_every=training.every, seed=options.seed
+        training.model,
+        train,
+        training.steps,
+        validation=validation,
+        workdir=workdir,
+        eval_every=training.every,
+        seed=options.seed,
+        learning_rate=2e-3,
     )
     minutes, result = (time.process_time() - start) / 60, evaluation.evaluate(model, test)
     value = f"{evaluation.headline(result)[1]:.3f} +- {result['standard_error']:.3f}"
