@@ -198,7 +198,7 @@ SMALL = {
 
 @cache
 def conditional() -> dict:
-    """{condition: the losses of a batch, of one with shuffled labels, and samples of two classes}, by one compiled program."""
+    """{condition: the losses of a batch, of one with shuffled labels, judgements of real images, samples of two classes}, one program."""
     generator = np.random.default_rng(0)
     image, label = jnp.asarray(generator.integers(0, 5, (6, 4, 4, 1)), jnp.uint8), np.arange(6, dtype=np.int32) % 3
 
@@ -209,7 +209,11 @@ def conditional() -> dict:
     def numbers(model):
         batches = [{"image": image, "label": labels} for labels in (label, np.roll(label, 1))]
         real = image.astype(jnp.float32) / 2 - 1
-        judged = [model.discriminate(real, labels) for labels in (label, np.eye(3, dtype=np.float32)[label])]
+        judged = [model.discriminate(real, labels) for labels in (label, np.eye(3, dtype=np.float32)[label], np.roll(label, 1))]
+        z = jnp.asarray(np.random.default_rng(1).standard_normal((6, 2), np.float32))
+        judged.append(model.discriminator_loss(real, z, label) - GAN.discriminator_loss(model, real, z, label=label))
+        if model.config.condition == "auxiliary":
+            judged += [model.discriminator.classes(model.discriminator.network.features(x)) for x in (real, model.generate(z, label))]
         drawn = [model.sample(KEY, 4, label=one) for one in (0, 1)]
         return [model.loss(batch, KEY)[1] for batch in batches], judged, drawn
 
@@ -220,10 +224,16 @@ def conditional() -> dict:
 
 @pytest.mark.parametrize("condition", SMALL)
 def test_both_players_are_given_the_label(condition):
-    losses, judged, drawn = conditional()[condition]
+    losses, (judged, weighed, rolled, entropy, *logits), drawn = conditional()[condition]
     for name in ("generator_loss", "discriminator_loss"):
         assert abs(losses[0][name] - losses[1][name]) > 1e-4
-    np.testing.assert_allclose(*judged, rtol=1e-5, atol=1e-6)  # a class, and all the weight on it
+    np.testing.assert_allclose(judged, weighed, rtol=1e-5, atol=1e-6)  # a class, and all the weight on it
+    if condition == "auxiliary":  # the label is in the cross entropy of real and of generated images, and nowhere else
+        np.testing.assert_array_equal(judged, rolled)
+        exact = -sum((one - np.log(np.exp(one).sum(-1, keepdims=True)))[np.arange(6), np.arange(6) % 3].mean() for one in logits)
+        np.testing.assert_allclose(entropy, exact, rtol=1e-4)
+    else:
+        assert (np.abs(judged - rolled) > 1e-4).all() and entropy == 0
     assert (drawn[0] != drawn[1]).any() and drawn[0].dtype == jnp.uint8 and drawn[0].max() < 5
 
 

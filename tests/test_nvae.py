@@ -143,9 +143,9 @@ def test_three_resolutions_are_trained_and_the_loss_is_its_formula():
         return nnx.merge(graph, params, rest).after_update(found, jax.random.key(0)), metrics | {"loss": value}
 
     model, kls = drawn(config), [np.zeros(3)]
-    before = nnx.state(model, nnx.Param)
+    before, vectors = nnx.state(model, nnx.Param), [v[...] for v in model.vectors]
     for t in range(14):
-        model, metrics = step(model, t)
+        previous, (model, metrics) = model, step(model, t)
         kl = np.array([metrics[f"nats_kl_{i}"] for i in (1, 2, 3)])
         sizes = kls[-1] * [1, 4, 16]
         weights = min((t + 1) / 10, 1) * (sizes / sizes.mean() if 0 < t < 9 and sizes.any() else np.ones(3))
@@ -157,9 +157,14 @@ def test_three_resolutions_are_trained_and_the_loss_is_its_formula():
     np.testing.assert_array_equal(model.kl[...], kls[-1])
     pairs = zip(*map(jax.tree.leaves, jax.device_get((before, nnx.state(model, nnx.Param)))), strict=True)
     assert all((one != two).any() for one, two in pairs)
-    for w, v in zip(residual_cells.matrices(model), model.vectors, strict=True):
-        exact = np.linalg.norm(np.asarray(w, np.float64), 2, axis=(1, 2))
-        assert (np.asarray(residual_cells.norms(w, v[...])) <= exact * (1 + 1e-5)).all()
+    regulariser = sum(np.abs(gain).max(-1).sum() for gain in jax.device_get(residual_cells.gains(previous)))
+    for first, w, v in zip(vectors, residual_cells.matrices(previous), previous.vectors, strict=True):
+        w, v = np.asarray(w, np.float64), np.asarray(v[...])
+        exact, found = np.linalg.norm(w, 2, axis=(1, 2)), np.linalg.norm(np.einsum("nre,ne->nr", w, v), axis=-1)
+        assert (first != v).any() and (found <= exact * (1 + 1e-5)).all()
+        assert (found >= 0.9 * exact).all()  # after a few steps of the power iteration
+        regulariser += found.sum()
+    np.testing.assert_allclose(metrics["spectral"], regulariser, rtol=1e-4)
 
 
 def test_power_iteration_finds_the_largest_singular_values_and_their_gradient():
