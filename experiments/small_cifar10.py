@@ -3,39 +3,44 @@
     python -m experiments.small_cifar10                     TFDS's own cifar10 (extra: tfds); ten minutes on one CPU core
     python -m experiments.small_cifar10 --data FOLDER       train.npz and test.npz of your own
     python -m experiments.small_cifar10 --only NICE         one of them
-    python -m experiments.small_cifar10 --laptop --data FOLDER     three steps each, 50 test images; keeps nothing
+    python -m experiments.small_cifar10 --laptop --data FOLDER     three steps each, 50 test images; keeps them in a temporary folder
 
 Means are rounded to the nearest of 256 levels, so the values compare among themselves only, not with those of 32x32 pixels. Keeps the runs
 in --folder, goes on from them, and prints the table of experiments/results/likelihoods.md.
 """
 
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
 
 import jaxgen
-from jaxgen import evaluation
-from jaxgen.data import Dataset, load
+from jaxgen import evaluation, experiment
+from jaxgen.data import DataConfig, Dataset, load
 from jaxgen.data.box_filter import box_filter
+from jaxgen.experiment import Experiment, ReportConfig
 from jaxgen.models import RULERS, NICEConfig, RealNVPConfig, count_parameters
+from jaxgen.training import OptimizerConfig, TrainConfig
 
 SHAPE = (16, 16, 3)
 
 
 @dataclass(frozen=True)
 class Training:
-    """A model and its budget: steps of 64 images at a constant rate of 0.002, and how often it is validated."""
+    """A model and its budget: steps of 64 images, how often it is validated, and how the rate of 0.002 goes on."""
 
     model: NICEConfig | RealNVPConfig
     steps: int
     every: int
+    schedule: Literal["constant", "cosine"] = "constant"
 
 
 CONFIGS = {
-    "NICE": Training(NICEConfig(SHAPE, 256, layers=6, hidden=(512,)), 3000, 1000),
+    "NICE": Training(NICEConfig(SHAPE, 256, layers=6, hidden=(512,)), 10_000, 2500, "cosine"),
     "RealNVP": Training(RealNVPConfig(SHAPE, 256, scales=3, width=16, blocks=1), 750, 250),
 }
 
@@ -48,7 +53,7 @@ class Options:
     only: tuple[str, ...] = ()  # names of the table; all where there are none
     seed: int = 0
     folder: Path = Path("runs/small_cifar10")  # of the runs
-    laptop: tyro.conf.FlagCreatePairsOff[bool] = False  # three steps each; keeps nothing
+    laptop: tyro.conf.FlagCreatePairsOff[bool] = False  # three steps each, in a temporary folder
 
 
 def small(dataset: Dataset) -> Dataset:
@@ -59,17 +64,18 @@ def small(dataset: Dataset) -> Dataset:
 def row(name: str, training: Training, options: Options, sets: list[Dataset]) -> str:
     """Train one model, or go on: its line of the table."""
     start, (train, validation, test) = time.process_time(), sets
-    workdir = None if options.laptop else options.folder / f"{name}_{options.seed}"
-    model = jaxgen.train(
+    workdir = str(options.folder / f"{name}_{options.seed}")
+    run = Experiment(
         training.model,
-        train,
-        training.steps,
-        validation=validation,
+        DataConfig("arrays"),
+        OptimizerConfig(learning_rate=2e-3, schedule=training.schedule),
+        TrainConfig(training.steps, 64, options.seed, eval_every=training.every),
         workdir=workdir,
-        eval_every=training.every,
-        seed=options.seed,
-        learning_rate=2e-3,
+        report=ReportConfig(samples=0, completions=0),
     )
+    if code := experiment.train(run, sets=(train, validation)):
+        raise SystemExit(code)
+    model = jaxgen.load(workdir)
     minutes, result = (time.process_time() - start) / 60, evaluation.evaluate(model, test)
     value = f"{evaluation.headline(result)[1]:.3f} +- {result['standard_error']:.3f}"
     return f"| {name} | {value} | {training.steps} | {count_parameters(model):,} | {minutes:.1f} |"
@@ -81,6 +87,7 @@ def main() -> None:
     sets = [small(load(options.data, split)) for split in ("train", "validation", "test")]
     if options.laptop:
         sets[2] = Dataset(sets[2].source.select(slice(50)), sets[2].name, "test")
+        options = replace(options, folder=Path(tempfile.mkdtemp()))
     lines = ["| model | test bits/dim, bound | steps | parameters | CPU minutes of this call |", "|---|---|---|---|---|"]
     for name, result in evaluation.rulers(sets[:2], sets[2], RULERS).items():
         lines.append(f"| {name} ruler | {evaluation.headline(result)[1]:.3f} +- {result['standard_error']:.3f} | | | |")
