@@ -93,7 +93,7 @@ def main() -> None:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     np.savez(path, **done)
             else:
-                done = dict(np.load(path))
+                done = dict(np.load(path, allow_pickle=False))
             rows[name].append(done)
             print(f"=== {name}, seed {seed}: -L_{options.k} {-done['importance'].mean():.2f} nats", flush=True)
     print("\n".join(["", *table(rows, options.k)]))
