@@ -106,7 +106,7 @@ def write(rows: dict[str, list[dict]], minutes: float, facts: dict[str, str]) ->
     ]
     for name, runs in sorted(rows.items(), key=lambda item: _mean(item[1], "test_bits_per_dim")):
         bits = [run["test_bits_per_dim"] for run in runs]
-        score = f"{np.mean(bits):.3f} +- {_mean(runs, 'standard_error'):.3f} [{max(bits) - min(bits):.3f}]"
+        score = over_seeds(bits, [run["standard_error"] for run in runs], 3)
         rates = [_mean(runs, column) for column in ("steps", "training_images_per_second", "sampling_images_per_second")]
         lines.append(f"| {name} | {score} | {runs[0]['parameters']:,} | " + " | ".join(f"{rate:.0f}" for rate in rates) + " |")
     for name, result in rulers.items():
@@ -116,6 +116,11 @@ def write(rows: dict[str, list[dict]], minutes: float, facts: dict[str, str]) ->
     (RESULTS / "digits.md").write_text("\n".join(lines))
     (RESULTS / "digits.json").write_text(json.dumps({**facts, "minutes": minutes, "rows": rows, "rulers": rulers}, indent=1) + "\n")
     plot(rows)
+
+
+def over_seeds(values: list[float], errors: list[float], digits: int) -> str:
+    """A cell of a table: the mean over the seeds +- the mean of the seeds' standard errors, in brackets largest minus smallest seed."""
+    return f"{np.mean(values):.{digits}f} +- {np.mean(errors):.{digits}f} [{max(values) - min(values):.{digits}f}]"
 
 
 def _mean(runs: list[dict], name: str) -> float:

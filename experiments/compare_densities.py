@@ -31,6 +31,7 @@ from experiments import (
     ride_digits,
 )
 from experiments.compare_autoregressive import CONFIGS as AUTOREGRESSIVE
+from experiments.compare_autoregressive import over_seeds
 from experiments.compare_latent import RESULTS, SEEDS, facts
 from jaxgen import evaluation, models
 from jaxgen.data import load
@@ -77,11 +78,11 @@ def run(config, seed: int, steps: int) -> dict:
 
 
 def table(rows: dict[str, list[dict]]) -> list[str]:
-    """The lines of the table: means over the seeds +- the mean of the seeds' standard errors, in brackets largest minus smallest seed."""
+    """The lines of the table."""
     lines = ["| model | test bits/dim | kind | seeds | parameters | CPU minutes a seed |", "|---|---|---|---|---|---|"]
     for name, runs in sorted(rows.items(), key=lambda item: np.mean([run["value"] for run in item[1]])):
         values = [run["value"] for run in runs]
-        bits = f"{np.mean(values):.3f} +- {np.mean([run['standard_error'] for run in runs]):.3f} [{max(values) - min(values):.3f}]"
+        bits = over_seeds(values, [run["standard_error"] for run in runs], 3)
         kind = "exact" if runs[0]["headline"] == "bits_per_dim" else "bound"
         minutes = np.mean([run["minutes"] for run in runs])
         lines.append(f"| {name} | {bits} | {kind} | {len(runs)} | {runs[0]['parameters']:,} | {minutes:.1f} |")

@@ -78,14 +78,11 @@ def run(config, seed: int, steps: int) -> tuple[dict, dict]:
 
 
 def table(rows: dict[str, list[dict]]) -> list[str]:
-    """The lines of the table: means over the seeds +- the mean of the seeds' standard errors, in brackets largest minus smallest seed."""
+    """The lines of the table."""
 
     def cell(runs: list[dict], name: str, error: str, digits: int) -> str:
         values = [run[name] for run in runs if name in run]
-        if not values:
-            return ""
-        errors, spread = [run[error] for run in runs], max(values) - min(values)
-        return f"{np.mean(values):.{digits}f} +- {np.mean(errors):.{digits}f} [{spread:.{digits}f}]"
+        return compare_autoregressive.over_seeds(values, [run[error] for run in runs], digits) if values else ""
 
     lines = [
         f"| model | test bits/dim | importance-weighted, K = {IMPORTANCE} | error of reconstruction | parameters | CPU minutes a seed |",

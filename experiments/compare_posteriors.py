@@ -19,6 +19,7 @@ import numpy as np
 import tyro
 
 import jaxgen
+from experiments.compare_autoregressive import over_seeds
 from jaxgen.data import Dataset, load
 from jaxgen.evaluation.likelihoods import numbers
 from jaxgen.models import IAFConfig, count_parameters
@@ -57,11 +58,9 @@ def run(config: IAFConfig, seed: int, options: Options, sets: list[Dataset]) -> 
     return {"elbo": elbo, "importance": tighter, "parameters": count_parameters(model), "minutes": minutes}
 
 
-def said(values: list[np.ndarray]) -> str:
-    """From [N] of each seed: the mean +- the mean of the standard errors over the images, in brackets largest minus smallest seed."""
-    means = [value.mean() for value in values]
-    error = np.mean([value.std(ddof=1) / len(value) ** 0.5 for value in values])
-    return f"{np.mean(means):.2f} +- {error:.2f} [{max(means) - min(means):.2f}]"
+def cell(values: list[np.ndarray]) -> str:
+    """From [N] of each seed: its mean and standard error over the images, over the seeds."""
+    return over_seeds([value.mean() for value in values], [value.std(ddof=1) / len(value) ** 0.5 for value in values], 2)
 
 
 def table(rows: dict[str, list[dict[str, np.ndarray]]], k: int) -> list[str]:
@@ -70,8 +69,8 @@ def table(rows: dict[str, list[dict[str, np.ndarray]]], k: int) -> list[str]:
     lines.append("|---|---|---|---|---|---|---|")
     for name, runs in rows.items():
         gains = [run["importance"] - plain["importance"] for run, plain in zip(runs, rows[PLAIN], strict=False)]
-        cells = [said([-run[bound] for run in runs]) for bound in ("importance", "elbo")]
-        cells += ["" if name == PLAIN else said(gains), str(len(runs)), f"{int(runs[0]['parameters']):,}"]
+        cells = [cell([-run[bound] for run in runs]) for bound in ("importance", "elbo")]
+        cells += ["" if name == PLAIN else cell(gains), str(len(runs)), f"{int(runs[0]['parameters']):,}"]
         lines.append(f"| {name} | {' | '.join(cells)} | {np.mean([run['minutes'] for run in runs]):.1f} |")
     return lines
 

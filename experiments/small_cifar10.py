@@ -3,7 +3,7 @@
     python -m experiments.small_cifar10                     TFDS's own cifar10 (extra: tfds); ten minutes on one CPU core
     python -m experiments.small_cifar10 --data FOLDER       train.npz and test.npz of your own
     python -m experiments.small_cifar10 --only NICE         one of them
-    python -m experiments.small_cifar10 --laptop --data FOLDER     three steps each, 50 test images; keeps them in a temporary folder
+    python -m experiments.small_cifar10 --laptop --data FOLDER     three steps each, 50 test images; keeps nothing
 
 Means are rounded to the nearest of 256 levels, so the values compare among themselves only, not with those of 32x32 pixels. Keeps the runs
 in --folder, goes on from them, and prints the table of experiments/results/likelihoods.md.
@@ -53,7 +53,7 @@ class Options:
     only: tuple[str, ...] = ()  # names of the table; all where there are none
     seed: int = 0
     folder: Path = Path("runs/small_cifar10")  # of the runs
-    laptop: tyro.conf.FlagCreatePairsOff[bool] = False  # three steps each, in a temporary folder
+    laptop: tyro.conf.FlagCreatePairsOff[bool] = False  # three steps each; keeps nothing
 
 
 def small(dataset: Dataset) -> Dataset:
@@ -87,13 +87,14 @@ def main() -> None:
     sets = [small(load(options.data, split)) for split in ("train", "validation", "test")]
     if options.laptop:
         sets[2] = Dataset(sets[2].source.select(slice(50)), sets[2].name, "test")
-        options = replace(options, folder=Path(tempfile.mkdtemp()))
     lines = ["| model | test bits/dim, bound | steps | parameters | CPU minutes of this call |", "|---|---|---|---|---|"]
     for name, result in evaluation.rulers(sets[:2], sets[2], RULERS).items():
         lines.append(f"| {name} ruler | {evaluation.headline(result)[1]:.3f} +- {result['standard_error']:.3f} | | | |")
-    for name, training in CONFIGS.items():
-        if not options.only or name in options.only:
-            lines.append(row(name, replace(training, steps=3, every=3) if options.laptop else training, options, sets))
+    with tempfile.TemporaryDirectory() as folder:
+        options = replace(options, folder=Path(folder)) if options.laptop else options
+        for name, training in CONFIGS.items():
+            if not options.only or name in options.only:
+                lines.append(row(name, replace(training, steps=3, every=3) if options.laptop else training, options, sets))
     print("\n".join(lines))
 
 

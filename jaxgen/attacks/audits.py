@@ -25,7 +25,7 @@ from flax.errors import TraceContextError
 
 from jaxgen.attacks import balls
 from jaxgen.attacks.gradient import fgsm, pgd
-from jaxgen.attacks.inputs import LogitsFn, check_classes, check_images, fold, hit, row_keys
+from jaxgen.attacks.inputs import LogitsFn, check_classes, check_finite, check_images, fold, hit, row_keys
 from jaxgen.attacks.losses import log_ratio
 from jaxgen.errors import ConfigError
 
@@ -53,8 +53,7 @@ def audit(logits_fn: LogitsFn, x, y, key=None, eps: float = 0.1, *, steps: int =
     first, second = np.asarray(logits_fn(x)), np.asarray(logits_fn(x))
     if first.ndim != 2:
         raise ConfigError("logits_fn", "logits [B, K]", f"shape {list(first.shape)}")
-    if not np.isfinite(first).all():
-        raise ConfigError("logits_fn", "finite logits", "NaN or infinity")
+    check_finite(first)
     y = check_classes(y, len(x), first.shape[1])
     spread = max(float(first.std()), 1e-12)
     alone = np.concatenate([np.asarray(logits_fn(x[i : i + 1])) for i in range(min(8, len(x)))])

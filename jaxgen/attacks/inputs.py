@@ -138,9 +138,14 @@ def check_logits(logits_fn: LogitsFn, x: Float[Array, "B ..."]) -> int:
     return shape[1]
 
 
-def _check_same(logits: np.ndarray, again: np.ndarray) -> None:
+def check_finite(logits: np.ndarray) -> None:
+    """ConfigError for NaN or infinity."""
     if not np.isfinite(logits).all():
         raise ConfigError("logits_fn", "finite logits", "NaN or infinity")
+
+
+def _check_same(logits: np.ndarray, again: np.ndarray) -> None:
+    check_finite(logits)
     if (logits != again).any():
         hint = "switch dropout and noise off, or attack the mean over draws with eot"
         raise ConfigError("logits_fn", "the same logits for the same images", f"answers {np.abs(logits - again).max():.2g} apart", hint)
