@@ -51,7 +51,7 @@ PARAMETERS = {
     "made_digits": (362_048, 74_880),
     "made_mnist": (76_560_784, 785_284),
     "nade_digits": (148_672, 37_984),
-    "nice_digits": (329_984, 16_896),
+    "nice_digits": (329_920, 16_832),
     "nvae_digits": (193_057, 15_369),
     "nvae_mnist": (583_293, 12_623),
     "pix2pix_photographs": (1_611_391, 27_927),

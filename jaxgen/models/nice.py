@@ -1,16 +1,17 @@
 """NICE: non-linear independent components estimation, a flow of additive couplings.
 
-    h^0 = 2 v / levels - 1 - c,     h^l = (h^{l-1}_1, h^{l-1}_2 + m_l(h^{l-1}_1)),     z_d = exp(s_d) h^L_d
+    h^0 = 2 v / levels - 1,     h^l = (h^{l-1}_1, h^{l-1}_2 + m_l(h^{l-1}_1)),     z_d = exp(s_d) h^L_d
     log p(v) = sum_d [log p(z_d) + s_d + log(2 / levels)],     p the standard logistic or normal density
 
 h_1 and h_2 are the even and the odd dimensions, which change places from layer to layer; m_l is a fully connected network. A coupling
-does not change volumes: its Jacobian is triangular with ones on the diagonal. Its inverse is the same with a minus. c and s begin such that
-every z_d of the first batch has the mean 0 and the deviation of p: from s = 0 Adam would take thousands of steps to the scale of pixels
-that vary little, e^s = 50 and more.
+does not change volumes: its Jacobian is triangular with ones on the diagonal. Its inverse is the same with a minus. s, and the last biases
+of m_1 and m_2, begin such that every z_d of the first batch has the mean 0 and the deviation of p (with one layer m_2 is missing, and the
+half that no layer changes keeps its mean): from s = 0 Adam would take thousands of steps to the scale of pixels that vary little, e^s = 50
+and more.
 
-Dinh, Krueger, Bengio 2014, "NICE: Non-linear Independent Components Estimation", sections 3 and 5. Departures: m_l = 0 at first, so that
-the map is the identity, and it has silu where the paper has ReLU; c and the first s, above, where the paper whitens some of its data;
-noise is drawn anew in every step.
+Dinh, Krueger, Bengio 2014, "NICE: Non-linear Independent Components Estimation", sections 3 and 5. Departures: the last kernel of m_l is 0
+at first, so that a layer adds the same to every image, and m_l has silu where the paper has ReLU; the first biases and s, above, where the
+paper whitens some of its data; noise is drawn anew in every step.
 
 Axes: B batch, D = H W C dimensions.
 """
@@ -59,7 +60,7 @@ class NICE(ImageFlow):
 
     def __init__(self, config: NICEConfig, *, rngs: nnx.Rngs):
         self.config, d = config, prod(config.image_shape)
-        self.centre, self.log_scale = zeros((d,)), zeros((d,))  # c and s
+        self.log_scale = zeros((d,))  # s
         even, odd = -(-d // 2), d // 2
         sides = [(even, odd), (odd, even)]
         self.networks = nnx.List([MLP((a, *config.hidden, b), rngs) for a, b in (sides[i % 2] for i in range(config.layers))])
@@ -67,17 +68,19 @@ class NICE(ImageFlow):
             network.layers[-1].kernel = zeros(network.layers[-1].kernel.shape)
 
     def initialise(self, batch: dict) -> "NICE":
-        """A copy whose c and s are those of a batch of images, with the noise."""
+        """A copy whose first biases and s are those of a batch of images, with the noise."""
         model, image = nnx.clone(self), check_images(image_of(batch), self.config.image_shape, self.config.levels)
         x, scale = image.reshape(len(image), -1).astype(jnp.float32), 2 / self.config.levels
         log_deviation = 0.5 * jnp.log(x.var(axis=0) + NOISE) + log(scale)
-        model.centre = nnx.Param((x.mean(axis=0) + 0.5) * scale - 1)
+        mean = (x.mean(axis=0) + 0.5) * scale - 1
+        for network, part in zip(model.networks, (mean[1::2], mean[::2]), strict=False):
+            network.layers[-1].bias[...] = -part
         model.log_scale = nnx.Param(log(DEVIATION[self.config.prior]) - log_deviation)
         return model
 
     def transform(self, v: Float[Array, "B H W C"]) -> tuple[Float[Array, "B D"], Float[Array, " B"]]:
         """z and log |det dz/dv|, which does not depend on v."""
-        x = v.reshape(v.shape[0], -1) * (2 / self.config.levels) - (1 + self.centre[...])[None]
+        x = v.reshape(v.shape[0], -1) * (2 / self.config.levels) - 1
         parts = [x[:, ::2], x[:, 1::2]]
         for i, network in enumerate(self.networks):
             parts[1 - i % 2] = parts[1 - i % 2] + network(parts[i % 2])
@@ -90,8 +93,7 @@ class NICE(ImageFlow):
         parts = [x[:, ::2], x[:, 1::2]]
         for i, network in reversed(list(enumerate(self.networks))):
             parts[1 - i % 2] = parts[1 - i % 2] - network(parts[i % 2])
-        x = _joined(parts) + (1 + self.centre[...])[None]
-        return (x * (self.config.levels / 2)).reshape(-1, *self.config.image_shape)
+        return ((_joined(parts) + 1) * (self.config.levels / 2)).reshape(-1, *self.config.image_shape)
 
     def prior(self, z: Float[Array, "B D"]) -> Float[Array, " B"]:
         """sum_d log p(z_d)."""
