@@ -114,10 +114,11 @@ def in_range(strings: Sequence[str]) -> np.ndarray:
     return np.array([one is not None and 1 <= logp(one) <= 4 for one in found], np.float32)
 
 
-def drawn(model, n: int) -> list[str]:
-    """n strings of a model, from the same keys for every model."""
+def drawn(model, n: int) -> tuple[np.ndarray, list[str]]:
+    """n strings of a model as tokens [n, L] and as text, from the same keys for every model."""
     feature, draw = model.config.features["tokens"], jax.jit(lambda model, key: model.sample(key, 500))
-    return [feature.text(row) for start in range(0, n, 500) for row in np.asarray(draw(model, jax.random.key(start)))][:n]
+    tokens = np.concatenate([draw(model, jax.random.key(start)) for start in range(0, n, 500)])[:n]
+    return tokens, [feature.text(row) for row in tokens]
 
 
 def print_metrics(options: Options, sets: Sets, n: int) -> None:
@@ -128,7 +129,7 @@ def print_metrics(options: Options, sets: Sets, n: int) -> None:
     known = set(map(molecules.canonical, spell(train))) - {None}
     seeds = SEEDS[:1] if options.laptop else SEEDS
     columns = {f"{name}, seed {seed}": f"{options.out}/{name}_{seed}" for seed in seeds for name in ("stack", "plain")}
-    columns = {name: drawn(jaxgen.load(run), n) for name, run in columns.items()}
+    columns = {name: drawn(jaxgen.load(run), n)[1] for name, run in columns.items()}
     columns["6-gram"] = spell(n_gram_samples(train, n, 6, np.random.default_rng(0)))
     columns["training strings"] = spell(train[np.random.default_rng(0).permutation(len(train))[:n]])
     found = {name: molecules.compare(molecules.MoleculeSet(strings), reference, known) for name, strings in columns.items()}
@@ -150,9 +151,8 @@ def share(values) -> str:
 
 def describe(name: str, model, prior, n: int) -> None:
     """Prints a row of the table of reinforcement, from n strings."""
-    strings = drawn(model, n)
+    tokens, strings = drawn(model, n)
     found = molecules.MoleculeSet(strings)
-    tokens = text.encode(strings, model.config.symbols, model.config.length)
     ratio = jax.jit(lambda model, prior, tokens: model.log_prob(tokens) - prior.log_prob(tokens))
     drift = np.concatenate([ratio(model, prior, tokens[start : start + 500]) for start in range(0, n, 500)])
     valid = np.arange(n) < len(found.molecules)

@@ -1,7 +1,10 @@
 """Reinforcement: its gradient is that of the expected reward on a policy of three strings, where everything can be counted."""
 
+import importlib
+from dataclasses import replace
 from functools import cache
 from itertools import product
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +100,23 @@ def test_a_penalty_keeps_the_model_near_its_prior():
     learnt, _ = reinforce(model, reward, jax.random.key(1), options)
     best = np.exp(np.asarray(model.log_prob(STRINGS), np.float64) + np.array([0, 0, 1]) / beta)
     np.testing.assert_allclose(np.exp(np.asarray(learnt.log_prob(STRINGS))), best / best.sum(), atol=0.03)
+
+
+def test_the_script_rewards_molecules_in_the_range_and_prints_the_drift(monkeypatch, capsys):
+    """experiments/stack_gru_smiles.py: butane, of logP 1.81, is in the range; methane, 0.64, and what is no molecule are not."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent))
+    script = importlib.import_module("experiments.stack_gru_smiles")
+    np.testing.assert_array_equal(script.in_range(["CCCC", "C", "", "C(", "C" * 20]), [1, 0, 0, 0, 0])
+    config = replace(POLICIES["language_model"], symbols=("C", "CCCC"))
+    model, prior = with_weights(config), with_weights(config)
+    prior.out_bias[...] += jnp.asarray([0.0, 1.0, -1.0])
+    script.describe("after", model, prior, 500)
+    tokens = np.asarray(model.sample(jax.random.key(0), 500))[:, 0]
+    drift = np.asarray(model.log_prob(STRINGS) - prior.log_prob(STRINGS))[tokens]
+    shares = [(tokens == 2).mean(), (tokens != 0).mean()]
+    wanted = [f"{share:.3f} +- {(share * (1 - share) / 500) ** 0.5:.3f}" for share in shares]
+    wanted += [f"{drift.mean():.3f} +- {drift.std() / 500**0.5:.3f}", f"{2 / (tokens != 0).sum():.3f}"]
+    assert capsys.readouterr().out.startswith(f"| after | {' | '.join(wanted)} | ") and drift.mean() > 0.1
 
 
 def test_errors():

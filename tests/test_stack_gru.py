@@ -13,6 +13,7 @@ from all_models import with_weights
 from flax import nnx
 from test_language_model import all_strings
 
+from jaxgen.data.text import decode, encode
 from jaxgen.errors import ConfigError
 from jaxgen.models import LanguageModel, LanguageModelConfig, StackGRUConfig
 from jaxgen.models.stack_gru import move
@@ -138,10 +139,71 @@ def test_cached_and_naive_draws_are_the_same_bits():
     assert len(set(map(bytes, np.asarray(drawn)))) > 5
 
 
-def test_noise_on_the_state_is_none_on_the_stack(monkeypatch):
-    """experiments/counting_languages.py: without noise its loss is the model's; with it the state alone is disturbed, h by h."""
+def test_errors(unchecked):
+    for wrong in ({"width": 0}, {"stack_width": 0}, {"stack_depth": 0}, {"stacks": 0}, {"top_k": 0}, {"top_k": 21}, {"push": "relu"}):
+        with pytest.raises(ConfigError, match=list(wrong)[-1]):
+            StackGRUConfig(**wrong)
+
+
+# --- experiments/counting_languages.py ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counting(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent))
-    counting = importlib.import_module("experiments.counting_languages")
+    return importlib.import_module("experiments.counting_languages")
+
+
+def test_a_counting_language_is_learnt_and_goes_on_beyond_its_lengths(counting):
+    """a^n b^n, learnt from n = 1 .. 6: for n = 7 .. 12 the stack counts, and a plain GRU of as many parameters does not."""
+    lines = ["a" * n + "b" * n for n in range(1, 13)]
+    tokens = encode(lines, ("a", "b"), 25)
+    given = np.arange(25)[None] <= np.arange(1, 13)[:, None]  # a^n b: the rest is determined
+    stack = StackGRUConfig(25, 3, ("a", "b"), width=10, stack_width=1, stack_depth=14)
+    for config in (stack, counting.plain_of_as_many(stack)):
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer count
+            (model,), _ = counting.trained(config, jnp.asarray(tokens[:6, :13]), 0.3, seeds=(0,), steps=1000)
+        found = counting.right(model, tokens)
+        likeliest = model.sample(jax.random.key(0), 12, known=(tokens, given), top_k=1)
+        if config is stack:
+            assert found.all() and counting.right(counting.hardened(model), tokens).all()
+            assert decode(likeliest, ("a", "b")) == lines
+        else:
+            assert found[:6].sum() >= 3 and not found[6:].any()
+
+
+@pytest.mark.parametrize("stacks", [1, 2])
+def test_hard_controls_are_the_largest_of_the_soft_ones(counting, stacks):
+    model, hidden = tiny(stacks=stacks), jnp.asarray(np.random.default_rng(0).standard_normal((50, 5), np.float32))
+    (soft, value), (hard, same) = (one.stack_moves(hidden) for one in (model, counting.hardened(model)))
+    clear = np.diff(np.sort(soft, axis=-1))[..., -1] > 0.01
+    np.testing.assert_allclose(hard[clear], np.eye(3)[np.argmax(soft, axis=-1)][clear], atol=1e-3)
+    np.testing.assert_array_equal(value, same)
+    assert clear.mean() > 0.9
+
+
+class Told(nnx.Module):
+    """A model whose likeliest tokens are told."""
+
+    def __init__(self, tokens):
+        self.table = nnx.Param(jax.nn.one_hot(tokens, 3))
+
+    def logits(self, tokens):
+        return self.table[...]
+
+
+def test_a_string_is_right_if_all_after_its_first_b_is(counting):
+    tokens = np.array([[1, 2, 0, 0, 0], [1, 1, 2, 2, 0]])
+    determined = np.array([[0, 0, 1, 0, 0], [0, 0, 0, 1, 1]], bool)  # neither the first b nor what stands after the stop token
+    assert counting.right(Told(tokens), tokens).all()
+    for place in range(5):
+        wrong = tokens.copy()
+        wrong[:, place] = (wrong[:, place] + 1) % 3
+        np.testing.assert_array_equal(counting.right(Told(wrong), tokens), ~determined[:, place])
+
+
+def test_noise_on_the_state_is_none_on_the_stack(counting):
+    """Without noise the loss is the model's; with it the state alone is disturbed, h by h."""
     model, strings, key = tiny(stacks=2), all_strings()[:15], jax.random.key(4)
     losses = [float(jax.jit(counting.noisy_loss)(model, strings, key, noise)) for noise in (0.0, 0.5)]
     np.testing.assert_allclose(losses[0], model.loss({"tokens": strings}, key)[0], rtol=1e-5)
@@ -154,9 +216,3 @@ def test_noise_on_the_state_is_none_on_the_stack(monkeypatch):
         counted = i <= (strings != 0).sum(1)
         total -= jnp.where(counted, jax.nn.log_softmax(logits)[jnp.arange(len(strings)), previous], 0).sum() / log(2)
     np.testing.assert_allclose(losses[1], float(total) / (int((strings != 0).sum()) + len(strings)), rtol=1e-5)
-
-
-def test_errors(unchecked):
-    for wrong in ({"width": 0}, {"stack_width": 0}, {"stack_depth": 0}, {"stacks": 0}, {"top_k": 0}, {"top_k": 21}, {"push": "relu"}):
-        with pytest.raises(ConfigError, match=list(wrong)[-1]):
-            StackGRUConfig(**wrong)
