@@ -141,22 +141,23 @@ def test_the_multi_targeted_attack_meets_the_exact_robust_accuracy_of_a_linear_f
     assert abs(weak.rounded - weak.accuracy) < 0.05 and strong.norm <= eps * 1.00001
 
 
-def test_an_attack_without_eps_is_run_once_and_counts_up_to_each_eps(net):
-    logits_fn, _, x, y = net
-    runs = []
+def test_steps_have_the_sizes_that_are_said():
+    """Of two linear classes every step is along the signs of the weights, so a row stays after ceil(distance / size) steps."""
+    logits_fn, weights, bias, x, _ = linear(n=30)
+    z = logits(weights[:2], bias[:2], x)
+    y, exact = z.argmax(1).astype(np.int32), np.abs(z[:, 0] - z[:, 1]) / np.abs(weights[1] - weights[0]).sum()
+    eps, wide = 0.2, {"box": (-9.0, 9.0)}
 
-    def counted(logits_fn, x, y, key):
-        runs.append(1)
-        return attacks.deepfool(logits_fn, x, y, key)
+    @jax.jit
+    def both(x, y):
+        two = lambda x: logits_fn(x)[:, :2]  # noqa: E731
+        still = attacks.pgd(two, x, y, KEY, eps, steps=16, random_start=False, keep="first", **wide)
+        return attacks.iterative_sign(two, x, y, KEY, eps, steps=10, **wide), still
 
-    found = attacks.deepfool(logits_fn, x, y, KEY)
-    clean, *table = attacks.robust_accuracy(logits_fn, x, y, KEY, [0.1, 0.2, 0.4], counted)
-    assert len(runs) == 1
-    for row in table:
-        fooled = np.asarray(found.success & (found.norm <= row.eps))
-        np.testing.assert_array_equal(row.right, clean.right & ~fooled)
-        assert row.norm == pytest.approx(np.asarray(found.norm)[clean.right & fooled].mean()) or np.isnan(row.norm)
-    assert table[0].accuracy > table[2].accuracy
+    for found, size in zip(both(x, y), (1.25 * eps / 10, 2.5 * eps / 16), strict=True):
+        clear = (exact < 0.95 * eps) & (np.abs(exact / size - np.round(exact / size)) > 1e-3)
+        assert clear.sum() > 10
+        np.testing.assert_allclose(found.norm[clear], np.minimum(np.ceil(exact[clear] / size) * size, eps), rtol=1e-4)
 
 
 @pytest.mark.parametrize("attack", [attacks.iterative_sign, attacks.pgd, partial(attacks.pgd, norm=2)])
@@ -232,6 +233,7 @@ def test_more_restarts_never_do_worse_and_queries_are_counted(net):
     for fewer, more in zip(runs, runs[1:], strict=False):
         assert not (fewer.success & ~more.success).any()
         assert (np.asarray(more.loss) >= np.asarray(fewer.loss))[np.asarray(fewer.success)].all()
+    assert (runs[2].loss > runs[0].loss + 1e-3).any()  # they start at other images
     assert [set(np.asarray(run.queries).tolist()) for run in runs] == [{5}, {10}, {20}]
 
 
@@ -287,6 +289,8 @@ def noisy(logits_fn):
         ({"eps": -0.1}, r"eps: wanted a number in 0\.\.1, since no two images of the box are farther apart, got -0\.1"),
         ({"eps": 1.5}, r"eps: wanted a number in 0\.\.1, .* got 1\.5"),
         ({"eps": float("nan")}, "eps: wanted"),
+        ({"eps": "0.1"}, r"eps: wanted a number in 0\.\.1, .* got '0\.1'"),
+        ({"eps": None}, r"eps: wanted a number in 0\.\.1, .* got None"),
         ({"norm": 2, "eps": 4.5}, r"eps: wanted a number in 0\.\.4, "),
         ({"norm": 3}, r"norm: wanted 1, 2 or jnp\.inf, got 3"),
         ({"x": np.full((2, 4, 4, 1), 255.0, np.float32)}, r"x: wanted images with values in 0\.\.1, got values from 255 to 255"),
@@ -325,12 +329,6 @@ def test_bad_input_is_one_clear_line(unchecked, change, said):
     with pytest.raises(ConfigError, match=said) as error:
         attacks.pgd(**given | change)
     assert "\n" not in str(error.value)
-
-
-def test_one_eps_where_many_are_wanted_is_one_line(unchecked, net):
-    logits_fn, _, x, y = net
-    with pytest.raises(ConfigError, match=r"eps: wanted a sequence of numbers, got 0\.1; such as eps="):
-        attacks.robust_accuracy(logits_fn, x, y, KEY, 0.1, attacks.fgsm)
 
 
 # --- Foolbox -----------------------------------------------------------------------------------------------------------------------------

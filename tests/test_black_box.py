@@ -94,6 +94,7 @@ def test_the_boundary_attack_sees_decisions_only_and_comes_near(net):
     np.testing.assert_allclose(found.norm, np.linalg.norm((x_adv - x).reshape(64, -1), axis=1), rtol=1e-4)
     begun, ended = (np.median(np.asarray(result.norm) / np.asarray(best.norm)) for result in (start, found))
     assert 0.95 < ended < 1.6 and ended < 0.5 * begun
+    assert set(np.asarray(found.queries).tolist()) == {50 + 13 + 2 * 1000}
     wrong = attacks.boundary(decides, x, (y + 1) % 5, KEY, steps=1)
     np.testing.assert_array_equal(wrong.x_adv, x)
     assert wrong.success.all() and (np.asarray(wrong.queries) == 1).all()
@@ -126,6 +127,13 @@ def test_bad_options_are_one_line(net):
         attacks.estimated(logits_fn, x, y, KEY, 0.1, inf, budget=90)
     with pytest.raises(ConfigError, match=r"groups: wanted 1\.\.16"):
         attacks.estimated(logits_fn, x, y, KEY, 0.1, directions=partial(attacks.random_groups, groups=17))
+    with pytest.raises(ConfigError, match=r"step: wanted a positive number, got 0\.0"):  # it would divide by it
+        attacks.estimated(logits_fn, x, y, KEY, 0.1, step=0.0)
+    with pytest.raises(ConfigError, match="samples: wanted a positive integer, got 0"):
+        attacks.estimated(logits_fn, x, y, KEY, 0.1, directions=partial(attacks.nes, samples=0))
+    for options in ({"steps": -1}, {"tries": 0}):
+        with pytest.raises(ConfigError, match=f"{next(iter(options))}: wanted a positive integer"):
+            attacks.boundary(logits_fn, x, y, KEY, **options)
     narrow = partial(attacks.principal_directions, directions=jnp.asarray(BASIS[:, :15]))
     with pytest.raises(ConfigError, match=r"directions: wanted shape \[k, 16\], got \[5, 15\]"):
         attacks.estimated(logits_fn, x, y, KEY, 0.1, directions=narrow)

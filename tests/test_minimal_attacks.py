@@ -39,6 +39,8 @@ def test_norms_are_at_least_exact_and_nearly_so_on_a_linear_function(found):
     name, result, _, (weights, bias, x, y), _ = found
     exact = distances(weights, bias, x, y, 2)
     assert (np.asarray(result.success)).all() and (exact == 0).sum() >= 5
+    wanted = {"deepfool": 5 + 5 + 14, "lbfgs": 4 * 8 * 16 + 13, "cw_l2": 4 * 6 * 151 + 13}[name]  # DeepFool: one step and a look at its end
+    assert (np.asarray(result.queries)[exact > 0.01] == wanted).all()
     np.testing.assert_array_equal(result.x_adv[exact == 0], x[exact == 0])
     size = np.linalg.norm((np.asarray(result.x_adv, np.float64) - x).reshape(len(x), -1), axis=1)
     np.testing.assert_allclose(result.norm, size, atol=1e-6)
@@ -86,17 +88,29 @@ def test_targets_are_reached_and_cost_more():
     assert float(towards.norm[towards.success].mean()) > float(away.norm.mean())
 
 
+def test_a_confidence_is_kept():
+    logits_fn, weights, bias, x, y = linear(n=10)
+    run = partial(attacks.cw_l2, logits_fn, steps=100, searches=4, constant=10.0)
+    found, plain = jax.jit(lambda x, y: [run(x, y, KEY, confidence=c) for c in (0.5, 0.0)])(x, y)
+    z = logits(weights, bias, found.x_adv)
+    gap = np.where(np.arange(5) == y[:, None], -np.inf, z).max(1) - z[np.arange(10), y]
+    far = np.asarray(plain.norm) > 0
+    assert (gap[far] >= 0.5 - 1e-4).all() and far.sum() > 5 and found.success.all() and (found.norm[far] > plain.norm[far]).all()
+
+
 @pytest.mark.parametrize(
-    ("attack", "options"),
+    ("attack", "options", "wanted"),
     [
-        (attacks.lbfgs, {"steps": 0}),
-        (attacks.lbfgs, {"searches": 0}),
-        (attacks.deepfool, {"steps": -1}),
-        (attacks.cw_l2, {"constant": -1.0}),
-        (attacks.penalised, {"weight": 0.0}),
+        (attacks.lbfgs, {"steps": 0}, "a positive integer, got 0"),
+        (attacks.lbfgs, {"searches": 0}, "a positive integer, got 0"),
+        (attacks.deepfool, {"steps": -1}, "a positive integer, got -1"),
+        (attacks.deepfool, {"overshoot": -1.0}, "0 or more, got -1"),
+        (attacks.cw_l2, {"constant": -1.0}, "a positive number, got -1"),
+        (attacks.cw_l2, {"steps": 2.5}, r"a positive integer, got 2\.5"),
+        (attacks.penalised, {"weight": 0.0}, "a positive number, got 0"),
     ],
 )
-def test_options_out_of_range_are_one_line(attack, options):
+def test_options_out_of_range_are_one_line(unchecked, attack, options, wanted):
     logits_fn, _, _, x, y = linear(n=3)
-    with pytest.raises(ConfigError, match=f"{next(iter(options))}: wanted a positive number"):
+    with pytest.raises(ConfigError, match=f"{next(iter(options))}: wanted {wanted}"):
         attack(logits_fn, x, y, KEY, **options)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from linear_softmax import linear, perceptron
-from scipy.ndimage import affine_transform
+from scipy.ndimage import affine_transform, correlate1d
 
 from jaxgen import attacks
 from jaxgen.errors import ConfigError
@@ -51,6 +51,25 @@ def test_gradients_pass_transformations():
     np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)
 
 
+def test_brightness_and_photographs_are_their_definitions():
+    image = np.random.default_rng(0).uniform(0.3, 0.7, (6, 5, 2)).astype(np.float32)
+    keys = jax.random.split(KEY, 20)
+    added = np.stack([attacks.brightened(0.2)(image, key) - image for key in keys])
+    np.testing.assert_allclose(added, np.broadcast_to(added[:, :1, :1, :1], added.shape), atol=1e-6)
+    assert np.abs(added).max() <= 0.2 and added.min() < -0.1 and added.max() > 0.1
+    power = np.exp(float(jax.random.uniform(KEY, minval=-0.4, maxval=0.4)))
+    wanted = image.astype(float) ** power
+    for axis in (0, 1):
+        wanted = correlate1d(wanted, [0.25, 0.5, 0.25], axis, mode="nearest")
+    np.testing.assert_allclose(attacks.photographed(0.4, levels=10**6)(image, KEY), wanted, atol=1e-5)
+    for make, said in (
+        (lambda: attacks.photographed(levels=1), "levels: wanted 2 or more, got 1"),
+        (lambda: attacks.rotated(10, (0.0, 1.0)), r"scales: wanted a positive number, got 0\.0"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            make()
+
+
 # --- Attacks -----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -76,6 +95,19 @@ def test_eot_fools_new_views_more_often_than_pgd(net):
     assert (np.asarray(found.x_adv) >= 0).all() and (np.asarray(found.x_adv) <= 1).all()
 
 
+def test_success_under_transformations_is_that_of_more_than_half_of_the_draws():
+    def two(x):
+        return jnp.stack([x.mean((1, 2, 3)), jnp.full(len(x), 0.5)], axis=1)
+
+    def lit(share):
+        return lambda image, key: jnp.where(jax.random.uniform(key) < share, 1.0, image)
+
+    x, y = np.full((3, 4, 4, 1), 0.3, np.float32), np.ones(3, np.int32)
+    for share in (0.3, 0.7):
+        found = attacks.eot(two, x, y, KEY, 0.0, lit(share), samples=200, steps=1)
+        assert found.success.tolist() == [share > 0.5] * 3
+
+
 @pytest.mark.parametrize(("norm", "eps"), [(np.inf, 0.2), (2, 0.6)])
 def test_one_perturbation_fools_images_that_it_has_not_seen(net, norm, eps):
     logits_fn, _, x, y = net
@@ -85,9 +117,16 @@ def test_one_perturbation_fools_images_that_it_has_not_seen(net, norm, eps):
     others = np.float32(noise[::-1]).reshape(v.shape)
     rates = [float((logits_fn(jnp.clip(x[80:] + d, 0, 1)).argmax(1) != y[80:]).mean()) for d in (v, others)]
     assert rates[0] > 0.4 and rates[0] > rates[1] + 0.1
+    if norm == 2:  # images beyond the cap do not draw it; wrong arguments
+        assert not attacks.universal(logits_fn, x, y, KEY, eps, norm, steps=3, cap=-1e3).any()
+        many = jax.random.split(KEY, len(x))
+        wrong = {"key: wanted one key, since": {"key": many}, "step_size: wanted a positive number": {"step_size": -1.0}}
+        for said, options in (wrong | {"batch_size: wanted a positive integer": {"batch_size": 0}}).items():
+            with pytest.raises(ConfigError, match=said):
+                attacks.universal(logits_fn, x, y, **{"key": KEY, "eps": eps, "norm": norm} | options)
 
 
-def test_a_patch_is_pasted_whole_and_draws_images_to_its_target(net):
+def test_a_patch_is_pasted_whole_and_draws_images_to_its_target(unchecked, net):
     logits_fn, numbers, x, _ = net
     square = np.asarray(jax.jit(lambda x: attacks.patch(logits_fn, x, 1, KEY, 3, steps=100))(x[:80]))
     assert square.shape == (3, 3, 1) and (square >= 0).all() and (square <= 1).all()
@@ -97,6 +136,10 @@ def test_a_patch_is_pasted_whole_and_draws_images_to_its_target(net):
     assert (numbers(shown).argmax(1) == 1).mean() > (numbers(x[80:]).argmax(1) == 1).mean() + 0.3
     with pytest.raises(ConfigError, match=r"size: wanted 1\.\.4, inside of the image, got 5"):
         attacks.patch(logits_fn, x, 1, KEY, 5)
+    with pytest.raises(ConfigError, match=r"target: wanted classes in 0\.\.4, got 5"):
+        attacks.patch(logits_fn, x, 5, KEY, 2)
+    with pytest.raises(ConfigError, match=r"x: wanted images \[B, H, W, C\], got shape \[120, 4, 4\]"):
+        attacks.patch(logits_fn, x[..., 0], 1, KEY, 2)
 
 
 # --- Audit -------------------------------------------------------------------------------------------------------------------------------
@@ -139,6 +182,25 @@ def test_audit_names_a_network_in_training_mode_and_numbers_that_are_none(net):
         attacks.audit(lambda x: x.reshape(x.shape[0], -1) * np.nan, x[:60], y)
     with pytest.raises(ConfigError, match=r"y: wanted classes in 0\.\.15, got 16"):
         attacks.audit(lambda x: x.reshape(x.shape[0], -1), x[:60], y + 16)
+
+
+def test_audit_names_a_gradient_that_misleads_many_steps():
+    """m has a local maximum near x, and is positive only at the end of the ball, where one step comes."""
+
+    def trap(x):
+        u = x[:, 0, 0, 0] - 0.5
+        m = jnp.where(u > 0.0995, 1.0, -jnp.square(u - 0.03) - 0.01)
+        return jnp.stack([0 * m, m], axis=1)
+
+    found = attacks.audit(trap, np.full((10, 2, 2, 1), 0.5, np.float32), np.zeros(10, np.int32), eps=0.1)
+    assert found.one_step_better > 0.8 and "one_step_better" in {warning.split()[0] for warning in found.warnings}
+
+
+def test_audit_refuses_what_is_no_function_of_jax_arrays(unchecked, net):
+    _, _, x, y = net
+    for f, said in ((None, "a function from images to logits, got None"), (lambda x: np.asarray(x).reshape(len(x), -1), "of jax arrays")):
+        with pytest.raises(ConfigError, match=f"logits_fn: wanted .*{said}"):
+            attacks.audit(f, x, y)
 
 
 def test_the_linear_function_has_no_finding():

@@ -5,6 +5,9 @@
     found = jax.jit(partial(attacks.pgd, steps=100))(logits_fn, x, labels, jax.random.key(0), 0.1)
     found.success.mean(), found.x_adv
 
+A function of your own takes a batch of images and answers with logits [B, K]: a Flax model as it is (`model.eval()` first; of Linen
+`partial(model.apply, params)`), one of Equinox, which takes one image, as `jax.vmap(eqx.nn.inference_mode(model))`.
+
 losses.py says what is made large, and why it is not the usual cross entropy. Errors are one line.
 """
 

@@ -25,9 +25,9 @@ from flax.errors import TraceContextError
 
 from jaxgen.attacks import balls
 from jaxgen.attacks.gradient import fgsm, pgd
-from jaxgen.attacks.inputs import LogitsFn, check_classes, check_finite, check_images, fold, hit, row_keys
+from jaxgen.attacks.inputs import LogitsFn, check_classes, check_finite, check_images, fold, hit, row_keys, traced_shape
 from jaxgen.attacks.losses import log_ratio
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, shown
 
 
 class Audit(NamedTuple):
@@ -49,6 +49,8 @@ def audit(logits_fn: LogitsFn, x, y, key=None, eps: float = 0.1, *, steps: int =
     ConfigError as of any attack, except that a function that answers at random is a finding here.
     """
     x = check_images(x)
+    if not callable(logits_fn):
+        raise ConfigError("logits_fn", "a function from images to logits", shown(logits_fn))
     keys = row_keys(jax.random.key(0) if key is None else key, len(x))
     first, second = np.asarray(logits_fn(x)), np.asarray(logits_fn(x))
     if first.ndim != 2:
@@ -101,7 +103,7 @@ SENTENCES = {
 def _changes(logits_fn, x) -> bool:
     """Whether the function changes a state of its own, as a Flax network in training mode does; then it has no gradients either."""
     try:
-        jax.eval_shape(logits_fn, x)
+        traced_shape(logits_fn, x)
     except TraceContextError:
         return True
     return False

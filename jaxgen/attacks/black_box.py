@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxgen.attacks import balls
 from jaxgen.attacks.gradient import Loss, climb
-from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_inputs, fold, hit, where
+from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_counts, check_inputs, check_positive, fold, hit, where
 from jaxgen.attacks.losses import log_ratio
 from jaxgen.errors import ConfigError
 
@@ -61,11 +61,13 @@ def principal_directions(key, shape: tuple[int, ...], directions: Float[Array, "
 
 def nes(key, shape: tuple[int, ...], samples: int = 50) -> tuple[Float[Array, "k D"], float]:
     """k = `samples` Gaussian directions, each used in both senses."""
+    check_counts(samples=samples)
     return jax.random.normal(key, (samples, prod(shape))), 1.0 / samples
 
 
 def spsa(key, shape: tuple[int, ...], samples: int = 50) -> tuple[Float[Array, "k D"], float]:
     """k = `samples` directions of random signs."""
+    check_counts(samples=samples)
     return jax.random.rademacher(key, (samples, prod(shape)), jnp.float32), 1.0 / samples
 
 
@@ -113,6 +115,8 @@ def estimated(
     """
     x, y, keys = check_inputs(logits_fn, x, y, key, box)
     check_ball(eps, norm, x, box)
+    check_counts(budget=budget)
+    check_positive(step=step)
     sign = -1.0 if targeted else 1.0
     cost = 2 * jax.eval_shape(lambda key: directions(key, x.shape[1:])[0], keys[0]).shape[0] + 1
     steps = (budget - 1) // cost
@@ -150,6 +154,7 @@ def boundary(logits_fn: LogitsFn, x, y, key, *, steps: int = 1000, tries: int = 
     failure, `near` likewise for the step towards x. queries: tries + 13 + 2 steps. A row without a start has no success and is x.
     """
     x, y, keys = check_inputs(logits_fn, x, y, key, box)
+    check_counts(steps=steps, tries=tries)
     low, high = box
     none = Result(x, hit(logits_fn(x), y, False), jnp.zeros(len(x)), jnp.zeros(len(x)), jnp.ones(len(x), jnp.int32))
 

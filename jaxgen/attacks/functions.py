@@ -11,6 +11,7 @@ to that integer, with the gradient left as it is.
 
 from collections.abc import Sequence
 from functools import partial
+from math import inf
 from typing import Any
 
 import jax
@@ -65,7 +66,7 @@ def ensemble(logits_fns: Sequence[LogitsFn], weights: Sequence[float] | None = N
     if not logits_fns:
         raise ConfigError("logits_fns", "at least one function", "none")
     weights = [1.0] * len(logits_fns) if weights is None else list(weights)
-    if len(weights) != len(logits_fns) or not min(weights) > 0:
+    if len(weights) != len(logits_fns) or not all(0 < weight < inf for weight in weights):
         raise ConfigError("weights", f"{len(logits_fns)} positive numbers, one for each function", weights)
     shares = np.log(np.asarray(weights) / np.sum(weights)).astype(np.float32)
 

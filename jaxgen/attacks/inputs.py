@@ -54,11 +54,18 @@ def where(rows: Bool[Array, " B"], a: Array, b: Array) -> Array:
 
 def row_keys(key, n: int) -> Key[Array, " n"]:
     """A key for each of n rows, the same for a row however many there are; n keys are taken as they are."""
-    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
-        raise ConfigError("key", "a key such as jax.random.key(0), or one for each image", shown(key))
+    _check_key(key)
     if key.shape not in ((), (n,)):
         raise ConfigError("key", f"one key, or {n}, one for each image", f"keys of shape {list(key.shape)}")
     return key if key.shape else fold(jnp.broadcast_to(key, (n,)), jnp.arange(n))
+
+
+def one_key(key) -> Key[Array, ""]:
+    """The key; ConfigError for many, where one search is for all images."""
+    _check_key(key)
+    if key.shape:
+        raise ConfigError("key", "one key, since one search is for all images", f"keys of shape {list(key.shape)}")
+    return key
 
 
 def fold(keys: Key[Array, " B"], number) -> Key[Array, " B"]:
@@ -84,14 +91,34 @@ def check_inputs(logits_fn: LogitsFn, x, y, key, box: Box = BOX) -> tuple[Array,
     return x, check_classes(y, x.shape[0], check_logits(logits_fn, x)), row_keys(key, x.shape[0])
 
 
-def check_classes(y, n: int, classes: int) -> Int[Array, " n"]:
+def check_classes(y, n: int, classes: int, name: str = "y") -> Int[Array, " n"]:
     """y as int32; ConfigError unless it is one class for each of n images."""
-    y = _integers(y)
+    y = _integers(y, name)
     if y.shape != (n,):
-        raise ConfigError("y", f"shape [{n}], one class for each image", list(y.shape))
+        raise ConfigError(name, f"shape [{n}], one class for each image", list(y.shape))
     if not isinstance(y, jax.core.Tracer) and (outside := (np.asarray(y) < 0) | (np.asarray(y) >= classes)).any():
-        raise ConfigError("y", f"classes in 0..{classes - 1}", int(np.asarray(y)[outside][0]))
+        raise ConfigError(name, f"classes in 0..{classes - 1}", int(np.asarray(y)[outside][0]))
     return y
+
+
+def check_counts(**counts) -> None:
+    """ConfigError for what is not a positive integer."""
+    for name, value in counts.items():
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ConfigError(name, "a positive integer", shown(value))
+
+
+def check_positive(**numbers) -> None:
+    """ConfigError for what is not a positive number; what is traced is not known."""
+    for name, value in numbers.items():
+        if not isinstance(value, jax.core.Tracer) and not 0 < float(value) < inf:
+            raise ConfigError(name, "a positive number", value)
+
+
+def check_grid(x: Float[Array, "B ..."]) -> None:
+    """ConfigError unless images have rows, columns and channels."""
+    if x.ndim != 4:
+        raise ConfigError("x", "images [B, H, W, C]", f"shape {list(x.shape)}")
 
 
 def check_images(x, box: Box = BOX) -> Float[Array, "B ..."]:
@@ -122,20 +149,26 @@ def check_logits(logits_fn: LogitsFn, x: Float[Array, "B ..."]) -> int:
     if known and np.shape(first) == np.shape(again):
         _check_same(np.asarray(first), np.asarray(again))
     try:
-        shape = getattr(jax.eval_shape(logits_fn, x), "shape", None)
+        shape = traced_shape(logits_fn, x)
     except TraceContextError:
         hint = "model.eval() switches dropout off and takes the averages of batch normalisation"
         raise ConfigError(
             "logits_fn", "a function that changes nothing", "a network that changes its state when it is asked", hint
         ) from None
-    except jax.errors.TracerArrayConversionError:
-        raise ConfigError("logits_fn", "a function of jax arrays, with jax.numpy inside", "one that needs NumPy arrays") from None
     if shape is None or len(shape) != 2 or shape[0] != x.shape[0] or shape[1] < 2:
         raise ConfigError("logits_fn", f"logits [{x.shape[0]}, K] of two or more classes", f"shape {shape and list(shape)}")
     if known and (np.asarray(first) >= 0).all() and np.abs(np.asarray(first).sum(axis=1) - 1).max() < 1e-3:
         hint = "give the numbers before the softmax, since probabilities near 0 and 1 have no gradients"
         raise ConfigError("logits_fn", "logits", "probabilities: rows of positive numbers that sum to 1", hint)
     return shape[1]
+
+
+def traced_shape(logits_fn: LogitsFn, x: Float[Array, "B ..."]) -> tuple[int, ...] | None:
+    """The shape of the answer, without computing it; None for what is no array. ConfigError for a function of NumPy arrays."""
+    try:
+        return getattr(jax.eval_shape(logits_fn, x), "shape", None)
+    except jax.errors.TracerArrayConversionError:
+        raise ConfigError("logits_fn", "a function of jax arrays, with jax.numpy inside", "one that needs NumPy arrays") from None
 
 
 def check_finite(logits: np.ndarray) -> None:
@@ -158,15 +191,21 @@ def check_ball(eps, norm: float, x: Float[Array, "B ..."], box: Box) -> None:
     if isinstance(eps, jax.core.Tracer):
         return
     most = (box[1] - box[0]) * (1 if norm == inf else prod(x.shape[1:]) ** (1 / norm))
-    if not (np.ndim(eps) == 0 and 0 <= float(eps) <= most * (1 + 1e-6)):
+    number = np.ndim(eps) == 0 and np.issubdtype(np.asarray(eps).dtype, np.number)
+    if not (number and 0 <= float(eps) <= most * (1 + 1e-6)):
         raise ConfigError("eps", f"a number in 0..{most:.6g}, since no two images of the box are farther apart", shown(eps))
 
 
-def _integers(y):
+def _check_key(key) -> None:
+    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+        raise ConfigError("key", "a key such as jax.random.key(0), or one for each image", shown(key))
+
+
+def _integers(y, name: str):
     dtype = getattr(y, "dtype", None)
     if dtype is None:
         y = np.asarray(y)
         dtype = y.dtype
     if not jnp.issubdtype(dtype, jnp.integer):
-        raise ConfigError("y", "classes, integers [B]", dtype)
+        raise ConfigError(name, "classes, integers [B]", dtype)
     return jnp.asarray(y, jnp.int32)

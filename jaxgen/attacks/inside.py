@@ -16,11 +16,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 from jaxgen.attacks.balls import each, norms
-from jaxgen.attacks.inputs import LogitsFn, check_images, descend, row_keys, where
+from jaxgen.attacks.inputs import (
+    LogitsFn,
+    check_classes,
+    check_counts,
+    check_grid,
+    check_images,
+    check_logits,
+    descend,
+    row_keys,
+    traced_shape,
+    where,
+)
 from jaxgen.attacks.losses import log_ratio, of_class
 from jaxgen.errors import ConfigError
 
@@ -36,12 +48,13 @@ def activation_maximisation(
     logits_fn: LogitsFn, target, shape: tuple[int, int, int], key, *, weight: float = 1.0, steps: int = 200, rate: float = 0.02
 ) -> Float[Array, "B H W C"]:
     """An image for each class in `target` [B], by Adam from small noise around grey; weight: of the distance from grey."""
-    target = jnp.asarray(target, jnp.int32)
+    start, target = _start(logits_fn, target, shape, key, 0.05)
+    check_counts(steps=steps)
 
     def energy(x):
         return weight * jnp.square(x - 0.5).reshape(len(target), -1).mean(axis=1) - of_class(logits_fn(x), target)
 
-    return _adam(energy, _noise(key, len(target), shape, 0.05), steps, rate)
+    return _adam(energy, start, steps, rate)
 
 
 def fooling_images(
@@ -50,7 +63,8 @@ def fooling_images(
     """(images, p_c of each): from uniform noise, normalised gradient steps until the network is so sure of the class; then a row stays."""
     if not 0 < confidence < 1:
         raise ConfigError("confidence", "a number between 0 and 1", confidence)
-    target = jnp.asarray(target, jnp.int32)
+    start, target = _start(logits_fn, target, shape, key, 0.5)
+    check_counts(steps=steps)
     wanted = jnp.log((1 - confidence) / confidence)
 
     def step(x, _):
@@ -60,7 +74,7 @@ def fooling_images(
         moved = jnp.clip(x - rate * prod(shape) ** 0.5 * g / each(length, g), 0, 1)
         return where(value <= wanted, x, moved), None
 
-    x, _ = jax.lax.scan(step, _noise(key, len(target), shape, 0.5), None, length=steps)
+    x, _ = jax.lax.scan(step, start, None, length=steps)
     return x, jax.nn.sigmoid(-log_ratio(logits_fn(x), target))
 
 
@@ -80,7 +94,10 @@ def invert(
     the same options, the more of the image the layer keeps."""
     if smooth < 0 or bounded < 0 or not beta > 0:
         raise ConfigError("smooth, bounded, beta", "0 or more, and a positive beta", f"{smooth}, {bounded}, {beta}")
-    wanted = jnp.asarray(wanted, jnp.float32)
+    wanted, start = jnp.asarray(wanted, jnp.float32), _noise(key, len(wanted), shape, 0.1)
+    check_counts(steps=steps)
+    if (given := traced_shape(features_fn, start)) != wanted.shape:
+        raise ConfigError("wanted", f"what features_fn gives, shape {given and list(given)}", f"shape {list(wanted.shape)}")
     scale = jnp.maximum(jnp.square(wanted).reshape(len(wanted), -1).sum(axis=1), jnp.finfo(jnp.float32).tiny)
 
     def error(x):
@@ -90,7 +107,7 @@ def invert(
         large = ((2 * x - 1) ** 6).reshape(len(x), -1).mean(axis=1)
         return error(x) + smooth * total_variation(x, beta) + bounded * large
 
-    x = _adam(energy, _noise(key, len(wanted), shape, 0.1), steps, rate)
+    x = _adam(energy, start, steps, rate)
     return Inverted(x, error(x))
 
 
@@ -103,7 +120,9 @@ def total_variation(x: Float[Array, "B H W C"], beta: float = 2.0) -> Float[Arra
 
 def saliency(logits_fn: LogitsFn, x: Float[Any, "B H W C"], y: Any) -> Float[Array, "B H W"]:
     """How fast z_y changes with each pixel."""
-    x, y = check_images(x), jnp.asarray(y, jnp.int32)
+    x = check_images(x)
+    check_grid(x)
+    y = check_classes(y, len(x), check_logits(logits_fn, x))
     return jnp.abs(jax.grad(lambda x: of_class(logits_fn(x), y).sum())(x)).max(axis=-1)
 
 
@@ -114,6 +133,9 @@ def plane(
 
     So x is in the middle and x_adv right of it. Images outside of [0, 1] are asked too. ConfigError where x_adv is x.
     """
+    check_counts(side=side)
+    if np.ndim(x) != 3 or np.shape(x) != np.shape(x_adv):
+        raise ConfigError("x, x_adv", "one image [H, W, C] each", f"shapes {list(np.shape(x))}, {list(np.shape(x_adv))}")
     u = jnp.asarray(x_adv, jnp.float32) - jnp.asarray(x, jnp.float32)
     length = jnp.sqrt(jnp.square(u).sum())
     if not isinstance(length, jax.core.Tracer) and not float(length) > 0:
@@ -127,6 +149,15 @@ def plane(
         return logits_fn(x[None] + places[:, None, None, None] * u[None] + (b * v)[None]).argmax(axis=1).astype(jnp.int32)
 
     return jax.lax.map(row, places)
+
+
+def _start(logits_fn: LogitsFn, target, shape: tuple[int, int, int], key, most: float):
+    """(noise around grey, classes) for each class in target; ConfigError for classes out of range, or probabilities given for logits."""
+    target = np.asarray(target) if not isinstance(target, jax.Array) else target
+    if target.ndim != 1:
+        raise ConfigError("target", "classes [B]", f"shape {list(target.shape)}")
+    start = _noise(key, len(target), shape, most)
+    return start, check_classes(target, len(target), check_logits(logits_fn, start), "target")
 
 
 def _noise(key, n: int, shape: tuple[int, int, int], most: float) -> Float[Array, "B H W C"]:

@@ -26,7 +26,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxgen.attacks.balls import each, norms
-from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_inputs, descend, hit, where
+from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_counts, check_inputs, check_positive, descend, hit, where
 from jaxgen.attacks.losses import log_ratio, margin, of_class
 from jaxgen.errors import ConfigError
 
@@ -42,7 +42,8 @@ def penalised(
     x_adv is where it ends, loss the log-ratio there, of a target its negative. At an end inside of the box 2 weight d = grad m(x + d).
     """
     x, y, _ = check_inputs(logits_fn, x, y, key, box)
-    _positive(weight=weight, rate=rate, steps=steps)
+    check_counts(steps=steps)
+    check_positive(weight=weight, rate=rate)
     sign = 1.0 if targeted else -1.0
 
     def energy(point):
@@ -70,10 +71,11 @@ def cw_l2(
 ) -> Result:
     """Carlini & Wagner's attack. searches: values of c, the first `constant`; confidence: kappa, in logits, 0 or more.
 
-    queries: searches (steps + 1) for each target.
+    queries: searches (steps + 1) for each target, and 13 for the start and the segment (1 with a confidence).
     """
     x, y, _ = check_inputs(logits_fn, x, y, key, box)
-    _positive(steps=steps, searches=searches, constant=constant, rate=rate)
+    check_counts(steps=steps, searches=searches)
+    check_positive(constant=constant, rate=rate)
     if not confidence >= 0:
         raise ConfigError("confidence", "0 or more", confidence)
     low, high = box
@@ -114,9 +116,11 @@ def cw_l2(
 
 
 def deepfool(logits_fn: LogitsFn, x, y, key, *, steps: int = 50, overshoot: float = 0.02, box: Box = BOX) -> Result:
-    """DeepFool; overshoot: by which share d goes beyond the boundary, so that it is crossed. queries: K gradients count as K."""
+    """DeepFool; overshoot: by which share d goes beyond the boundary, so that it is crossed. queries: K for each step, and 14."""
     x, y, _ = check_inputs(logits_fn, x, y, key, box)
-    _positive(steps=steps)
+    check_counts(steps=steps)
+    if not overshoot >= 0:
+        raise ConfigError("overshoot", "0 or more", overshoot)
     classes, tiny = jax.eval_shape(logits_fn, x).shape[1], jnp.finfo(x.dtype).tiny
 
     def step(carry, _):
@@ -145,11 +149,11 @@ def deepfool(logits_fn: LogitsFn, x, y, key, *, steps: int = 50, overshoot: floa
 def lbfgs(logits_fn: LogitsFn, x, y, key, *, steps: int = 40, searches: int = 10, targeted: bool = False, box: Box = BOX) -> Result:
     """L-BFGS in w with x + d = low + (high - low) sin^2 w, which is in the box; searches: bisections of log c in 1e-3 .. 1e3.
 
-    Untargeted, every other class is a target in turn. queries: searches (steps + 1) for each target; those of line searches
-    are not counted.
+    Untargeted, every other class is a target in turn. queries: searches (steps + 1) for each target, and 13; those of line
+    searches are not counted.
     """
     x, y, _ = check_inputs(logits_fn, x, y, key, box)
-    _positive(steps=steps, searches=searches)
+    check_counts(steps=steps, searches=searches)
     low, high = box
     classes = jax.eval_shape(logits_fn, x).shape[1]
     best = _start(logits_fn, x, y, targeted)
@@ -261,9 +265,3 @@ def _closer(logits_fn: LogitsFn, x: Float[Array, "B ..."], y, found: Result, tar
     x_adv = where(found.success, where(share < 1, x + each(share, x) * (found.x_adv - x), found.x_adv), x)
     size = norms(x_adv - x, 2)
     return found._replace(x_adv=x_adv, norm=size, loss=-size, queries=found.queries + SEGMENT)
-
-
-def _positive(**options) -> None:
-    for name, value in options.items():
-        if not isinstance(value, jax.core.Tracer) and not 0 < float(value) < inf:
-            raise ConfigError(name, "a positive number", value)

@@ -19,9 +19,20 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxgen.attacks.balls import norms
-from jaxgen.attacks.inputs import BOX, LogitsFn, Result, check_ball, check_inputs, descend, hit, random_rows
+from jaxgen.attacks.inputs import (
+    BOX,
+    LogitsFn,
+    Result,
+    check_ball,
+    check_counts,
+    check_grid,
+    check_inputs,
+    descend,
+    hit,
+    one_key,
+    random_rows,
+)
 from jaxgen.attacks.losses import log_ratio
-from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import Conv
 
 
@@ -56,8 +67,9 @@ def train_net(
     """The trained network for images x with classes y. ConfigError for an argument out of range."""
     x, y, _ = check_inputs(logits_fn, x, y, key)
     check_ball(eps, inf, x, BOX)
-    if width < 1 or steps < 1:
-        raise ConfigError("width, steps", "1 or more", f"{width}, {steps}")
+    check_grid(x)
+    check_counts(width=width, steps=steps, batch_size=batch_size)
+    key = one_key(key)
     graph, params = nnx.split(AttackNet(x.shape[3], width, eps, rngs=nnx.Rngs(jax.random.fold_in(key, 0))))
     adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
 

@@ -26,7 +26,24 @@ from jaxtyping import Array, Float
 
 from jaxgen.attacks import balls
 from jaxgen.attacks.gradient import Loss, climb
-from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_inputs, fold, hit, random_rows
+from jaxgen.attacks.inputs import (
+    BOX,
+    Box,
+    LogitsFn,
+    Result,
+    check_ball,
+    check_classes,
+    check_counts,
+    check_grid,
+    check_images,
+    check_inputs,
+    check_logits,
+    check_positive,
+    fold,
+    hit,
+    one_key,
+    random_rows,
+)
 from jaxgen.attacks.losses import cross_entropy, log_ratio
 from jaxgen.errors import ConfigError
 
@@ -38,6 +55,7 @@ Transformation = Callable[[Any, Any], Any]
 
 def rotated(degrees: float = 20.0, scales: tuple[float, float] = (0.9, 1.1)) -> Transformation:
     """Turned around the middle by up to so many degrees to each side and scaled by a factor in `scales`, uniform draws; zeros outside."""
+    check_positive(scales=min(scales))
 
     def transform(image, key):
         of_angle, of_scale = jax.random.split(key)
@@ -67,6 +85,8 @@ def photographed(gamma: float = 0.3, levels: int = 32) -> Transformation:
 
     The gradient passes the rounding as if it were not there.
     """
+    if levels < 2:
+        raise ConfigError("levels", "2 or more", levels)
 
     def transform(image, key):
         power = jnp.exp(jax.random.uniform(key, minval=-gamma, maxval=gamma))
@@ -117,8 +137,7 @@ def eot(
     """
     x, y, keys = check_inputs(logits_fn, x, y, key, box)
     check_ball(eps, norm, x, box)
-    if samples < 1:
-        raise ConfigError("samples", "1 or more", samples)
+    check_counts(samples=samples)
     sign = -1.0 if targeted else 1.0
 
     def evaluate(point, keys):
@@ -157,7 +176,10 @@ def universal(
     """
     x, y, _ = check_inputs(logits_fn, x, y, key, box)
     check_ball(eps, norm, x, box)
-    step_size = eps / 10 if step_size is None else step_size
+    if step_size is not None:
+        check_positive(step_size=step_size)
+    step_size, key = eps / 10 if step_size is None else step_size, one_key(key)
+    check_counts(steps=steps, batch_size=batch_size)
     middle = jnp.zeros_like(x[:1])
     wide = (-(box[1] - box[0]), box[1] - box[0])
 
@@ -191,8 +213,11 @@ def patch(
     mean of log p, as of Brown et al., is decided by images that no patch at that place turns. transformation: of the patch before it is
     pasted.
     """
-    x, _, _ = check_inputs(logits_fn, x, jnp.full(x.shape[:1], target), key)
-    if not 1 <= size <= min(x.shape[1:3]):
+    x, key = check_images(x), one_key(key)
+    check_grid(x)
+    check_counts(size=size, steps=steps, batch_size=batch_size)
+    check_classes(np.full(1, target), 1, check_logits(logits_fn, x), "target")
+    if size > min(x.shape[1:3]):
         raise ConfigError("size", f"1..{min(x.shape[1:3])}, inside of the image", size)
 
     def step(square, number):

@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 from jaxtyping import Bool, Float
 
 from jaxgen.attacks.functions import to_level
-from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_inputs
+from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_counts, check_inputs
 from jaxgen.errors import ConfigError, shown
 
 
@@ -56,6 +56,9 @@ def robust_accuracy(
         raise ConfigError("eps", "a sequence of numbers", shown(eps), "such as eps=[0.1, 0.2]")
     for one in eps:
         check_ball(one, 1, x, box)  # the attack knows its norm; this refuses what is beyond the box in any
+    check_counts(batch_size=batch_size)
+    if not callable(attack):
+        raise ConfigError("attack", "a function (logits_fn, x, y, key, eps) -> Result, or without eps", shown(attack))
     if levels is not None and levels < 2:
         raise ConfigError("levels", "2 or more, or None", levels)
     function = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
@@ -67,6 +70,8 @@ def robust_accuracy(
     @jax.jit
     def run(function, x, y, keys, *eps):
         found = attack(function, x, y, keys, *eps)
+        if not isinstance(found, Result):
+            raise ConfigError("attack", "a function that gives a Result", type(found).__name__)
         rounded = found.x_adv if levels is None else to_level(found.x_adv, levels)
         return found, function(rounded).argmax(axis=1) == y
 
