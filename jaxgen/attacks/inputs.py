@@ -191,8 +191,7 @@ def check_ball(eps, norm: float, x: Float[Array, "B ..."], box: Box) -> None:
     if isinstance(eps, jax.core.Tracer):
         return
     most = (box[1] - box[0]) * (1 if norm == inf else prod(x.shape[1:]) ** (1 / norm))
-    number = np.ndim(eps) == 0 and np.issubdtype(np.asarray(eps).dtype, np.number)
-    if not (number and 0 <= float(eps) <= most * (1 + 1e-6)):
+    if not (np.ndim(eps) == 0 and np.issubdtype(np.asarray(eps).dtype, np.number) and 0 <= float(eps) <= most * (1 + 1e-6)):
         raise ConfigError("eps", f"a number in 0..{most:.6g}, since no two images of the box are farther apart", shown(eps))
 
 
