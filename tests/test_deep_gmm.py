@@ -128,6 +128,13 @@ def test_on_images_one_map_is_the_gaussian_and_em_climbs_a_bound_on_the_mean_ove
     assert mean - 0.3 < bound < mean + 0.01
 
 
+def test_the_ridge_is_a_variance_of_every_dimension():
+    x = clusters().astype(np.float64)
+    dataset, config = Dataset.from_arrays(point=clusters()), config_of(1, ridge=0.5)
+    layers, _ = em(dataset, config, start(dataset, config, KEY))
+    np.testing.assert_allclose(explicit(layers)[2][0], np.cov(x.T, ddof=0) + 0.5 * np.eye(3), rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_refused():
     for wrong in ({"maps": ()}, {"maps": (2, 0)}, {"iterations": 0}, {"tolerance": -1.0}, {"ridge": -1.0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):

@@ -122,6 +122,16 @@ def test_the_slope_of_a_spline_is_its_derivative_and_it_ends_in_the_identity():
     np.testing.assert_allclose(bijections.spline(edges, spread[:2], 4.0)[0], edges, atol=1e-6)
 
 
+def test_a_spline_of_any_parameters_has_bins_and_slopes_that_float32_can_invert():
+    """Logits so far apart that the shares of most bins, and most slopes, would be zero: each is at least a thousandth."""
+    parameters = jnp.asarray(100 * np.random.default_rng(0).standard_normal((500, 11)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(1).uniform(-4, 4, 500), jnp.float32)
+    y, log_slope = bijections.spline(x, parameters, 4.0)
+    again = bijections.spline(bijections.spline_inverse(y, parameters, 4.0), parameters, 4.0)[0]
+    assert np.isfinite(log_slope).all() and np.abs(y - x).max() > 1
+    np.testing.assert_allclose(again, y, atol=1e-3)  # compared in y, as below
+
+
 def test_planar_and_radial_maps_can_be_inverted_with_any_parameters():
     """Also those that the condition on u and on beta has to correct: 10,000 draws of which about half would not be monotone without."""
     keys = jax.random.split(KEY, 8)

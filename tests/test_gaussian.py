@@ -98,6 +98,17 @@ def test_on_digits_the_full_one_is_the_ruler_and_no_direction_is_narrower_than_t
     np.testing.assert_allclose(model.log_density(jnp.asarray(v)), density.log_density(v), rtol=1e-5)
 
 
+def test_no_variance_of_a_low_rank_covariance_of_images_is_below_that_of_the_noise():
+    """The first pixel is the sum of two others: EM without a floor gives its noise less than 1/12."""
+    x = np.random.default_rng(0).integers(0, 4, (300, 4))
+    x[:, 0] = x[:, 1] + x[:, 2]
+    dataset = Dataset.from_arrays(x.reshape(-1, 2, 2, 1).astype(np.uint8), levels=7)
+    model = MultivariateGaussian.fit(dataset, MultivariateGaussianConfig((2, 2, 1), 7, "low_rank", 2), KEY)
+    covariance = np.cov(x.T.astype(np.float64), ddof=0) + np.eye(4) / 12
+    assert factor_analysis(covariance, 2)[1].min() < 0.96 / 12
+    assert float((model.scale[...] ** 2).min()) == pytest.approx(1 / 12, rel=1e-5)
+
+
 def test_equal_levels_are_exactly_eight_bits():
     images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3)).astype(np.uint8)
     uniform = Uniform((4, 4, 3), 256)

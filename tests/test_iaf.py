@@ -37,9 +37,12 @@ def test_the_log_determinant_of_every_step_is_that_of_its_jacobian(flow):
             np.testing.assert_array_equal(seen, np.tri(6, dtype=bool) if index % 2 == 0 else np.tri(6, dtype=bool).T)
 
 
-def test_m_and_s_of_a_dimension_see_the_dimensions_before_it_only():
-    step = with_weights(replace(TINY, latent=6)).flow[0]
-    features = jnp.ones((5,))
+def test_m_and_s_of_a_dimension_see_the_dimensions_before_it_only_and_the_features():
+    model = with_weights(replace(TINY, latent=6))
+    step, features = model.flow[0], jnp.ones((5,))
+    z = jnp.asarray(np.random.default_rng(0).standard_normal((20, 6)), jnp.float32)
+    for one, other in zip(*(step.parameters(z, features_of(model, 20, seed)) for seed in (0, 1)), strict=True):
+        np.testing.assert_array_equal((np.asarray(one) != other).any(0), np.arange(6) > 0)  # the first one's are constants
     for i in range(2):
         jacobian = jax.jacfwd(lambda z, i=i: step.parameters(z[None], features[None])[i][0])(jnp.linspace(-1, 1, 6))
         np.testing.assert_array_equal(np.asarray(jacobian) != 0, np.tri(6, k=-1, dtype=bool))

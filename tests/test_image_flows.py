@@ -105,6 +105,20 @@ def test_draws_are_levels_and_follow_the_inverse(name):
     np.testing.assert_array_equal(drawn, np.clip(np.floor(v), 0, config.levels - 1))
 
 
+def test_couplings_alternate_between_a_mask_and_its_complement():
+    """What each coupling of the first scale changes: what its mask leaves, of pixels before the squeeze and of channels after it.
+
+    The logarithm of a scale is at most g of its channel, however large the input.
+    """
+    scale = with_weights(CONFIGS["realnvp"]).parts[0]
+    for couplings, shape, mask in ((scale.before, (4, 4, 1), checkerboard), (scale.after, (2, 2, 4), by_channel)):
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((8, *shape)), jnp.float32)
+        changed = [(np.asarray(coupling(x)[0]) != x).any(0) for coupling in couplings]
+        np.testing.assert_array_equal(changed, [~mask(shape, odd) for odd in (False, True, False)])
+        log_scale, largest = couplings[0]._parameters(1e4 * x, mask(shape, False)[None])[0], np.abs(couplings[0].scale[...])
+        np.testing.assert_allclose(np.abs(log_scale).max((0, 1, 2)), largest * (~mask(shape, False)).any((0, 1)), rtol=1e-5)
+
+
 def test_masks_and_squares():
     np.testing.assert_array_equal(checkerboard((2, 3, 1), False)[..., 0], [[True, False, True], [False, True, False]])
     assert (checkerboard((2, 2, 3), True) != checkerboard((2, 2, 3), False)).all() and checkerboard((1, 1, 4), True).sum() == 2

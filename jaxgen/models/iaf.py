@@ -10,8 +10,9 @@
     planar   z_t = z_{t-1} + u' tanh(w.z_{t-1} + b), w, u and b linear in the features of the encoder (layers/bijections.py)
     none     z = z_0, the plain VAE
 
-m_t and s_t of dimension d depend on the dimensions before d, and every second step takes them in reverse order. All dimensions of a step
-are computed at once, since z_{t-1} is known: sampling q needs no inverse, and the bound needs only samples of q.
+m_t and s_t of dimension d depend on the dimensions before d and on h(x), those of the first are constants; every second step takes the
+dimensions in reverse order. All of a step are computed at once, since z_{t-1} is known: sampling q needs no inverse, and the bound needs
+only samples of q.
 
 Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling 2016, "Improved Variational Inference with Inverse Autoregressive Flow", section 4
 and algorithm 1; Rezende & Mohamed 2015, "Variational Inference with Normalizing Flows", section 4. Departures: one layer of latents and
