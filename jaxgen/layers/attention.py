@@ -209,6 +209,15 @@ class Memory(NamedTuple):
         return Memory(keys, values, put(self.all_keys, key, place), put(self.all_values, value, place))
 
 
+def read_place(
+    query: Float[Array, "B h d"], key: Float[Array, "B h d"], value: Float[Array, "B h d"], memory: Memory, slot, place
+) -> tuple[Memory, Float[Array, "B h d"]]:
+    """Write the key and value of one place, then `attend` to the memory block up to and including `slot`."""
+    memory = memory.write(key, value, slot, place)
+    allowed = jnp.arange(memory.keys.shape[2]) <= slot
+    return memory, attend(query[:, :, None], memory.keys, memory.values, allowed.reshape(1, 1, 1, -1))[:, :, 0]
+
+
 class Attention(nnx.Module):
     """Multi-head attention with weights W_q, W_k, W_v and W_o [D, D], no biases; D is a multiple of `heads`."""
 
@@ -239,10 +248,7 @@ class Attention(nnx.Module):
 
     def step(self, x: Float[Array, "B D"], memory: Memory, slot, place) -> tuple[Memory, Float[Array, "B D"]]:
         """y of one place from its x: write its key and value, then attend to the memory block up to and including `slot`."""
-        query, key, value = self._project(x, self.query, self.keys, self.values)
-        memory = memory.write(key, value, slot, place)
-        allowed = jnp.arange(memory.keys.shape[2]) <= slot
-        y = attend(query[:, :, None], memory.keys, memory.values, allowed.reshape(1, 1, 1, -1))
+        memory, y = read_place(*self._project(x, self.query, self.keys, self.values), memory, slot, place)
         return memory, dot(y.reshape(x.shape), self.out[...])
 
     # Attention without a mask, such as to another sequence.

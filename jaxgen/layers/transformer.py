@@ -9,12 +9,14 @@ adds is drawn smaller, by 1 / sqrt(2 blocks), and W_1 has four times as many out
 Axes: B batch, L length, D width, h heads of d features.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxgen.layers.attention import Attention, Blocks, Memory, make_blocks
+from jaxgen.layers.attention import Attention, Blocks, Memory, make_blocks, read_place
 from jaxgen.layers.convolutions import add_bias, dot, normal, zeros
 
 
@@ -24,13 +26,25 @@ class LayerNorm(nnx.Module):
     def __init__(self, width: int):
         self.scale, self.bias = nnx.Param(jnp.ones((width,), jnp.float32)), zeros((width,))
 
-    def __call__(self, x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
-        """The result in the dtype of x."""
+    def __call__(self, x: Float[Array, "*shape"], axis: int = -1) -> Float[Array, "*shape"]:
+        """The result in the dtype of x, whose features are on this axis."""
         centred = x.astype(jnp.float32)
-        centred = centred - centred.mean(-1, keepdims=True)
-        y = centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-        one = (1,) * (x.ndim - 1)
-        return (y * self.scale[...].reshape(*one, -1) + self.bias[...].reshape(*one, -1)).astype(x.dtype)
+        centred = centred - centred.mean(axis, keepdims=True)
+        y = centred * jax.lax.rsqrt((centred**2).mean(axis, keepdims=True) + 1e-6)
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        return (y * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(x.dtype)
+
+
+class Cache(NamedTuple):
+    """The sampler's cache of one block.
+
+    A step of several sequences multiplies W^T [out, in], transposed once before the first step, with columns x^T [D, B]: XLA's products of
+    few rows are slower on a CPU.
+    """
+
+    weights: tuple[Array, ...]  # of W_q, W_k and W_v side by side, W_o, W_1 and W_2, each transposed; () for one sequence
+    memory: Memory  # keys and values
 
 
 class Block(nnx.Module):
@@ -48,14 +62,27 @@ class Block(nnx.Module):
         attended = self.attention(self.norms[0](x).swapaxes(0, 1), _causal(x.shape[0]))
         return self._feed(x + attended.swapaxes(0, 1))
 
-    def init_cache(self, n: int, length: int) -> Memory:
-        """The keys and values of n sequences of so many places, before the first one: zeros."""
-        return self.attention.init_memory(n, _causal(length), jnp.float32)
+    def init_cache(self, n: int, length: int) -> Cache:
+        """The cache of n sequences of so many places, before the first one: keys and values are zeros."""
+        weights, attention = (), self.attention
+        if n > 1:  # for one sequence the steps gain nothing, and transposing would take longer than its attention
+            together = jnp.concatenate([weight[...] for weight in (attention.query, attention.keys, attention.values)], axis=1)
+            weights = tuple(weight.T for weight in (together, attention.out[...], self.inner[...], self.outer[...]))
+        return Cache(weights, attention.init_memory(n, _causal(length), jnp.float32))
 
-    def step(self, memory: Memory, x: Float[Array, "B D"], i: Int[Array, ""]) -> tuple[Memory, Float[Array, "B D"]]:
+    def step(self, cache: Cache, x: Float[Array, "B D"], i: Int[Array, ""]) -> tuple[Cache, Float[Array, "B D"]]:
         """The cache with the keys and values of place i, and y there."""
-        memory, attended = self.attention.step(self.norms[0](x), memory, i, i)
-        return memory, self._feed(x + attended)
+        if not cache.weights:
+            memory, attended = self.attention.step(self.norms[0](x), cache.memory, i, i)
+            return Cache((), memory), self._feed(x + attended)
+        project, out, inner, outer = cache.weights
+        x = x.T  # [D, B]
+        heads = dot(project, self.norms[0](x, 0)).reshape(3, self.attention.heads, -1, x.shape[1])
+        memory, attended = read_place(*jnp.moveaxis(heads, 3, 1), cache.memory, i, i)
+        x = x + dot(out, attended.reshape(x.shape[::-1]).T)
+        hidden = jax.nn.gelu(dot(inner, self.norms[1](x, 0)) + self.inner_bias[...][:, None])
+        x = x + dot(outer, hidden) + self.outer_bias[...][:, None]
+        return Cache(cache.weights, memory), x.T
 
     def _feed(self, x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
         inner = jax.nn.gelu(add_bias(dot(self.norms[1](x), self.inner[...]), self.inner_bias[...]))

@@ -57,7 +57,7 @@ class LanguageModelConfig(StringsConfig):
 class Cache(NamedTuple):
     """The sampler's cache."""
 
-    layers: tuple  # of each layer: h of a GRU, (h, c) of an LSTM, [B, D] each; keys and values [B, heads, L, d] of a transformer's block
+    layers: tuple  # of each layer: h of a GRU, (h, c) of an LSTM, [B, D] each; `Cache` of a transformer's block
 
 
 class LanguageModel(AutoregressiveStrings):
