@@ -62,14 +62,17 @@ def numbers(network: str) -> dict:
             cache, logits = model.step(cache, previous, i)
             return (cache, tokens), logits
 
-        start = model.init_cache(len(STRINGS)), jnp.zeros(len(STRINGS), jnp.uint8)
-        _, stepped = jax.lax.scan(place, start, (jnp.arange(4), STRINGS.T))
+        def steps(strings):
+            start = model.init_cache(len(strings)), jnp.zeros(len(strings), jnp.uint8)
+            return jax.lax.scan(place, start, (jnp.arange(4), strings.T))[1].swapaxes(0, 1)
+
         short, long = STRINGS[:15], jnp.pad(STRINGS[:15], ((0, 0), (0, 5)))  # those that do not fill their row
         key = jax.random.key(2)
         return {
             "log_prob": model.log_prob(STRINGS),
             "logits": model.logits(STRINGS),
-            "stepped": stepped.swapaxes(0, 1),
+            "stepped": steps(STRINGS),
+            "alone": steps(STRINGS[-1:]),
             "short": (model.log_prob(short), *model.loss({"tokens": short}, key)),
             "long": (longer.log_prob(long), *longer.loss({"tokens": long}, key)),
             "many": model.sample(jax.random.key(1), 20_000),
@@ -90,6 +93,7 @@ def test_the_probabilities_of_all_strings_sum_to_one(network):
 def test_the_steps_through_the_cache_are_the_full_pass_and_the_probability_is_their_product(network):
     found, strings = numbers(network), np.asarray(STRINGS)
     np.testing.assert_allclose(found["stepped"], found["logits"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["alone"], found["logits"][-1:], rtol=1e-4, atol=1e-5)
     terms = np.take_along_axis(scipy.special.log_softmax(found["stepped"], -1), strings[..., None].astype(int), -1)[..., 0]
     counted = np.arange(4) <= (strings != 0).sum(1)[:, None]
     np.testing.assert_allclose(found["log_prob"], np.where(counted, terms, 0).sum(1), rtol=1e-4)

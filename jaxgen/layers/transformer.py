@@ -65,7 +65,7 @@ class Block(nnx.Module):
     def init_cache(self, n: int, length: int) -> Cache:
         """The cache of n sequences of so many places, before the first one: keys and values are zeros."""
         weights, attention = (), self.attention
-        if n > 1:  # for one sequence the steps gain nothing, and transposing would take longer than its attention
+        if n > 1:  # for one sequence transposing costs more than the steps gain
             together = jnp.concatenate([weight[...] for weight in (attention.query, attention.keys, attention.values)], axis=1)
             weights = tuple(weight.T for weight in (together, attention.out[...], self.inner[...], self.outer[...]))
         return Cache(weights, attention.init_memory(n, _causal(length), jnp.float32))
