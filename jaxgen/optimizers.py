@@ -95,11 +95,16 @@ class OptimizerConfig:
             raise ConfigError("optimizer.betas", "an optimizer that has b1 and b2", self.name)
 
     def check_given(self, names: Collection[str]) -> None:
-        """ConfigError for a field among `names` that the optimizer does not take, also where its value is the default."""
+        """ConfigError for a field among `names` that the optimizer does not take, also where its value is the default.
+
+        Not for a momentum or weight decay of 0, which every optimizer has: with it the optimizer of a script that has some is changed.
+        """
         for name in ("b1", "b2", "momentum", "weight_decay"):
-            if name in names and name not in OPTIMIZERS[self.name].fields:
+            none = name in ("momentum", "weight_decay") and getattr(self, name) == 0
+            if name in names and not none and name not in OPTIMIZERS[self.name].fields:
                 having = ", ".join(other for other, kind in OPTIMIZERS.items() if name in kind.fields)
-                raise ConfigError(f"optimizer.{name}", f"an optimizer that has it ({having})", self.name)
+                hint = f"set {name} to 0" if name in ("momentum", "weight_decay") else ""
+                raise ConfigError(f"optimizer.{name}", f"an optimizer that has it ({having})", self.name, hint)
 
 
 def decayed(params: Any) -> Any:

@@ -94,8 +94,8 @@ def test_names_are_matched_as_a_whole_or_by_their_last_word():
     ("fields", "message"),
     [
         ({"name": "sgd", "b1": 0.5}, r"^optimizer.b1: wanted an optimizer that has it \(adamw, adam, adamax, lion\), got sgd$"),
-        ({"name": "adam", "weight_decay": 0.1}, r"^optimizer.weight_decay: wanted an optimizer that has it \(adamw, lion\), got adam$"),
-        ({"momentum": 0.9}, r"^optimizer.momentum: wanted an optimizer that has it \(sgd, rmsprop\), got adamw$"),
+        ({"name": "adam", "weight_decay": 0.1}, r"^optimizer.weight_decay: wanted an optimizer that has it \(adamw, lion\), got adam; set weight_decay to 0$"),
+        ({"momentum": 0.9}, r"^optimizer.momentum: wanted an optimizer that has it \(sgd, rmsprop\), got adamw; set momentum to 0$"),
         ({"name": "sgd", "betas": (("generator", 0.5, 0.9),)}, "^optimizer.betas: wanted an optimizer that has b1 and b2, got sgd$"),
         ({"every": (("generator", 0),)}, "^optimizer.every: wanted a player's name and a number of steps, 1 or more"),
     ],
@@ -111,6 +111,14 @@ def test_a_field_without_effect_is_an_error_on_a_command_line_at_its_default_too
     with pytest.raises(ConfigError, match=rf"^--{path}.b1: wanted an optimizer that has it \(adamw, .*\), got sgd$"):
         parse(run, [f"--{path}.name", "sgd", f"--{path}.b1=0.9"])
     assert parse(run, [f"--{path}.name", "adam", f"--{path}.b1=0.9"]) != run
+
+
+def test_a_script_with_weight_decay_takes_an_optimizer_without_it_and_a_weight_decay_of_zero():
+    run = Experiment(GAN, optimizer=OptimizerConfig(weight_decay=0.1))
+    changed = parse(run, ["--optimizer.name", "sgd", "--optimizer.weight_decay", "0"]).optimizer
+    assert (changed.name, changed.weight_decay) == ("sgd", 0)
+    with pytest.raises(ConfigError, match="weight_decay: wanted an optimizer that has it .* got sgd; set .* to 0$"):
+        parse(run, ["--optimizer.name", "sgd"])
 
 
 def trained(config: OptimizerConfig, steps: int) -> list[dict[str, np.ndarray]]:
