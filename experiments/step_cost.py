@@ -3,9 +3,11 @@
     python -m experiments.step_cost            three models of 19 to 900 arrays, five minutes
     python -m experiments.step_cost --laptop   the two smallest, four turns each, to see that it runs
 
-Three loops run in this process in turns, on one device of the CPU, and the time is that of the processor (user and system) for one step:
+Four loops run in this process in turns, on one device of the CPU, and the time is that of the processor (user and system) for one step:
 
 - the plain loop: one compiled function of loss, gradient and optax update on flat leaves, with one batch that is in memory;
+- the same with an exponential average of the parameters, an array more for each: whoever evaluates and samples from the average has it in
+  any loop;
 - the library's step alone: its compiled step in such a loop. Beside the above it computes the average of the parameters, the norm of the
   gradient and the metrics, and keeps the old values where a number is not finite: arithmetic that the plain loop does not have;
 - `experiment.train`: the same step in its own loop, with its log, batches and placing.
@@ -121,18 +123,23 @@ class Turns:
         return self._source.read(rows)
 
 
-def plain_loop(config, data: Dataset):
-    """A function that takes n steps: compiled loss, gradient and update on flat leaves. And the number of arrays of parameters."""
+def plain_loop(config, data: Dataset, average: bool = False):
+    """A function that takes n steps: compiled loss, gradient and update on flat leaves. And the number of arrays of parameters.
+
+    average: with 0.999 times an average of the parameters and 0.001 times the new ones.
+    """
     optimizer = training.make_optimizer(OptimizerConfig(), 1)
     model = models.build(config, 0)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
-    leaves, tree = jax.tree.flatten((params, optimizer.init(params)))
+    leaves, tree = jax.tree.flatten((params, optimizer.init(params), jax.tree.map(jnp.copy, params) if average else None))
 
     def step(leaves, batch, key):
-        params, state = jax.tree.unflatten(tree, leaves)
+        params, state, mean = jax.tree.unflatten(tree, leaves)
         value, gradients = jax.value_and_grad(lambda params: nnx.merge(graph, params, rest).loss(batch, key)[0])(params)
         updates, state = optimizer.update(gradients, state, params)
-        return jax.tree.leaves((optax.apply_updates(params, updates), state)), value
+        params = optax.apply_updates(params, updates)
+        mean = jax.tree.map(lambda old, new: 0.999 * old + 0.001 * new, mean, params) if average else None
+        return jax.tree.leaves((params, state, mean)), value
 
     return repeated(jax.jit(step, donate_argnums=0), leaves, data), len(jax.tree.leaves(params))
 
@@ -165,15 +172,16 @@ def measure(config, windows: int) -> dict:
     """Milliseconds a step: the median of each loop, and of each difference the quartiles."""
     data = Dataset.from_columns(random_columns(config), config.features)
     plain, leaves = plain_loop(config, data)
-    turns = Turns(data.source, (plain, step_alone(config, data)))
+    turns = Turns(data.source, (plain, plain_loop(config, data, average=True)[0], step_alone(config, data)))
     with tempfile.TemporaryDirectory() as folder:
         options = TrainConfig(steps=WINDOW * (windows + 2) + 1, batch_size=BATCH, eval_every=10**6, log_every=10)
         run = Experiment(config, DataConfig("arrays"), train=options, workdir=folder, report=ReportConfig(samples=0))
         experiment.train(run, sets=(dataclasses.replace(data, source=turns), data))
-    train, bare, alone = 1e3 / WINDOW * np.array(turns.turns[:windows]).T
+    train, bare, averaging, alone = 1e3 / WINDOW * np.array(turns.turns[:windows]).T
     numbers = {"leaves": leaves, "train": np.median(train), "plain": np.median(bare), "alone": np.median(alone)}
-    numbers = {name: float(value) for name, value in numbers.items()}
-    for name, difference in {"above": train - bare, "arithmetic": alone - bare, "loop": train - alone}.items():
+    numbers = {name: float(value) for name, value in numbers.items()} | {"averaging": float(np.median(averaging))}
+    differences = {"above": train - bare, "beside": train - averaging, "arithmetic": alone - bare, "loop": train - alone}
+    for name, difference in differences.items():
         numbers[name] = np.round(np.quantile(difference, [0.25, 0.5, 0.75]), 3).tolist()
     return numbers
 
@@ -197,12 +205,13 @@ def write(rows: dict[str, dict], options, load: tuple[float, ...]) -> None:
         "- milliseconds of processor time a step: medians over the turns; of the differences also the quartiles, in brackets",
         "- target: `experiment.train` at most 0.3 ms a step above the plain loop for 35 arrays, 1 ms for 900",
         "",
-        "| model | arrays | plain loop | step alone | `experiment.train` | above the plain loop | extra arithmetic | the loop itself |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | arrays | plain loop | with an average | step alone | `experiment.train` | above the plain loop"
+        " | above that with an average | extra arithmetic | the loop itself |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
-        spreads = [f"{row[what][1]:.2f} [{row[what][0]:.2f}, {row[what][2]:.2f}]" for what in ("above", "arithmetic", "loop")]
-        medians = [f"{row[what]:.2f}" for what in ("plain", "alone", "train")]
+        spreads = [f"{row[what][1]:.2f} [{row[what][0]:.2f}, {row[what][2]:.2f}]" for what in ("above", "beside", "arithmetic", "loop")]
+        medians = [f"{row[what]:.2f}" for what in ("plain", "averaging", "alone", "train")]
         lines.append("| " + " | ".join([name, f"{row['leaves']:.0f}", *medians, *spreads]) + " |")
     RESULTS.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -18,12 +18,13 @@ import pytest
 from flax import nnx
 
 import jaxgen
-from jaxgen import cli, config, data, experiment
+from jaxgen import cli, config, data, evaluation, experiment
 from jaxgen.data.features import OfImages
 from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS, VAE, VAEConfig
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
+EXPERIMENTS = GOLDEN.parents[1] / "experiments"
 NUMBERS = json.loads((GOLDEN / "numbers.json").read_text("utf-8"))
 
 
@@ -62,6 +63,14 @@ def test_an_old_run_goes_on_with_the_same_losses(run, monkeypatch, capsys):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row and row["step"] > 20]
     np.testing.assert_allclose(losses, NUMBERS[run.name]["losses"], rtol=1e-5)
+
+
+def test_the_classifier_of_the_pages_on_sample_quality_has_the_weights_and_the_accuracy_that_they_name():
+    classifier, test = jaxgen.load(EXPERIMENTS / "classifiers" / "digits"), data.load("digits", "test")
+    page = (EXPERIMENTS / "results" / "sample_quality.md").read_text("utf-8")
+    assert f"weights {evaluation.weights_hash(classifier)}" in page
+    right = np.asarray(classifier.predict(jnp.asarray(test.images))).argmax(1) == test.labels
+    assert f"right for {right.mean():.4f} of the {len(right)} test images" in page.replace("\n", " ").replace("  ", " ")
 
 
 # --- Later forms of a run -----------------------------------------------------------------------------------------------------------------
