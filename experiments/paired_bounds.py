@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 
 import jaxgen
+from experiments.completions import said
 from jaxgen.data import Dataset, load
 from jaxgen.evaluation import bits_per_dim
 from jaxgen.evaluation.likelihoods import kind_of, numbers
@@ -49,11 +50,6 @@ def first_images(data: str, n: int | None) -> Dataset:
     """The first n examples of the test split."""
     test = load(data, "test")
     return Dataset.from_columns({name: np.asarray(column[:n]) for name, column in test.columns.items()}, test.features, split="test")
-
-
-def said(values: np.ndarray) -> str:
-    """The mean and its standard error."""
-    return f"{values.mean():.4f} +- {values.std(ddof=1) / len(values) ** 0.5:.4f}"
 
 
 def main() -> None:
