@@ -143,6 +143,8 @@ CONVOLUTIONS = {
     "one row": {"kernel": (1, 4), "padding": ((0, 0), (3, 0))},
     "stride 2": {"kernel": (2, 3), "padding": ((1, 0), (1, 1)), "stride": 2},
     "fewer products than features": {"kernel": (2, 3), "padding": ((1, 0), (1, 2)), "features": (20, 3)},
+    "fewer products than features, back": {"kernel": (3, 2), "padding": ((1, 2), (1, 0)), "features": (1, 9)},
+    "fewer products than features, back, stride 2": {"kernel": (3, 2), "padding": ((0, 1), (1, 0)), "features": (1, 5), "stride": 2},
     "transposed, cropped": {"kernel": (2, 3), "padding": ((1, 0), (1, 0)), "spread": 2},
 }
 

@@ -80,9 +80,10 @@ ROOMS = {
     },
     "layers": {
         "convolutions": set(),
-        **dict.fromkeys(("attention", "autoregressive", "fronts", "logistic_mixture", "masked"), {"convolutions"}),
+        "attention": {"convolutions", "growing_caches"},
+        **dict.fromkeys(("autoregressive", "fronts", "logistic_mixture", "masked"), {"convolutions"}),
         **dict.fromkeys(("masked_dense", "residual_cells", "spectral", "weight_norm"), {"convolutions"}),
-        **dict.fromkeys(("adversarial", "bijections", "dequantised", "learned_schedule", "strings"), set()),
+        **dict.fromkeys(("adversarial", "bijections", "dequantised", "growing_caches", "learned_schedule", "strings"), set()),
         "recurrent": {"convolutions", "masked"},
         "transformer": {"attention", "convolutions"},
         "denoiser_parts": {"attention", "convolutions"},

@@ -10,7 +10,7 @@ from test_models import with_noise
 
 from jaxgen.distributions import Bernoulli, Categorical
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import quarters
+from jaxgen.layers.growing_caches import quarters
 from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
 from jaxgen.models.pixelsnail import PixelSNAIL, PixelSNAILConfig, attend_before, causal_attention
 

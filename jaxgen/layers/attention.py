@@ -26,7 +26,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgen.layers.convolutions import EXACT, at, dot, normal, put, quarters, resize
+from jaxgen.layers.convolutions import EXACT, at, dot, normal, put
+from jaxgen.layers.growing_caches import quarters, resize
 
 NEVER = -1e30
 """Score of a key that a query must not read: its weight is exactly 0. It is finite, so that padding without any key gives no NaN."""

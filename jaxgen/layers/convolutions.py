@@ -12,7 +12,6 @@ its sum is needed: the number of products per step does not depend on the kernel
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +139,7 @@ def convolution(
     if spread > 1 and stride == 1 and taps is None and jax.default_backend() == "cpu":
         return _between_zeros(x, kernel, padding, spread)
     (h, w, features_in, features), taps = kernel.shape, kernel.shape[0] * kernel.shape[1] if taps is None else taps
-    if jax.default_backend() == "cpu" and (stride, spread) == (1, 1) and h * w * features < features_in:
+    if jax.default_backend() == "cpu" and (stride, spread) == (1, 1) and _are_few(kernel):
         return _few_features(x, kernel, padding)
     if jax.default_backend() == "cpu" and x.shape[0] > FEW_IMAGES and spread == 1:
         return _reordered(x, kernel, tuple(map(tuple, padding)), stride)
@@ -185,7 +184,7 @@ def _derivative(padding: tuple, stride: int, primals: tuple, tangents: tuple) ->
     (x, kernel), (dx, dkernel) = primals, tangents
     y, terms = _reordered(x, kernel, padding, stride), []
     if not isinstance(dx, SymbolicZero):
-        terms.append(_xla(dx, kernel.swapaxes(2, 3), padding, stride, axes=(IMAGES, "HWOI", IMAGES)))
+        terms.append(_linear(dx, y, kernel, padding, stride))
     if not isinstance(dkernel, SymbolicZero):
         batch, swapped = x.shape[0], dkernel.transpose(2, 0, 1, 3)
         few = next((n for n in range(FEW_IMAGES, FEW_IMAGES // 2 - 1, -1) if batch % n == 0), batch)
@@ -197,6 +196,32 @@ def _derivative(padding: tuple, stride: int, primals: tuple, tangents: tuple) ->
 
 
 _reordered.defjvp(_derivative, symbolic_zeros=True)
+
+
+def _linear(dx: Array, y: Array, kernel: Array, padding: tuple, stride: int) -> Array:
+    """dx * K, written such that its transpose, which gives the gradient of x, is the fast form of what that is.
+
+    The gradient is the convolution with the turned kernel of dy with stride - 1 zeros between its pixels: for a stride by `_between_zeros`,
+    for few features of x by `_few_features`.
+    """
+    turned, around = kernel[::-1, ::-1].swapaxes(2, 3), []
+    for n, m, k, (before, _) in zip(dx.shape[1:3], y.shape[1:3], kernel.shape, padding, strict=False):
+        around.append((k - 1 - before, n + before - 1 - stride * (m - 1)))
+
+    def plain(x: Array, kernel: Array, padding: Sequence) -> Array:
+        return _few_features(x, kernel, padding) if _are_few(kernel) else _xla(x, kernel, padding, 1)
+
+    if stride > 1:
+        return jax.linear_transpose(lambda dy: _between_zeros(dy, turned, around, stride, plain), y)(dx)[0]
+    if _are_few(turned):
+        return jax.linear_transpose(lambda dy: _few_features(dy, turned, around), y)(dx)[0]
+    return _xla(dx, kernel.swapaxes(2, 3), padding, stride, axes=(IMAGES, "HWOI", IMAGES))
+
+
+def _are_few(kernel: Array) -> bool:
+    """Whether the products of all taps together have fewer features than x."""
+    height, width, features_in, features = kernel.shape
+    return height * width * features < features_in
 
 
 def _few_features(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], padding: Sequence) -> Float[Array, "B R C E"]:
@@ -216,11 +241,11 @@ def _few_features(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], p
     return y.astype(x.dtype)
 
 
-def _between_zeros(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], padding: Sequence, spread: int) -> Float[Array, "B R C E"]:
+def _between_zeros(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], padding: Sequence, spread: int, convolve=None) -> Array:
     """`convolution` with spread s > 1 without the products with the zeros between the pixels.
 
     Output row s a + p reads x[a - before + i] through tap first + s i of the kernel, for i = 0, 1, ... So the rows of one remainder p
-    are a convolution of x with every s-th row of the kernel; columns likewise.
+    are a convolution of x with every s-th row of the kernel; columns likewise. convolve(x, kernel, padding): by `convolution` where None.
     """
     size = [spread * (n - 1) + 2 + sum(pad) - k for n, pad, k in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)]
     kernel = jnp.pad(kernel, [(0, max(0, spread - k)) for k in kernel.shape[:2]] + [(0, 0), (0, 0)])  # at least one tap a remainder
@@ -232,7 +257,7 @@ def _between_zeros(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], 
             taps = jax.lax.slice_in_dim(taps, first, None, spread, axis)
             after = -(-size[axis] // spread) - x.shape[1 + axis] - before + taps.shape[axis] - 1
             around.append((before, after))
-        return convolution(x, taps, around)
+        return (convolve or convolution)(x, taps, around)
 
     parts = jnp.stack([jnp.stack([part(p, q) for q in range(spread)], axis=3) for p in range(spread)], axis=2)
     batch, rows, _, columns, _, features = parts.shape  # [B, rows, p, columns, q, E]
@@ -355,39 +380,6 @@ def take_group(x: Float[Array, "B D"], k, groups: int, halves: int = 1) -> Float
 def of_group(weights: Float[Array, "G d E"], k) -> Float[Array, "d E"]:
     """weights[k], the matrix that channel group k is multiplied with."""
     return weights[0] if weights.shape[0] == 1 else jax.lax.dynamic_index_in_dim(weights, k, keepdims=False)
-
-
-def quarters(n: int) -> tuple[int, ...]:
-    """The ends of four about equal parts of 0 .. n-1, or of fewer parts so that each but the last has 64 places or more.
-
-    For causal attention: if the queries of a part are multiplied with the keys up to the part's end only, four parts take
-    1/4 (1 + 2 + 3 + 4) / 4 = 5/8 of the products of all queries with all keys.
-    """
-    size = max(-(-n // 4), 64)
-    return tuple(min(start + size, n) for start in range(0, n, size))
-
-
-def resize(x: Array, size: int, axis: int) -> Array:
-    """The axis cut or filled up with zeros to length `size`."""
-    x = jax.lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
-    pad = [(0, 0)] * x.ndim
-    pad[axis] = (0, size - x.shape[axis])
-    return jnp.pad(x, pad)
-
-
-def scan_in_parts(body, carry, inputs, ends: Sequence[int], fit):
-    """`jax.lax.scan` as several scans one after the other, which end at `ends` (ascending; the last is the length of the inputs).
-
-    The carry is (cache, previous). Before each scan the cache becomes `fit(cache, end)`: shapes are fixed within a scan, so a cache that
-    grows needs several.
-    """
-    values = []
-    for begin, end in pairwise((0, *ends)):
-        cache, previous = carry
-        part = jax.tree.map(lambda x: x[begin:end], inputs)  # noqa: B023 (the lambda is called before the loop goes on)
-        carry, drawn = jax.lax.scan(body, (fit(cache, end), previous), part)
-        values.append(drawn)
-    return carry, jnp.concatenate(values)
 
 
 def at(x: Array, i) -> Array:

@@ -42,12 +42,11 @@ from jaxgen.layers.convolutions import (
     dropout,
     embed,
     normal,
-    quarters,
     scale_pixels,
-    scan_in_parts,
     shift,
     zeros,
 )
+from jaxgen.layers.growing_caches import quarters, scan_in_parts
 from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
 from jaxgen.layers.transformer import LayerNorm
 from jaxgen.sampling import in_order

@@ -37,8 +37,9 @@ from jaxgen.data.features import OfImages
 from jaxgen.distributions import pixel_head
 from jaxgen.layers.attention import attend_before, causal_attention
 from jaxgen.layers.autoregressive import check_unordered, value_vectors
-from jaxgen.layers.convolutions import add_bias, at, dot, put, quarters, resize, scan_in_parts, shift
+from jaxgen.layers.convolutions import add_bias, at, dot, put, shift
 from jaxgen.layers.gated_resnet import Pass, PushingResnet, Resnet, WeightNormImages
+from jaxgen.layers.growing_caches import quarters, resize, scan_in_parts
 from jaxgen.layers.logistic_mixture import DiscretizedLogisticMixture
 from jaxgen.layers.weight_norm import Conv, WeightNorm, packed
 from jaxgen.sampling import by_rows
