@@ -35,6 +35,7 @@ from experiments.compare_autoregressive import over_seeds
 from experiments.compare_latent import RESULTS, SEEDS, facts
 from jaxgen import evaluation, models
 from jaxgen.data import load
+from jaxgen.experiment import closed_form
 
 MADE, FLOW = made_digits.config.model, flows_digits.config.model
 CONFIGS = {
@@ -65,9 +66,10 @@ MEASURED = ("VAE", "NVAE", "VQ-VAE, uniform prior", "VQ-VAE-2, given the class",
 def run(config, seed: int, steps: int) -> dict:
     """Train or fit one model with one seed; its row of the table."""
     start, train, validation = time.process_time(), load("digits", "train"), load("digits", "validation")
-    fitted = hasattr(models.MODELS[type(config)], "fit")
+    kind = models.MODELS[type(config)]
+    fitted = closed_form(kind)
     if fitted:
-        model = models.MODELS[type(config)].fit(train, config, jax.random.key(seed))
+        model = kind.fit(train, config, jax.random.key(seed))
     else:
         model = jaxgen.train(config, train, steps, validation=validation, seed=seed, eval_every=max(1, steps // 10))
     minutes = (time.process_time() - start) / 60

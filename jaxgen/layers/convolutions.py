@@ -29,6 +29,8 @@ default GPUs and TPUs may round factors to TF32 or bfloat16 first, which changes
 FEW_IMAGES = 8
 """On a CPU a convolution of at most this many images is computed as one matrix product, see `convolution`; and the gradient of a kernel is
 computed for so many images at a time, see `_reordered`."""
+MOST_TAPS = 25
+"""Of a kernel for `_one_feature`, whose time grows with every tap: between 5 x 5 and 7 x 7 it falls behind a matrix product."""
 IMAGES, KERNEL = "NHWC", "HWIO"
 """The order of axes for which XLA has fast convolutions on every kind of device: batch, row, column, feature; row, column, in, out."""
 
@@ -133,7 +135,7 @@ def convolution(
     XLA's convolution there, five to nine times in a loop that adds up gradients image by image. Otherwise it is XLA's convolution: the
     windows of many images would take too much memory. Its gradients are those of `_reordered`. With spread > 1 see `_between_zeros`: XLA
     computes the kernel's gradient of that convolution by a loop over indices there, about 20 times slower than products. For few features,
-    such as the last layer of a decoder, see `_few_features`.
+    such as the last layer of a decoder, see `_few_features`, and for images of one channel `_one_feature`.
     """
     kernel = kernel.astype(x.dtype)
     if spread > 1 and stride == 1 and taps is None and jax.default_backend() == "cpu":
@@ -176,7 +178,16 @@ def _reordered(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], padd
     The gradient of the kernel is a convolution that takes the images for features. For 8 images at a time it is
     1.4 times as fast as for 64.
     """
-    return _xla(x, kernel, padding, stride)
+    few = kernel.shape[2] == 1 and kernel.shape[0] * kernel.shape[1] <= MOST_TAPS
+    return (_one_feature if few else _xla)(x, kernel, padding, stride)
+
+
+def _one_feature(x: Float[Array, "B H W 1"], kernel: Float[Array, "h w 1 E"], padding: Sequence, stride: int) -> Float[Array, "B R C E"]:
+    """The sum over the taps, in one loop: for a product with a matrix of so few rows XLA's convolution takes 1.3 to 16 times as long."""
+    (h, w), wide = kernel.shape[:2], jnp.pad(x.astype(jnp.float32), [(0, 0), *padding, (0, 0)])
+    rows, columns = (n - k + 1 for n, k in zip(wide.shape[1:3], (h, w), strict=True))
+    taps = [wide[:, i : i + rows : stride, j : j + columns : stride] * kernel[i, j][None, None] for i, j in np.ndindex(h, w)]
+    return sum(taps).astype(x.dtype)
 
 
 def _derivative(padding: tuple, stride: int, primals: tuple, tangents: tuple) -> tuple:
@@ -201,8 +212,7 @@ _reordered.defjvp(_derivative, symbolic_zeros=True)
 def _linear(dx: Array, y: Array, kernel: Array, padding: tuple, stride: int) -> Array:
     """dx * K, written such that its transpose, which gives the gradient of x, is the fast form of what that is.
 
-    The gradient is the convolution with the turned kernel of dy with stride - 1 zeros between its pixels: for a stride by `_between_zeros`,
-    for few features of x by `_few_features`.
+    The gradient is the convolution with the turned kernel of dy with stride - 1 zeros between its pixels.
     """
     turned, around = kernel[::-1, ::-1].swapaxes(2, 3), []
     for n, m, k, (before, _) in zip(dx.shape[1:3], y.shape[1:3], kernel.shape, padding, strict=False):
@@ -211,11 +221,9 @@ def _linear(dx: Array, y: Array, kernel: Array, padding: tuple, stride: int) -> 
     def plain(x: Array, kernel: Array, padding: Sequence) -> Array:
         return _few_features(x, kernel, padding) if _are_few(kernel) else _xla(x, kernel, padding, 1)
 
-    if stride > 1:
-        return jax.linear_transpose(lambda dy: _between_zeros(dy, turned, around, stride, plain), y)(dx)[0]
-    if _are_few(turned):
-        return jax.linear_transpose(lambda dy: _few_features(dy, turned, around), y)(dx)[0]
-    return _xla(dx, kernel.swapaxes(2, 3), padding, stride, axes=(IMAGES, "HWOI", IMAGES))
+    if stride == 1 and not _are_few(turned):
+        return _xla(dx, kernel.swapaxes(2, 3), padding, stride, axes=(IMAGES, "HWOI", IMAGES))
+    return jax.linear_transpose(lambda dy: _between_zeros(dy, turned, around, stride, plain), y)(dx)[0]
 
 
 def _are_few(kernel: Array) -> bool:
