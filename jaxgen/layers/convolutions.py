@@ -175,8 +175,7 @@ def _reordered(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], padd
     them into that of IMAGES and KERNEL, but not inside of a loop (gradients added up over parts of a batch): there it computes number by
     number, 20 to 90 times slower. So the derivative is written in an order of axes for which the gradient has the usual one.
 
-    The gradient of the kernel is a convolution that takes the images for features. For 8 images at a time it is
-    1.4 times as fast as for 64.
+    The gradient of the kernel is a convolution that takes the images for features: 8 at a time are 1.4 times as fast as 64.
     """
     few = kernel.shape[2] == 1 and kernel.shape[0] * kernel.shape[1] <= MOST_TAPS
     return (_one_feature if few else _xla)(x, kernel, padding, stride)
@@ -184,7 +183,8 @@ def _reordered(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], padd
 
 def _one_feature(x: Float[Array, "B H W 1"], kernel: Float[Array, "h w 1 E"], padding: Sequence, stride: int) -> Float[Array, "B R C E"]:
     """The sum over the taps, in one loop: for a product with a matrix of so few rows XLA's convolution takes 1.3 to 16 times as long."""
-    (h, w), wide = kernel.shape[:2], jnp.pad(x.astype(jnp.float32), [(0, 0), *padding, (0, 0)])
+    kernel, wide = kernel.astype(jnp.float32), jnp.pad(x.astype(jnp.float32), [(0, 0), *padding, (0, 0)])
+    h, w = kernel.shape[:2]
     rows, columns = (n - k + 1 for n, k in zip(wide.shape[1:3], (h, w), strict=True))
     taps = [wide[:, i : i + rows : stride, j : j + columns : stride] * kernel[i, j][None, None] for i, j in np.ndindex(h, w)]
     return sum(taps).astype(x.dtype)
@@ -210,20 +210,20 @@ _reordered.defjvp(_derivative, symbolic_zeros=True)
 
 
 def _linear(dx: Array, y: Array, kernel: Array, padding: tuple, stride: int) -> Array:
-    """dx * K, written such that its transpose, which gives the gradient of x, is the fast form of what that is.
+    """dx * K, written such that its transpose, the gradient of x, has a fast form.
 
-    The gradient is the convolution with the turned kernel of dy with stride - 1 zeros between its pixels.
+    That is the convolution with the turned kernel of dy with stride - 1 zeros between its pixels.
     """
     turned, around = kernel[::-1, ::-1].swapaxes(2, 3), []
     for n, m, k, (before, _) in zip(dx.shape[1:3], y.shape[1:3], kernel.shape, padding, strict=False):
         around.append((k - 1 - before, n + before - 1 - stride * (m - 1)))
-
-    def plain(x: Array, kernel: Array, padding: Sequence) -> Array:
-        return _few_features(x, kernel, padding) if _are_few(kernel) else _xla(x, kernel, padding, 1)
-
     if stride == 1 and not _are_few(turned):
         return _xla(dx, kernel.swapaxes(2, 3), padding, stride, axes=(IMAGES, "HWOI", IMAGES))
-    return jax.linear_transpose(lambda dy: _between_zeros(dy, turned, around, stride, plain), y)(dx)[0]
+
+    def part(x: Array, kernel: Array, padding: Sequence) -> Array:
+        return _few_features(x, kernel, padding) if _are_few(kernel) else _xla(x, kernel, padding, 1)
+
+    return jax.linear_transpose(lambda dy: _between_zeros(dy, turned, around, stride, part), y)(dx)[0]
 
 
 def _are_few(kernel: Array) -> bool:
