@@ -233,6 +233,7 @@ def test_the_report_of_a_run_has_both_methods_and_their_ratio(monkeypatch, capsy
     assert np.isfinite(float(out[3].removeprefix("cached / naive")))
 
 
+@pytest.mark.skipif("JAXGEN_THOROUGH" not in os.environ, reason="make thorough has it")
 def test_on_four_devices_the_samplers_of_a_report_are_timed():
     """The cached one draws over all devices, from a model that was loaded on one."""
     code = """
