@@ -25,7 +25,19 @@ from flax.errors import TraceContextError
 
 from jaxgen.attacks import balls
 from jaxgen.attacks.gradient import fgsm, pgd
-from jaxgen.attacks.inputs import LogitsFn, check_classes, check_finite, check_images, fold, hit, row_keys, traced_shape
+from jaxgen.attacks.inputs import (
+    BOX,
+    LogitsFn,
+    check_ball,
+    check_classes,
+    check_finite,
+    check_images,
+    check_inputs,
+    fold,
+    hit,
+    row_keys,
+    traced_shape,
+)
 from jaxgen.attacks.losses import log_ratio
 from jaxgen.errors import ConfigError, shown
 
@@ -61,26 +73,40 @@ def audit(logits_fn: LogitsFn, x, y, key=None, eps: float = 0.1, *, steps: int =
     alone = np.concatenate([np.asarray(logits_fn(x[i : i + 1])) for i in range(min(8, len(x)))])
     random, batch = float(np.abs(first - second).max()), float(np.abs(alone - first[: len(alone)]).max()) / spread
 
-    def share_zero(loss):
+    def is_zero(loss, x, y):
         g = jax.grad(lambda x: loss(logits_fn(x), y).sum())(x)
-        return np.asarray((balls.norms(g, inf) == 0) | ~jnp.isfinite(balls.norms(g, inf)))
+        return (balls.norms(g, inf) == 0) | ~jnp.isfinite(balls.norms(g, inf))
+
+    @jax.jit
+    def gradients(x, y):
+        return is_zero(log_ratio, x, y), is_zero(optax.softmax_cross_entropy_with_integer_labels, x, y)
+
+    @jax.jit
+    def many_steps(x, y, keys, eps):
+        return pgd(logits_fn, x, y, keys, eps, steps=steps).success
+
+    @jax.jit
+    def others(x, y, keys, eps):
+        return fgsm(logits_fn, x, y, keys, eps).success, _noise(logits_fn, x, y, keys, eps, steps)
 
     nan = float("nan")
     numbers = {"random": random, "batch_dependence": batch} | dict.fromkeys(FOLLOWED, nan)
     if random == 0 and not _changes(logits_fn, x):
-        zero, usual = share_zero(log_ratio), share_zero(optax.softmax_cross_entropy_with_integer_labels)
+        check_inputs(logits_fn, x, y, keys)
+        check_ball(eps, inf, x, BOX)
+        zero, usual = (np.asarray(each) for each in gradients(x, y))
         right = first.argmax(axis=1) == np.asarray(y)
 
         def accuracy(success) -> float:
             return float((right & ~np.asarray(success)).mean())
 
-        by_pgd = accuracy(pgd(logits_fn, x, y, keys, eps, steps=steps).success)
+        by_pgd, (one_step, noise) = accuracy(many_steps(x, y, keys, jnp.float32(eps))), others(x, y, keys, jnp.float32(eps))
         numbers |= {
             "zero_gradients": float(zero.mean()),
             "lost_gradients": float((usual & ~zero).mean()),
-            "one_step_better": by_pgd - accuracy(fgsm(logits_fn, x, y, keys, eps).success),
-            "noise_better": by_pgd - accuracy(_noise(logits_fn, x, y, keys, eps, steps)),
-            "unbounded": accuracy(pgd(logits_fn, x, y, keys, 1.0, steps=steps).success),
+            "one_step_better": by_pgd - accuracy(one_step),
+            "noise_better": by_pgd - accuracy(noise),
+            "unbounded": accuracy(many_steps(x, y, keys, jnp.float32(1))),
         }
     limits = dict.fromkeys(numbers, tolerance) | {"random": 0.0, "batch_dependence": 1e-3, "zero_gradients": 0.0, "lost_gradients": 0.0}
     said = tuple(f"{name} {value:.3g}: {SENTENCES[name]}" for name, value in numbers.items() if value > limits[name])
@@ -109,7 +135,7 @@ def _changes(logits_fn, x) -> bool:
     return False
 
 
-def _noise(logits_fn, x, y, keys, eps: float, tries: int):
+def _noise(logits_fn, x, y, keys, eps, tries: int):
     """Whether one of so many random images of the ball succeeds."""
 
     def draw(found, number):
