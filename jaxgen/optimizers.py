@@ -100,10 +100,10 @@ class OptimizerConfig:
         Not for a momentum or weight decay of 0, which every optimizer has: with it the optimizer of a script that has some is changed.
         """
         for name in ("b1", "b2", "momentum", "weight_decay"):
-            none = name in ("momentum", "weight_decay") and getattr(self, name) == 0
-            if name in names and not none and name not in OPTIMIZERS[self.name].fields:
+            may_be_none = name in ("momentum", "weight_decay")
+            if name in names and not (may_be_none and getattr(self, name) == 0) and name not in OPTIMIZERS[self.name].fields:
                 having = ", ".join(other for other, kind in OPTIMIZERS.items() if name in kind.fields)
-                hint = f"set {name} to 0" if name in ("momentum", "weight_decay") else ""
+                hint = f"set {name} to 0" if may_be_none else ""
                 raise ConfigError(f"optimizer.{name}", f"an optimizer that has it ({having})", self.name, hint)
 
 

@@ -32,7 +32,7 @@ from jaxgen.attacks.inputs import (
     check_classes,
     check_finite,
     check_images,
-    check_inputs,
+    check_logits,
     fold,
     hit,
     row_keys,
@@ -92,7 +92,7 @@ def audit(logits_fn: LogitsFn, x, y, key=None, eps: float = 0.1, *, steps: int =
     nan = float("nan")
     numbers = {"random": random, "batch_dependence": batch} | dict.fromkeys(FOLLOWED, nan)
     if random == 0 and not _changes(logits_fn, x):
-        check_inputs(logits_fn, x, y, keys)
+        check_logits(logits_fn, x)
         check_ball(eps, inf, x, BOX)
         zero, usual = (np.asarray(each) for each in gradients(x, y))
         right = first.argmax(axis=1) == np.asarray(y)

@@ -169,7 +169,7 @@ def _xla(x: Array, kernel: Array, padding: Sequence, stride: int, spread: int = 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _reordered(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], padding: tuple, stride: int) -> Float[Array, "B R C E"]:
-    """XLA's convolution with derivatives that are fast on a CPU, in loops too.
+    """XLA's convolution, or `_one_feature`, with derivatives that are fast on a CPU, in loops too.
 
     A gradient of a convolution is a convolution again, by jax's own rule one with another order of the axes. XLA's CPU backend brings
     them into that of IMAGES and KERNEL, but not inside of a loop (gradients added up over parts of a batch): there it computes number by
@@ -212,7 +212,7 @@ _reordered.defjvp(_derivative, symbolic_zeros=True)
 def _linear(dx: Array, y: Array, kernel: Array, padding: tuple, stride: int) -> Array:
     """dx * K, written such that its transpose, the gradient of x, has a fast form.
 
-    That is the convolution with the turned kernel of dy with stride - 1 zeros between its pixels.
+    That is the convolution with the turned kernel of dy with stride - 1 zeros between its pixels, of operations that have a transpose.
     """
     turned, around = kernel[::-1, ::-1].swapaxes(2, 3), []
     for n, m, k, (before, _) in zip(dx.shape[1:3], y.shape[1:3], kernel.shape, padding, strict=False):
