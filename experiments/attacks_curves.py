@@ -6,7 +6,8 @@
 All numbers are of the first n test images, with values in [0, 1]. Printed: signs of masked gradients; for each attack and eps the accuracy,
 the accuracy after every value went to the nearest level (of 256: 8 bits), the mean norm of perturbations that succeed and the mean queries;
 for attacks that look for the smallest norm also the root mean squared change of a value, sqrt(sum (x_adv - x)^2 / values), which Szegedy
-et al. (2014) call distortion. OUT/attacks.png is the figure of accuracy against eps.
+et al. (2014) call distortion. One perturbation for all images, and a network that attacks, are made of 2000 training images. The images of
+expectation over transformations are judged on ten new views of each. OUT/attacks.png is the figure of accuracy against eps.
 
 Measured: experiments/results/attacks.md.
 """
@@ -27,6 +28,7 @@ from jaxgen import attacks, data
 
 KEY = jax.random.key(0)
 NAMES = {inf: "infinity", 2: "2", 1: "1"}
+VIEW = attacks.chain(attacks.rotated(20), attacks.brightened(), attacks.noised(), attacks.photographed())
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,47 @@ def within(logits_fn, x, y, eps: dict[float, tuple[float, ...]], levels: int) ->
     return found
 
 
+def made(logits_fn, x, y, train_x, train_y, eps: dict[float, tuple[float, ...]], levels: int) -> dict[float, dict[str, list[float]]]:
+    """The same of what is made of training images: a perturbation for all images, and a network."""
+
+    def universal(f, one, norm):
+        v = attacks.universal(f, train_x, train_y, KEY, one, norm)
+        return lambda x: jnp.clip(x + v, 0, 1)
+
+    def network(f, one, norm):
+        return attacks.train_net(f, train_x, train_y, KEY, one)
+
+    found: dict[float, dict[str, list[float]]] = {inf: {}, 2: {}}
+    for name, norm, make in (("universal", inf, universal), ("universal", 2, universal), ("network", inf, network)):
+        rows = []
+        for one in eps[norm]:
+            start = time.perf_counter()
+
+            def attack(f, x, y, key, eps, one=one, norm=norm, make=make):
+                return attacks.by_net(make(f, one, norm), f, x, y, key, norm)
+
+            rows += attacks.robust_accuracy(logits_fn, x, y, KEY, [one], attack, levels=levels)[len(rows) > 0 :]
+            said = f"{rows[-1].accuracy:.3f} +- {rows[-1].standard_error:.3f}, rounded {rows[-1].rounded:.3f}"
+            print(f"norm {NAMES[norm]:<8} {name:<18} {time.perf_counter() - start:6.1f} s  eps {one:<5} {said}", flush=True)
+        found[norm][name] = [row.accuracy for row in rows]
+    return found
+
+
+def on_views(logits_fn, x, y, eps: tuple[float, ...], levels: int) -> list[float]:
+    """Accuracy on ten new views of each image, of x and of its images by expectation over transformations at each eps, norm infinity."""
+    keys = jax.random.split(jax.random.key(9), (10, len(x)))
+    share = jax.jit(lambda f, x: jax.lax.map(lambda keys: (f(jax.vmap(VIEW)(x, keys)).argmax(1) == y).mean(), keys).mean())
+    made = jax.jit(lambda f, x, eps: attacks.eot(f, x, y, KEY, eps, VIEW).x_adv)
+    found = [float(share(logits_fn, x))]
+    print(f"new views of x: {found[0]:.3f} right", flush=True)
+    for one in eps:
+        start, x_adv = time.perf_counter(), made(logits_fn, x, one)
+        found.append(float(share(logits_fn, x_adv)))
+        said = f"{found[-1]:.3f}, rounded {float(share(logits_fn, attacks.to_level(x_adv, levels))):.3f}"
+        print(f"norm infinity eot, on new views  {time.perf_counter() - start:6.1f} s  eps {one:<5} {said}", flush=True)
+    return found
+
+
 def smallest(logits_fn, x, y, right: np.ndarray, eps: tuple[float, ...], levels: int) -> dict[str, list[float]]:
     """{attack: accuracy without attack and at each eps of the norm 2}, printed with the norms on the way."""
     for weight in (1.0, 10.0, 100.0):
@@ -107,13 +150,13 @@ def figure(found: dict[float, dict[str, list[float]]], eps: dict[float, tuple[fl
     """Accuracy against eps, a panel for each norm."""
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(13.5, 4), dpi=80, layout="constrained")
+    picture = Figure(figsize=(13.5, 5), dpi=80, layout="constrained")
     for axes, (norm, curves) in zip(picture.subplots(1, len(found)), found.items(), strict=True):
         for index, (name, values) in enumerate(curves.items()):
-            axes.plot([0, *eps[norm]], values, label=name, marker="osv^Dxp*"[index % 8], ms=4, lw=1.2)
+            axes.plot([0, *eps[norm]], values, label=name, marker="osv^Dxp*Ph<>"[index % 12], ms=4, lw=1.2)
         axes.set(xlabel=f"eps, norm {NAMES[norm]} (pixels in 0..1)", ylabel="accuracy (higher is better)", ylim=(-0.02, 1.02))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     picture.suptitle(f"{n} test images, standard error at most {sqrt(0.25 / n):.3f}", fontsize=9)
     picture.savefig(path)
     print(f"accuracy against eps: {path}")
@@ -134,6 +177,9 @@ def main() -> None:
     right = np.asarray(logits_fn(x).argmax(1) == y)
     print(f"{asked.data}: accuracy {right.mean():.3f} on {n} test images, {levels} levels; audit: {attacks.audit(logits_fn, x, y)}")
     found = within(logits_fn, x, y, eps, levels)
+    learnt = made(logits_fn, x, y, *images(data.load(asked.data, "train"), levels, 2000), eps, levels)
+    found = {norm: curves | learnt.get(norm, {}) for norm, curves in found.items()}
+    found[inf]["eot, on new views"] = on_views(logits_fn, x, y, eps[inf], levels)
     few = min(asked.smallest, n)
     near = smallest(logits_fn, x[:few], y[:few], right[:few], eps[2], levels)
     found[2] |= {name if few == n else f"{name}, {few} images": values for name, values in near.items()}

@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 import jaxgen
-from experiments.attacks_curves import KEY, images
+from experiments.attacks_curves import KEY, VIEW, images
 from jaxgen import attacks, data
 
 
@@ -121,10 +121,9 @@ def new_images(logits_fn, x, y, train_x, train_y) -> None:
 
 def new_views(logits_fn, x, y, eps: float = 0.2) -> None:
     """Images made robust against views, on new views."""
-    view = attacks.chain(attacks.rotated(20), attacks.brightened(), attacks.noised(), attacks.photographed())
     keys = jax.random.split(jax.random.key(9), (50, len(x)))
-    fooled = jax.jit(lambda f, x: jax.lax.map(lambda keys: f(jax.vmap(view)(x, keys)).argmax(1) != y, keys).mean())
-    ours = jax.jit(lambda f, x, y: attacks.eot(f, x, y, KEY, eps, view))(logits_fn, x, y).x_adv
+    fooled = jax.jit(lambda f, x: jax.lax.map(lambda keys: f(jax.vmap(VIEW)(x, keys)).argmax(1) != y, keys).mean())
+    ours = jax.jit(lambda f, x, y: attacks.eot(f, x, y, KEY, eps, VIEW))(logits_fn, x, y).x_adv
     plain = attacks.pgd(logits_fn, x, y, KEY, eps).x_adv
     shares = [float(fooled(logits_fn, each)) for each in (x, plain, ours)]
     said = f"{shares[0]:.3f} of x, {shares[1]:.3f} of pgd's images, {shares[2]:.3f} of eot's"

@@ -79,7 +79,7 @@ DRAWN |= dict.fromkeys(["flows", "nice", "realnvp", "iaf", "ride", "multivariate
 DRAWN |= {"made": ["completions.png", "samples.png"]}
 # test_two_processes.py has the autoregressive model on two processes of two devices each; the classifier is trained as the VAE is.
 FOUR = [*RUNS, *MORE] if THOROUGH else [name for name in RUNS if name not in ("gated_pixelcnn", "classifier")]
-# One that is split and one without steps; test_sharding.py has a loss that is a mean over counts.
+# One that is split and one without steps; test_sharding.py has a loss that is a mean over counts, of two processes in make thorough.
 TWO_OF_TWO = FOUR if THOROUGH else ["vae", "pca"]
 
 

@@ -8,6 +8,7 @@ distance in the loss, and Xiao et al. (2018, "Generating Adversarial Examples wi
 eps of the norm infinity holds by construction. Report its success on images that it was not trained on, beside that of pgd.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from math import inf
 from typing import Any
@@ -87,10 +88,13 @@ def train_net(
     return nnx.merge(graph, params)
 
 
-def by_net(net: AttackNet, logits_fn: LogitsFn, x, y, key) -> Result:
-    """What the network makes of x, judged by logits_fn: one query each."""
+def by_net(net: Callable, logits_fn: LogitsFn, x, y, key, norm: float = inf) -> Result:
+    """What the network makes of x, judged by logits_fn: one query each.
+
+    net: any function of images to images; that of a universal perturbation v is `lambda x: jnp.clip(x + v, 0, 1)`. norm: of Result.norm.
+    """
     x, y, _ = check_inputs(logits_fn, x, y, key)
     x_adv = net(x)
     logits = logits_fn(x_adv)
-    size = norms(x_adv - x, inf)
+    size = norms(x_adv - x, norm)
     return Result(x_adv, hit(logits, y, False), size, log_ratio(logits, y), jnp.ones(len(x), jnp.int32))
