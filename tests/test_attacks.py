@@ -322,6 +322,8 @@ def noisy(logits_fn):
         ({"steps": 2.5}, r"steps, restarts: wanted integers, 1 or more, got 2\.5, 1"),
         ({"steps": 0}, "steps, restarts: wanted integers, 1 or more"),
         ({"box": (1.0, 0.0)}, "box: wanted two finite numbers"),
+        ({"box": (0.0, 0.5, 1.0)}, "box: wanted two finite numbers"),
+        ({"box": None}, "box: wanted two finite numbers, the lower one first, got None"),
     ],
 )
 def test_bad_input_is_one_clear_line(unchecked, change, said):
@@ -329,6 +331,21 @@ def test_bad_input_is_one_clear_line(unchecked, change, said):
     with pytest.raises(ConfigError, match=said) as error:
         attacks.pgd(**given | change)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("attack", [attacks.iterative_sign, attacks.least_likely])
+def test_an_eps_that_is_divided_is_looked_at_first(attack):
+    logits_fn, x, y = perceptron()[0], np.full((2, 4, 4, 1), 0.5, np.float32), np.array([0, 1])
+    for eps in (None, "0.1", -0.1):
+        with pytest.raises(ConfigError, match=r"^eps: wanted a number in 0\.\.1, "):
+            attack(logits_fn, x, y, KEY, eps)
+
+
+def test_an_ensemble_is_of_functions_with_the_same_classes():
+    logits_fn, x, y = perceptron()[0], np.full((2, 4, 4, 1), 0.5, np.float32), np.array([0, 1])
+    both = attacks.ensemble([logits_fn, lambda x: logits_fn(x)[:, :3]])
+    with pytest.raises(ConfigError, match=r"^logits_fns: wanted functions with the same classes, got logits of shapes \[2, 5\], \[2, 3\]$"):
+        attacks.fgsm(both, x, y, KEY, 0.1)
 
 
 # --- Foolbox -----------------------------------------------------------------------------------------------------------------------------

@@ -131,6 +131,9 @@ def test_bad_options_are_one_line(net):
         attacks.estimated(logits_fn, x, y, KEY, 0.1, step=0.0)
     with pytest.raises(ConfigError, match="samples: wanted a positive integer, got 0"):
         attacks.estimated(logits_fn, x, y, KEY, 0.1, directions=partial(attacks.nes, samples=0))
+    for attack in (attacks.deepfool, attacks.cw_l2):
+        with pytest.raises(ConfigError, match=r"^attack: wanted a function \(logits_fn, x, y, key, eps\) -> Result, got one without eps"):
+            attacks.transfer(logits_fn, attack, logits_fn, x, y, KEY, 0.1)
     for options in ({"steps": -1}, {"tries": 0}):
         with pytest.raises(ConfigError, match=f"{next(iter(options))}: wanted a positive integer"):
             attacks.boundary(logits_fn, x, y, KEY, **options)

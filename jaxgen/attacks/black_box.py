@@ -27,7 +27,20 @@ from jaxtyping import Array, Float, Key
 
 from jaxgen.attacks import balls
 from jaxgen.attacks.gradient import Loss, climb
-from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_counts, check_inputs, check_positive, fold, hit, where
+from jaxgen.attacks.inputs import (
+    BOX,
+    Box,
+    LogitsFn,
+    Result,
+    check_ball,
+    check_counts,
+    check_inputs,
+    check_positive,
+    fold,
+    hit,
+    takes_eps,
+    where,
+)
 from jaxgen.attacks.losses import log_ratio
 from jaxgen.errors import ConfigError
 
@@ -141,6 +154,8 @@ def estimated(
 def transfer(substitute: LogitsFn, attack: Callable[..., Result], logits_fn: LogitsFn, x, y, key, eps) -> Result:
     """What the attack finds for the substitute, judged by logits_fn: one query. attack: (logits_fn, x, y, key, eps) -> Result."""
     x, y, keys = check_inputs(logits_fn, x, y, key)
+    if not takes_eps(attack):
+        raise ConfigError("attack", "a function (logits_fn, x, y, key, eps) -> Result", "one without eps")
     found = attack(substitute, x, y, keys, eps)
     logits = logits_fn(found.x_adv)
     return found._replace(success=hit(logits, y, False), loss=log_ratio(logits, y), queries=jnp.ones_like(found.queries))

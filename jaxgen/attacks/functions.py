@@ -71,7 +71,11 @@ def ensemble(logits_fns: Sequence[LogitsFn], weights: Sequence[float] | None = N
     shares = np.log(np.asarray(weights) / np.sum(weights)).astype(np.float32)
 
     def mean(x):
-        each = jnp.stack([jax.nn.log_softmax(logits_fn(x)) for logits_fn in logits_fns])
+        answers = [logits_fn(x) for logits_fn in logits_fns]
+        if len({answer.shape for answer in answers}) > 1:
+            shapes = ", ".join(str(list(answer.shape)) for answer in answers)
+            raise ConfigError("logits_fns", "functions with the same classes", f"logits of shapes {shapes}")
+        each = jnp.stack([jax.nn.log_softmax(answer) for answer in answers])
         return jax.nn.logsumexp(each + shares[:, None, None], axis=0)
 
     return mean

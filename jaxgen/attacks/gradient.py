@@ -28,7 +28,21 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxgen.attacks import balls
-from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, better, check_ball, check_counts, check_inputs, descend, fold, hit, where
+from jaxgen.attacks.inputs import (
+    BOX,
+    Box,
+    LogitsFn,
+    Result,
+    better,
+    check_ball,
+    check_counts,
+    check_images,
+    check_inputs,
+    descend,
+    fold,
+    hit,
+    where,
+)
 from jaxgen.attacks.losses import log_ratio, of_class
 from jaxgen.errors import ConfigError, shown
 
@@ -65,6 +79,7 @@ def iterative_sign(
 ) -> Result:
     """Steps of 1.25 eps / steps from x itself, as Kurakin et al. take 1.25 eps / a steps of a. stop: a row that succeeds stays."""
     check_counts(steps=steps)
+    check_ball(eps, inf, check_images(x, box), box)  # before eps is divided
     keep = "first" if stop else "last"
     options = {"steps": steps, "step_size": 1.25 * eps / steps, "random_start": False, "keep": keep}
     return pgd(logits_fn, x, y, key, eps, inf, **options, loss=loss, targeted=targeted, box=box)

@@ -4,6 +4,7 @@
 are not known, so only shapes and types are checked there; what a function answers is looked at on the first images outside of it.
 """
 
+import inspect
 from collections.abc import Callable
 from math import inf, prod
 from typing import Any, NamedTuple
@@ -101,6 +102,15 @@ def check_classes(y, n: int, classes: int, name: str = "y") -> Int[Array, " n"]:
     return y
 
 
+def takes_eps(attack: Callable[..., Result]) -> bool:
+    """Whether an attack has a place for eps after (logits_fn, x, y, key)."""
+    try:
+        inspect.signature(attack).bind(*range(5))
+    except TypeError:
+        return False
+    return True
+
+
 def check_counts(**counts) -> None:
     """ConfigError for what is not a positive integer."""
     for name, value in counts.items():
@@ -123,9 +133,9 @@ def check_grid(x: Float[Array, "B ..."]) -> None:
 
 def check_images(x, box: Box = BOX) -> Float[Array, "B ..."]:
     """x as float32; ConfigError unless it is a batch of real numbers in the box."""
-    low, high = box
-    if not (np.isfinite([low, high]).all() and low < high):
+    if np.shape(box) != (2,) or not (np.isfinite(box).all() and box[0] < box[1]):
         raise ConfigError("box", "two finite numbers, the lower one first", shown(box))
+    low, high = box
     dtype = getattr(x, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         hint = "on_unit_box(model) takes such images, x / (levels - 1)" if (low, high) == (0, 1) else ""

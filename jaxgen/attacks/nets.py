@@ -34,6 +34,7 @@ from jaxgen.attacks.inputs import (
     random_rows,
 )
 from jaxgen.attacks.losses import log_ratio
+from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import Conv
 
 
@@ -94,7 +95,10 @@ def by_net(net: Callable, logits_fn: LogitsFn, x, y, key, norm: float = inf) -> 
     net: any function of images to images; that of a universal perturbation v is `lambda x: jnp.clip(x + v, 0, 1)`. norm: of Result.norm.
     """
     x, y, _ = check_inputs(logits_fn, x, y, key)
+    check_ball(0.0, norm, x, BOX)
     x_adv = net(x)
+    if x_adv.shape != x.shape:
+        raise ConfigError("net", f"images of shape {list(x.shape)} for such images", f"shape {list(x_adv.shape)}")
     logits = logits_fn(x_adv)
     size = norms(x_adv - x, norm)
     return Result(x_adv, hit(logits, y, False), size, log_ratio(logits, y), jnp.ones(len(x), jnp.int32))

@@ -6,7 +6,6 @@ perturbation (minimal.py) takes no eps and is run once: there an image is robust
 larger by half a level.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from jax.tree_util import Partial
 from jaxtyping import Bool, Float
 
 from jaxgen.attacks.functions import to_level
-from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_counts, check_inputs
+from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_counts, check_inputs, takes_eps
 from jaxgen.errors import ConfigError, shown
 
 
@@ -86,15 +85,6 @@ def robust_accuracy(
         rounded = None if levels is None else clean & (holds | ~within)
         result.append(_summary(one, clean & ~fooled, rounded, found.norm[clean & fooled], found.queries))
     return result
-
-
-def takes_eps(attack: Callable[..., Result]) -> bool:
-    """Whether an attack has a place for eps after (logits_fn, x, y, key)."""
-    try:
-        inspect.signature(attack).bind(*range(5))
-    except TypeError:
-        return False
-    return True
 
 
 def _in_batches(work: Callable[[Any], Any], n: int, size: int) -> Any:

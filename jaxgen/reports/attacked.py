@@ -11,8 +11,7 @@ import numpy as np
 
 from jaxgen import attacks
 from jaxgen.attacks.balls import norms
-from jaxgen.attacks.inputs import BOX, check_ball, hit, row_keys
-from jaxgen.attacks.robustness import takes_eps
+from jaxgen.attacks.inputs import BOX, check_ball, hit, row_keys, takes_eps
 from jaxgen.data import Dataset
 from jaxgen.data.class_names import names_of
 from jaxgen.errors import ConfigError
