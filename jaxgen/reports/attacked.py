@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import attacks
-from jaxgen.attacks.balls import norms
-from jaxgen.attacks.inputs import BOX, check_ball, hit, row_keys, takes_eps
+from jaxgen.attacks.inputs import BOX, check_ball, row_keys, takes_eps
 from jaxgen.data import Dataset
 from jaxgen.data.class_names import names_of
 from jaxgen.errors import ConfigError
@@ -100,9 +99,7 @@ def chosen(options, others: Callable[[], tuple]) -> tuple[Callable[..., attacks.
 def universal(others: Callable[[], tuple], logits_fn, x, y, key, eps, norm: float = inf, *, steps: int = 200) -> attacks.Result:
     """x with the one perturbation that is made of the other images: one query of each image."""
     v = attacks.universal(logits_fn, *others(), eps, norm, steps=steps)
-    x_adv = jnp.clip(x + v, *BOX)
-    logits = logits_fn(x_adv)
-    return attacks.Result(x_adv, hit(logits, y, False), norms(x_adv - x, norm), attacks.log_ratio(logits, y), jnp.ones(len(x), jnp.int32))
+    return attacks.by_net(lambda x: jnp.clip(x + v, *BOX), logits_fn, x, y, key, norm)
 
 
 def picture(x, x_adv, logits_fn, names: tuple[str, ...]) -> np.ndarray:
