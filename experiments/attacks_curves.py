@@ -146,6 +146,17 @@ def smallest(logits_fn, x, y, right: np.ndarray, eps: tuple[float, ...], levels:
     return found
 
 
+def towards_one(logits_fn, x, y, right: np.ndarray) -> None:
+    """The changes by L-BFGS towards a random other class for each image, instead of the nearest of all, printed."""
+    classes = logits_fn(x).shape[1]
+    target = (y + jax.random.randint(KEY, y.shape, 1, classes)) % classes
+    result = jax.jit(lambda f, x, target: attacks.lbfgs(f, x, target, KEY, targeted=True))(logits_fn, x, target)
+    there = right & np.asarray(result.success)
+    change = np.asarray(result.norm)[there] / sqrt(x[0].size)
+    mean = f"{change.mean():.4f} +- {change.std(ddof=1) / sqrt(len(change)):.4f}"
+    print(f"lbfgs towards a random class: {there.sum()} of {right.sum()} there, root mean squared change of a value {mean}", flush=True)
+
+
 def figure(found: dict[float, dict[str, list[float]]], eps: dict[float, tuple[float, ...]], n: int, path: str) -> None:
     """Accuracy against eps, a panel for each norm."""
     from matplotlib.figure import Figure
@@ -182,6 +193,7 @@ def main() -> None:
     found[inf]["eot, on new views"] = on_views(logits_fn, x, y, eps[inf], levels)
     few = min(asked.smallest, n)
     near = smallest(logits_fn, x[:few], y[:few], right[:few], eps[2], levels)
+    towards_one(logits_fn, x[:few], y[:few], right[:few])
     found[2] |= {name if few == n else f"{name}, {few} images": values for name, values in near.items()}
     figure(found, eps, n, f"{asked.out or asked.run}/attacks.png")
 
