@@ -6,8 +6,8 @@
 All numbers are of the first n test images, with values in [0, 1]. Printed: signs of masked gradients; for each attack and eps the accuracy,
 the accuracy after every value went to the nearest level (of 256: 8 bits), the mean norm of perturbations that succeed and the mean queries;
 for attacks that look for the smallest norm also the root mean squared change of a value, sqrt(sum (x_adv - x)^2 / values), which Szegedy
-et al. (2014) call distortion. One perturbation for all images, and a network that attacks, are made of 2000 training images. The images of
-expectation over transformations are judged on ten new views of each. OUT/attacks.png is the figure of accuracy against eps.
+et al. (2014) call distortion. One perturbation for all images, and a network that attacks, are made of the first 2000 training images. The
+images of expectation over transformations are judged on ten new views of each. OUT/attacks.png is the figure of accuracy against eps.
 
 Measured: experiments/results/attacks.md.
 """
@@ -87,7 +87,7 @@ def made(logits_fn, x, y, train_x, train_y, eps: dict[float, tuple[float, ...]],
 
     def universal(f, one, norm):
         v = attacks.universal(f, train_x, train_y, KEY, one, norm)
-        return lambda x: jnp.clip(x + v, 0, 1)
+        return lambda x: x + v
 
     def network(f, one, norm):
         return attacks.train_net(f, train_x, train_y, KEY, one)
@@ -137,12 +137,14 @@ def smallest(logits_fn, x, y, right: np.ndarray, eps: tuple[float, ...], levels:
         seconds, fooled = time.perf_counter() - start, right & success
         found[name] = [float(right.mean()), *(float((right & ~(success & (norms <= most))).mean()) for most in eps)]
         change = norms[fooled] / sqrt(x[0].size)
-        again = np.asarray(logits_fn(attacks.to_level(result.x_adv, levels)).argmax(1) != y)[fooled].mean()
+        holds = np.asarray(logits_fn(attacks.to_level(result.x_adv, levels)).argmax(1) == y)
+        again, beyond = 1 - holds[fooled].mean(), [norms > most for most in eps]
+        rounded = [round(float((right & (holds | far)).mean()), 3) for far in beyond]
         share, queries = f"{fooled.sum()} of {right.sum()} fooled", f"{np.asarray(result.queries).mean():.0f} queries"
         print(f"{name:<18} {seconds:6.1f} s  {share}, median norm {np.median(norms[fooled]):.3f}, {queries}")
         moved = f"{change.mean():.4f}, over all images {sqrt(np.square(change).mean()):.4f}"
         print(f"        root mean squared change of a value {moved}; {100 * again:.0f} % of these still fool when rounded")
-        print(f"        accuracy at {eps}: {np.round(found[name][1:], 3).tolist()}", flush=True)
+        print(f"        accuracy at {eps}: {np.round(found[name][1:], 3).tolist()}, rounded {rounded}", flush=True)
     return found
 
 
@@ -168,7 +170,7 @@ def figure(found: dict[float, dict[str, list[float]]], eps: dict[float, tuple[fl
         axes.set(xlabel=f"eps, norm {NAMES[norm]} (pixels in 0..1)", ylabel="accuracy (higher is better)", ylim=(-0.02, 1.02))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
-    picture.suptitle(f"{n} test images, standard error at most {sqrt(0.25 / n):.3f}", fontsize=9)
+    picture.suptitle(f"{n} test images where no other number is given; of {n} the standard error is at most {sqrt(0.25 / n):.3f}", fontsize=9)
     picture.savefig(path)
     print(f"accuracy against eps: {path}")
 

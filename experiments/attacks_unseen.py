@@ -6,7 +6,7 @@
 
 On the first n test images, with values in [0, 1], and eps of the norm infinity: which share of images that fool one network fools the
 other; the share fooled by estimated gradients against queries, also OUT/queries.png; universal perturbations, a network that attacks and
-patches, made of 2000 training images; images made by expectation over transformations, on new draws of the transformations.
+patches, made of the first 2000 training images; images made by expectation over transformations, on new draws of the transformations.
 
 Measured: experiments/results/attacks_unseen.md.
 """

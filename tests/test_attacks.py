@@ -323,6 +323,9 @@ def noisy(logits_fn):
         ({"steps": 0}, "steps, restarts: wanted integers, 1 or more"),
         ({"box": (1.0, 0.0)}, "box: wanted two finite numbers"),
         ({"box": (0.0, 0.5, 1.0)}, "box: wanted two finite numbers"),
+        ({"box": ("a", "b")}, "box: wanted two finite numbers"),
+        ({"steps": None}, "steps, restarts: wanted integers, 1 or more, got None, 1"),
+        ({"restarts": True}, "steps, restarts: wanted integers, 1 or more, got 40, True"),
         ({"box": None}, "box: wanted two finite numbers, the lower one first, got None"),
     ],
 )

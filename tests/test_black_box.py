@@ -134,6 +134,8 @@ def test_bad_options_are_one_line(net):
     for attack in (attacks.deepfool, attacks.cw_l2):
         with pytest.raises(ConfigError, match=r"^attack: wanted a function \(logits_fn, x, y, key, eps\) -> Result, got one without eps"):
             attacks.transfer(logits_fn, attack, logits_fn, x, y, KEY, 0.1)
+    with pytest.raises(ConfigError, match="^substitute: wanted a function with the 5 classes of logits_fn, got 2 classes$"):
+        attacks.transfer(lambda x: logits_fn(x)[:, :2], attacks.fgsm, logits_fn, x, y, KEY, 0.1)
     for options in ({"steps": -1}, {"tries": 0}):
         with pytest.raises(ConfigError, match=f"{next(iter(options))}: wanted a positive integer"):
             attacks.boundary(logits_fn, x, y, KEY, **options)

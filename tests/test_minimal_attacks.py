@@ -98,6 +98,14 @@ def test_a_confidence_is_kept():
     assert (gap[far] >= 3 - 1e-4).all() and far.sum() > 5 and found.success.all() and (found.norm[far] > plain.norm[far]).all()
 
 
+def test_where_a_confidence_is_not_reached_there_is_no_change():
+    logits_fn, _, _, x, _ = linear(n=3)
+    y = logits_fn(x).argmax(axis=1)
+    found = attacks.cw_l2(logits_fn, x, y, KEY, confidence=1e4, steps=2, searches=2)
+    assert not found.success.any() and not found.norm.any()
+    np.testing.assert_array_equal(found.x_adv, x)
+
+
 @pytest.mark.parametrize(
     ("attack", "options", "wanted"),
     [
@@ -105,6 +113,8 @@ def test_a_confidence_is_kept():
         (attacks.lbfgs, {"searches": 0}, "a positive integer, got 0"),
         (attacks.deepfool, {"steps": -1}, "a positive integer, got -1"),
         (attacks.deepfool, {"overshoot": -1.0}, "0 or more, got -1"),
+        (attacks.deepfool, {"overshoot": float("inf")}, "0 or more, got inf"),
+        (attacks.penalised, {"rate": None}, "a positive number, got None"),
         (attacks.cw_l2, {"constant": -1.0}, "a positive number, got -1"),
         (attacks.cw_l2, {"steps": 2.5}, r"a positive integer, got 2\.5"),
         (attacks.penalised, {"weight": 0.0}, "a positive number, got 0"),

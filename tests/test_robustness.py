@@ -53,6 +53,13 @@ def test_the_last_batch_may_be_smaller():
         np.testing.assert_allclose(one[:6], other[:6], rtol=1e-6)
 
 
+def test_an_eps_beyond_the_box_is_one_line_in_the_norm_of_the_attack(net):
+    logits_fn, x, y = net[0], net[2][:2], net[3][:2]
+    with pytest.raises(ConfigError, match=r"^eps: wanted a number in 0\.\.1, since no two images of the box are farther apart, got 2\.0"):
+        attacks.robust_accuracy(logits_fn, x, y, KEY, [0.1, 2.0], attacks.fgsm)
+    assert len(attacks.robust_accuracy(logits_fn, x, y, KEY, [2.0], partial(attacks.fast_gradient, norm=2))) == 2
+
+
 def test_one_eps_where_many_are_wanted_is_one_line(unchecked, net):
     logits_fn, _, x, y = net
     with pytest.raises(ConfigError, match=r"eps: wanted a sequence of numbers, got 0\.1; such as eps="):

@@ -35,6 +35,7 @@ from jaxgen.attacks.inputs import (
     check_ball,
     check_counts,
     check_inputs,
+    check_logits,
     check_positive,
     fold,
     hit,
@@ -91,6 +92,8 @@ def estimate(
 
     value must judge every row by itself and takes any number of rows. directions: (key, shape of an image) -> (u [k, D], a); step: h.
     """
+
+    check_positive(step=step)
 
     def of_row(image, key):
         u, a = directions(key, image.shape)
@@ -156,6 +159,9 @@ def transfer(substitute: LogitsFn, attack: Callable[..., Result], logits_fn: Log
     x, y, keys = check_inputs(logits_fn, x, y, key)
     if not takes_eps(attack):
         raise ConfigError("attack", "a function (logits_fn, x, y, key, eps) -> Result", "one without eps")
+    classes, others = (check_logits(f, x) for f in (logits_fn, substitute))
+    if others != classes:
+        raise ConfigError("substitute", f"a function with the {classes} classes of logits_fn", f"{others} classes")
     found = attack(substitute, x, y, keys, eps)
     logits = logits_fn(found.x_adv)
     return found._replace(success=hit(logits, y, False), loss=log_ratio(logits, y), queries=jnp.ones_like(found.queries))

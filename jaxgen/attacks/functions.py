@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer
 
 from jaxgen.attacks.inputs import LogitsFn
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, shown
 
 
 def to_unit(image: Integer[Any, "*shape"], levels: int) -> Float[Array, "*shape"]:
@@ -63,8 +63,8 @@ def ensemble(logits_fns: Sequence[LogitsFn], weights: Sequence[float] | None = N
 
     weights: one for each function, positive; None: equal ones.
     """
-    if not logits_fns:
-        raise ConfigError("logits_fns", "at least one function", "none")
+    if callable(logits_fns) or not logits_fns or not all(map(callable, logits_fns)):
+        raise ConfigError("logits_fns", "at least one function, in a list", shown(logits_fns))
     weights = [1.0] * len(logits_fns) if weights is None else list(weights)
     if len(weights) != len(logits_fns) or not all(0 < weight < inf for weight in weights):
         raise ConfigError("weights", f"{len(logits_fns)} positive numbers, one for each function", weights)

@@ -114,15 +114,27 @@ def takes_eps(attack: Callable[..., Result]) -> bool:
 def check_counts(**counts) -> None:
     """ConfigError for what is not a positive integer."""
     for name, value in counts.items():
-        if not isinstance(value, int | np.integer) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ConfigError(name, "a positive integer", shown(value))
 
 
 def check_positive(**numbers) -> None:
     """ConfigError for what is not a positive number; what is traced is not known."""
     for name, value in numbers.items():
-        if not isinstance(value, jax.core.Tracer) and not 0 < float(value) < inf:
-            raise ConfigError(name, "a positive number", value)
+        if not isinstance(value, jax.core.Tracer) and not (is_number(value) and float(value) > 0):
+            raise ConfigError(name, "a positive number", shown(value))
+
+
+def check_cap(cap) -> None:
+    """ConfigError for what is neither a number nor infinity, which caps nothing."""
+    if not (is_number(cap) or cap == inf):
+        raise ConfigError("cap", "a number, or infinity", shown(cap))
+
+
+def is_number(value, least: float = -inf) -> bool:
+    """Whether it is one finite real number, `least` or more."""
+    kind = np.asarray(value).dtype.kind if np.ndim(value) == 0 else ""
+    return kind in "iuf" and kind != "" and bool(np.isfinite(value)) and bool(value >= least)
 
 
 def check_grid(x: Float[Array, "B ..."]) -> None:
@@ -133,7 +145,7 @@ def check_grid(x: Float[Array, "B ..."]) -> None:
 
 def check_images(x, box: Box = BOX) -> Float[Array, "B ..."]:
     """x as float32; ConfigError unless it is a batch of real numbers in the box."""
-    if np.shape(box) != (2,) or not (np.isfinite(box).all() and box[0] < box[1]):
+    if np.shape(box) != (2,) or not (all(map(is_number, box)) and box[0] < box[1]):
         raise ConfigError("box", "two finite numbers, the lower one first", shown(box))
     low, high = box
     dtype = getattr(x, "dtype", None)

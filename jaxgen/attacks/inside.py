@@ -28,13 +28,15 @@ from jaxgen.attacks.inputs import (
     check_grid,
     check_images,
     check_logits,
+    check_positive,
     descend,
+    is_number,
     row_keys,
     traced_shape,
     where,
 )
 from jaxgen.attacks.losses import log_ratio, of_class
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, shown
 
 
 class Inverted(NamedTuple):
@@ -50,6 +52,9 @@ def activation_maximisation(
     """An image for each class in `target` [B], by Adam from small noise around grey; weight: of the distance from grey."""
     start, target = _start(logits_fn, target, shape, key, 0.05)
     check_counts(steps=steps)
+    check_positive(rate=rate)
+    if not is_number(weight, least=0):
+        raise ConfigError("weight", "0 or more", shown(weight))
 
     def energy(x):
         return weight * jnp.square(x - 0.5).reshape(len(target), -1).mean(axis=1) - of_class(logits_fn(x), target)
@@ -65,6 +70,7 @@ def fooling_images(
         raise ConfigError("confidence", "a number between 0 and 1", confidence)
     start, target = _start(logits_fn, target, shape, key, 0.5)
     check_counts(steps=steps)
+    check_positive(rate=rate)
     wanted = jnp.log((1 - confidence) / confidence)
 
     def step(x, _):
@@ -92,10 +98,11 @@ def invert(
 ) -> Inverted:
     """Images whose features_fn(x) [B, ...] are near to `wanted`, by Adam from noise. The smaller the error beside that of other layers with
     the same options, the more of the image the layer keeps."""
-    if smooth < 0 or bounded < 0 or not beta > 0:
+    if not (is_number(smooth, least=0) and is_number(bounded, least=0) and is_number(beta) and beta > 0):
         raise ConfigError("smooth, bounded, beta", "0 or more, and a positive beta", f"{smooth}, {bounded}, {beta}")
     wanted, start = jnp.asarray(wanted, jnp.float32), _noise(key, len(wanted), shape, 0.1)
     check_counts(steps=steps)
+    check_positive(rate=rate)
     if (given := traced_shape(features_fn, start)) != wanted.shape:
         raise ConfigError("wanted", f"what features_fn gives, shape {given and list(given)}", f"shape {list(wanted.shape)}")
     scale = jnp.maximum(jnp.square(wanted).reshape(len(wanted), -1).sum(axis=1), jnp.finfo(jnp.float32).tiny)

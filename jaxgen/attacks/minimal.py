@@ -26,9 +26,21 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxgen.attacks.balls import each, norms
-from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_counts, check_inputs, check_positive, descend, hit, where
+from jaxgen.attacks.inputs import (
+    BOX,
+    Box,
+    LogitsFn,
+    Result,
+    check_counts,
+    check_inputs,
+    check_positive,
+    descend,
+    hit,
+    is_number,
+    where,
+)
 from jaxgen.attacks.losses import log_ratio, margin, of_class
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, shown
 
 SEGMENT = 12
 """Halvings of the segment from x to x_adv at the end."""
@@ -112,15 +124,17 @@ def cw_l2(
         return jax.lax.scan(search, start, None, length=searches)[0][0], None
 
     best, _ = jax.lax.scan(towards, _start(logits_fn, x, y, targeted), jnp.arange(1, 2 if targeted else classes))
-    return best if confidence else _closer(logits_fn, x, y, best, targeted)
+    if confidence:  # nearer to the boundary it would be less sure; a row without success has d = 0
+        return best._replace(norm=jnp.where(best.success, best.norm, 0))
+    return _closer(logits_fn, x, y, best, targeted)
 
 
 def deepfool(logits_fn: LogitsFn, x, y, key, *, steps: int = 50, overshoot: float = 0.02, box: Box = BOX) -> Result:
     """DeepFool; overshoot: by which share d goes beyond the boundary, so that it is crossed. queries: K for each step, and 14."""
     x, y, _ = check_inputs(logits_fn, x, y, key, box)
     check_counts(steps=steps)
-    if not overshoot >= 0:
-        raise ConfigError("overshoot", "0 or more", overshoot)
+    if not is_number(overshoot, least=0):
+        raise ConfigError("overshoot", "0 or more", shown(overshoot))
     classes, tiny = jax.eval_shape(logits_fn, x).shape[1], jnp.finfo(x.dtype).tiny
 
     def step(carry, _):

@@ -25,9 +25,11 @@ from jaxgen.attacks.inputs import (
     LogitsFn,
     Result,
     check_ball,
+    check_cap,
     check_counts,
     check_grid,
     check_inputs,
+    check_positive,
     descend,
     hit,
     one_key,
@@ -71,6 +73,8 @@ def train_net(
     check_ball(eps, inf, x, BOX)
     check_grid(x)
     check_counts(width=width, steps=steps, batch_size=batch_size)
+    check_positive(rate=rate)
+    check_cap(cap)
     key = one_key(key)
     graph, params = nnx.split(AttackNet(x.shape[3], width, eps, rngs=nnx.Rngs(jax.random.fold_in(key, 0))))
     adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
@@ -92,11 +96,12 @@ def train_net(
 def by_net(net: Callable, logits_fn: LogitsFn, x, y, key, norm: float = inf) -> Result:
     """What the network makes of x, judged by logits_fn: one query each.
 
-    net: any function of images to images; that of a universal perturbation v is `lambda x: jnp.clip(x + v, 0, 1)`. norm: of Result.norm.
+    net: any function of images to images, whose values are cut to [0, 1]; that of a universal perturbation v is `lambda x: x + v`. norm: of
+    Result.norm.
     """
     x, y, _ = check_inputs(logits_fn, x, y, key)
     check_ball(0.0, norm, x, BOX)
-    x_adv = net(x)
+    x_adv = jnp.clip(net(x), *BOX)
     if x_adv.shape != x.shape:
         raise ConfigError("net", f"images of shape {list(x.shape)} for such images", f"shape {list(x_adv.shape)}")
     logits = logits_fn(x_adv)

@@ -32,6 +32,7 @@ from jaxgen.attacks.inputs import (
     LogitsFn,
     Result,
     check_ball,
+    check_cap,
     check_classes,
     check_counts,
     check_grid,
@@ -178,6 +179,7 @@ def universal(
     check_ball(eps, norm, x, box)
     if step_size is not None:
         check_positive(step_size=step_size)
+    check_cap(cap)
     step_size, key = eps / 10 if step_size is None else step_size, one_key(key)
     check_counts(steps=steps, batch_size=batch_size)
     middle = jnp.zeros_like(x[:1])
@@ -216,6 +218,7 @@ def patch(
     x, key = check_images(x), one_key(key)
     check_grid(x)
     check_counts(size=size, steps=steps, batch_size=batch_size)
+    check_positive(rate=rate)
     check_classes(np.full(1, target), 1, check_logits(logits_fn, x), "target")
     if size > min(x.shape[1:3]):
         raise ConfigError("size", f"1..{min(x.shape[1:3])}, inside of the image", size)

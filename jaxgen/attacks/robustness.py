@@ -61,6 +61,9 @@ def robust_accuracy(
     if levels is not None and levels < 2:
         raise ConfigError("levels", "2 or more, or None", levels)
     function = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    for one in eps:
+        if one > box[1] - box[0] and takes_eps(attack):  # too much in the norm infinity: the attack, which knows its norm, says so
+            jax.eval_shape(lambda x, y, keys, one=one: attack(function, x, y, keys, one).norm, x, y, keys)
 
     @jax.jit
     def judge(function, x, y):

@@ -99,7 +99,7 @@ def chosen(options, others: Callable[[], tuple]) -> tuple[Callable[..., attacks.
 def universal(others: Callable[[], tuple], logits_fn, x, y, key, eps, norm: float = inf, *, steps: int = 200) -> attacks.Result:
     """x with the one perturbation that is made of the other images: one query of each image."""
     v = attacks.universal(logits_fn, *others(), eps, norm, steps=steps)
-    return attacks.by_net(lambda x: jnp.clip(x + v, *BOX), logits_fn, x, y, key, norm)
+    return attacks.by_net(lambda x: x + v, logits_fn, x, y, key, norm)
 
 
 def picture(x, x_adv, logits_fn, names: tuple[str, ...]) -> np.ndarray:
