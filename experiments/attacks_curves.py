@@ -170,7 +170,7 @@ def figure(found: dict[float, dict[str, list[float]]], eps: dict[float, tuple[fl
         axes.set(xlabel=f"eps, norm {NAMES[norm]} (pixels in 0..1)", ylabel="accuracy (higher is better)", ylim=(-0.02, 1.02))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
-    picture.suptitle(f"{n} test images where no other number is given; of {n} the standard error is at most {sqrt(0.25 / n):.3f}", fontsize=9)
+    picture.suptitle(f"{n} test images where no other number is given: standard error at most {sqrt(0.25 / n):.3f}", fontsize=9)
     picture.savefig(path)
     print(f"accuracy against eps: {path}")
 
