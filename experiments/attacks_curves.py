@@ -112,11 +112,11 @@ def on_views(logits_fn, x, y, eps: tuple[float, ...], levels: int) -> list[float
     """Accuracy on ten new views of each image, of x and of its images by expectation over transformations at each eps, norm infinity."""
     keys = jax.random.split(jax.random.key(9), (10, len(x)))
     share = jax.jit(lambda f, x: jax.lax.map(lambda keys: (f(jax.vmap(VIEW)(x, keys)).argmax(1) == y).mean(), keys).mean())
-    made = jax.jit(lambda f, x, eps: attacks.eot(f, x, y, KEY, eps, VIEW).x_adv)
+    attack = jax.jit(lambda f, x, eps: attacks.eot(f, x, y, KEY, eps, VIEW).x_adv)
     found = [float(share(logits_fn, x))]
     print(f"new views of x: {found[0]:.3f} right", flush=True)
     for one in eps:
-        start, x_adv = time.perf_counter(), made(logits_fn, x, one)
+        start, x_adv = time.perf_counter(), attack(logits_fn, x, one)
         found.append(float(share(logits_fn, x_adv)))
         said = f"{found[-1]:.3f}, rounded {float(share(logits_fn, attacks.to_level(x_adv, levels))):.3f}"
         print(f"norm infinity eot, on new views  {time.perf_counter() - start:6.1f} s  eps {one:<5} {said}", flush=True)
@@ -138,8 +138,8 @@ def smallest(logits_fn, x, y, right: np.ndarray, eps: tuple[float, ...], levels:
         found[name] = [float(right.mean()), *(float((right & ~(success & (norms <= most))).mean()) for most in eps)]
         change = norms[fooled] / sqrt(x[0].size)
         holds = np.asarray(logits_fn(attacks.to_level(result.x_adv, levels)).argmax(1) == y)
-        again, beyond = 1 - holds[fooled].mean(), [norms > most for most in eps]
-        rounded = [round(float((right & (holds | far)).mean()), 3) for far in beyond]
+        again = 1 - holds[fooled].mean()
+        rounded = [round(float((right & (holds | (norms > most))).mean()), 3) for most in eps]
         share, queries = f"{fooled.sum()} of {right.sum()} fooled", f"{np.asarray(result.queries).mean():.0f} queries"
         print(f"{name:<18} {seconds:6.1f} s  {share}, median norm {np.median(norms[fooled]):.3f}, {queries}")
         moved = f"{change.mean():.4f}, over all images {sqrt(np.square(change).mean()):.4f}"

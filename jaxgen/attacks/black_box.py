@@ -92,7 +92,6 @@ def estimate(
 
     value must judge every row by itself and takes any number of rows. directions: (key, shape of an image) -> (u [k, D], a); step: h.
     """
-
     check_positive(step=step)
 
     def of_row(image, key):
@@ -132,7 +131,6 @@ def estimated(
     x, y, keys = check_inputs(logits_fn, x, y, key, box)
     check_ball(eps, norm, x, box)
     check_counts(budget=budget)
-    check_positive(step=step)
     sign = -1.0 if targeted else 1.0
     cost = 2 * jax.eval_shape(lambda key: directions(key, x.shape[1:])[0], keys[0]).shape[0] + 1
     steps = (budget - 1) // cost
@@ -159,7 +157,7 @@ def transfer(substitute: LogitsFn, attack: Callable[..., Result], logits_fn: Log
     x, y, keys = check_inputs(logits_fn, x, y, key)
     if not takes_eps(attack):
         raise ConfigError("attack", "a function (logits_fn, x, y, key, eps) -> Result", "one without eps")
-    classes, others = (check_logits(f, x) for f in (logits_fn, substitute))
+    classes, others = jax.eval_shape(logits_fn, x).shape[1], check_logits(substitute, x)
     if others != classes:
         raise ConfigError("substitute", f"a function with the {classes} classes of logits_fn", f"{others} classes")
     found = attack(substitute, x, y, keys, eps)

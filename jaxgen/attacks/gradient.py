@@ -24,7 +24,6 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Key
 
@@ -42,6 +41,7 @@ from jaxgen.attacks.inputs import (
     descend,
     fold,
     hit,
+    is_count,
     where,
 )
 from jaxgen.attacks.losses import log_ratio, of_class
@@ -183,7 +183,7 @@ def climb(
     cost: int = 1,
 ) -> Result:
     """`pgd` for any function `evaluate` of an image that gives J, success and a gradient, exact or estimated, for `cost` queries."""
-    if any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1 for n in (steps, restarts)):
+    if not (is_count(steps) and is_count(restarts)):
         raise ConfigError("steps, restarts", "integers, 1 or more", f"{steps}, {restarts}")
     if keep not in get_args(Keep):
         raise ConfigError("keep", ", ".join(get_args(Keep)), shown(keep))

@@ -114,7 +114,7 @@ def takes_eps(attack: Callable[..., Result]) -> bool:
 def check_counts(**counts) -> None:
     """ConfigError for what is not a positive integer."""
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        if not is_count(value):
             raise ConfigError(name, "a positive integer", shown(value))
 
 
@@ -125,16 +125,27 @@ def check_positive(**numbers) -> None:
             raise ConfigError(name, "a positive number", shown(value))
 
 
+def check_not_negative(**numbers) -> None:
+    """ConfigError for what is no number of 0 or more; what is traced is not known."""
+    for name, value in numbers.items():
+        if not isinstance(value, jax.core.Tracer) and not is_number(value, least=0):
+            raise ConfigError(name, "0 or more", shown(value))
+
+
 def check_cap(cap) -> None:
-    """ConfigError for what is neither a number nor infinity, which caps nothing."""
-    if not (is_number(cap) or cap == inf):
+    """ConfigError for what is neither a number nor infinity, which caps nothing; what is traced is not known."""
+    if not isinstance(cap, jax.core.Tracer) and not (is_number(cap) or cap == inf):
         raise ConfigError("cap", "a number, or infinity", shown(cap))
+
+
+def is_count(value) -> bool:
+    """Whether it is a positive integer."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
 
 
 def is_number(value, least: float = -inf) -> bool:
     """Whether it is one finite real number, `least` or more."""
-    kind = np.asarray(value).dtype.kind if np.ndim(value) == 0 else ""
-    return kind in "iuf" and kind != "" and bool(np.isfinite(value)) and bool(value >= least)
+    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf" and bool(np.isfinite(value) and value >= least)
 
 
 def check_grid(x: Float[Array, "B ..."]) -> None:
@@ -206,14 +217,19 @@ def _check_same(logits: np.ndarray, again: np.ndarray) -> None:
         raise ConfigError("logits_fn", "the same logits for the same images", f"answers {np.abs(logits - again).max():.2g} apart", hint)
 
 
-def check_ball(eps, norm: float, x: Float[Array, "B ..."], box: Box) -> None:
-    """ConfigError unless norm is 1, 2 or infinity, and eps at least 0 and not beyond the box, whose farthest corners are that far apart."""
+def check_norm(norm: float) -> None:
+    """ConfigError unless it is 1, 2 or infinity."""
     if norm not in NORMS:
         raise ConfigError("norm", "1, 2 or jnp.inf", shown(norm))
+
+
+def check_ball(eps, norm: float, x: Float[Array, "B ..."], box: Box) -> None:
+    """ConfigError unless norm is 1, 2 or infinity, and eps at least 0 and not beyond the box, whose farthest corners are that far apart."""
+    check_norm(norm)
     if isinstance(eps, jax.core.Tracer):
         return
     most = (box[1] - box[0]) * (1 if norm == inf else prod(x.shape[1:]) ** (1 / norm))
-    if not (np.ndim(eps) == 0 and np.issubdtype(np.asarray(eps).dtype, np.number) and 0 <= float(eps) <= most * (1 + 1e-6)):
+    if not (is_number(eps, least=0) and float(eps) <= most * (1 + 1e-6)):
         raise ConfigError("eps", f"a number in 0..{most:.6g}, since no two images of the box are farther apart", shown(eps))
 
 

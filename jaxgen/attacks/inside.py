@@ -28,6 +28,7 @@ from jaxgen.attacks.inputs import (
     check_grid,
     check_images,
     check_logits,
+    check_not_negative,
     check_positive,
     descend,
     is_number,
@@ -36,7 +37,7 @@ from jaxgen.attacks.inputs import (
     where,
 )
 from jaxgen.attacks.losses import log_ratio, of_class
-from jaxgen.errors import ConfigError, shown
+from jaxgen.errors import ConfigError
 
 
 class Inverted(NamedTuple):
@@ -53,8 +54,7 @@ def activation_maximisation(
     start, target = _start(logits_fn, target, shape, key, 0.05)
     check_counts(steps=steps)
     check_positive(rate=rate)
-    if not is_number(weight, least=0):
-        raise ConfigError("weight", "0 or more", shown(weight))
+    check_not_negative(weight=weight)
 
     def energy(x):
         return weight * jnp.square(x - 0.5).reshape(len(target), -1).mean(axis=1) - of_class(logits_fn(x), target)

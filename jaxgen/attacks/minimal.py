@@ -33,14 +33,13 @@ from jaxgen.attacks.inputs import (
     Result,
     check_counts,
     check_inputs,
+    check_not_negative,
     check_positive,
     descend,
     hit,
-    is_number,
     where,
 )
 from jaxgen.attacks.losses import log_ratio, margin, of_class
-from jaxgen.errors import ConfigError, shown
 
 SEGMENT = 12
 """Halvings of the segment from x to x_adv at the end."""
@@ -88,8 +87,7 @@ def cw_l2(
     x, y, _ = check_inputs(logits_fn, x, y, key, box)
     check_counts(steps=steps, searches=searches)
     check_positive(constant=constant, rate=rate)
-    if not confidence >= 0:
-        raise ConfigError("confidence", "0 or more", confidence)
+    check_not_negative(confidence=confidence)
     low, high = box
     classes = jax.eval_shape(logits_fn, x).shape[1]
     w0 = jnp.arctanh(jnp.clip(2 * (x - low) / (high - low) - 1, -0.98, 0.98))  # at -1 and 1 there is no slope in w to start with
@@ -133,8 +131,7 @@ def deepfool(logits_fn: LogitsFn, x, y, key, *, steps: int = 50, overshoot: floa
     """DeepFool; overshoot: by which share d goes beyond the boundary, so that it is crossed. queries: K for each step, and 14."""
     x, y, _ = check_inputs(logits_fn, x, y, key, box)
     check_counts(steps=steps)
-    if not is_number(overshoot, least=0):
-        raise ConfigError("overshoot", "0 or more", shown(overshoot))
+    check_not_negative(overshoot=overshoot)
     classes, tiny = jax.eval_shape(logits_fn, x).shape[1], jnp.finfo(x.dtype).tiny
 
     def step(carry, _):

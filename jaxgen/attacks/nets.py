@@ -29,6 +29,7 @@ from jaxgen.attacks.inputs import (
     check_counts,
     check_grid,
     check_inputs,
+    check_norm,
     check_positive,
     descend,
     hit,
@@ -100,7 +101,7 @@ def by_net(net: Callable, logits_fn: LogitsFn, x, y, key, norm: float = inf) -> 
     Result.norm.
     """
     x, y, _ = check_inputs(logits_fn, x, y, key)
-    check_ball(0.0, norm, x, BOX)
+    check_norm(norm)
     x_adv = jnp.clip(net(x), *BOX)
     if x_adv.shape != x.shape:
         raise ConfigError("net", f"images of shape {list(x.shape)} for such images", f"shape {list(x_adv.shape)}")
