@@ -19,6 +19,8 @@ READY := $(VENV)/.ready-$(shell $(PYTHON) -c 'import platform; print(platform.py
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# What Python compiled when it first imported a module is kept too: without it every process of a test takes four seconds more.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
 .PHONY: quickstart quickstart-laptop setup test thorough notebooks lint kill-test bench compare clean

@@ -19,7 +19,19 @@ import tyro
 from flax import nnx
 
 from jaxgen import benchmark
-from jaxgen.layers import attention, convolutions, denoising_mlp, dit, gated_resnet, masked, recurrent, residual_cells, unet, weight_norm
+from jaxgen.layers import (
+    attention,
+    causal_convolutions,
+    convolutions,
+    denoising_mlp,
+    dit,
+    gated_resnet,
+    masked,
+    recurrent,
+    residual_cells,
+    unet,
+    weight_norm,
+)
 from jaxgen.layers.convolutions import EXACT
 from jaxgen.models import diagonal_bilstm, row_lstm, vqvae
 
@@ -55,9 +67,9 @@ def layers() -> dict[str, tuple[Any, Callable, tuple[int, ...]]]:
         "Conv 4 x 4, stride 2": (conv(WIDTH, WIDTH, 4, 2), call, image),
         "ConvTranspose 4 x 4, stride 2": (convolutions.ConvTranspose(WIDTH, WIDTH, 4, 2, rngs), call, image),
         "ConvTranspose 3 x 3, stride 2": (convolutions.ConvTranspose(WIDTH, WIDTH, 3, 2, rngs), call, image),
-        "VerticalConv 3": (convolutions.VerticalConv(WIDTH, WIDTH, 3, False, rngs), call, image),
-        "VerticalConv 7, factorized": (convolutions.VerticalConv(WIDTH, 2 * WIDTH, 7, True, rngs), call, image),
-        "HorizontalConv 3": (convolutions.HorizontalConv(WIDTH, 2 * WIDTH, 3, 1, "B", rngs), call, image),
+        "VerticalConv 3": (causal_convolutions.VerticalConv(WIDTH, WIDTH, 3, False, rngs), call, image),
+        "VerticalConv 7, factorized": (causal_convolutions.VerticalConv(WIDTH, 2 * WIDTH, 7, True, rngs), call, image),
+        "HorizontalConv 3": (causal_convolutions.HorizontalConv(WIDTH, 2 * WIDTH, 3, 1, "B", rngs), call, image),
         "Masked1x1": (masked.Masked1x1(WIDTH, WIDTH, 1, rngs), call, image),
         "MaskedConv 3": (masked.MaskedConv(WIDTH, WIDTH, 3, "B", 1, rngs), call, image),
         "MaskedConv 7": (masked.MaskedConv(WIDTH, WIDTH, 7, "A", 1, rngs), call, image),

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from programs import convolutions
 
 from jaxgen.layers import convolutions as layers
+from jaxgen.layers.causal_convolutions import HorizontalConv, VerticalConv
 
 
 def random(seed: int, *shape: int) -> np.ndarray:
@@ -58,7 +60,7 @@ whole = jax.jit(lambda layer, x: layer(x))
 @pytest.mark.parametrize("factorized", [False, True])
 @pytest.mark.parametrize("kernel", [1, 3, 7])
 def test_the_vertical_convolution_is_its_sum_over_taps_in_both_forms(kernel, factorized):
-    conv = layers.VerticalConv(4, 6, kernel, factorized, nnx.Rngs(0))
+    conv = VerticalConv(4, 6, kernel, factorized, nnx.Rngs(0))
     conv.bias[...] = jnp.asarray(random(1, 6))
     x, m = random(2, 2, 5, 4, 4), kernel // 2
     down = np.asarray(conv.down[...]).reshape(-1, m + 1, 6)
@@ -77,7 +79,7 @@ def test_the_vertical_convolution_is_its_sum_over_taps_in_both_forms(kernel, fac
 @pytest.mark.parametrize("kind", ["A", "B"])
 @pytest.mark.parametrize(("kernel", "groups"), [(1, 1), (1, 3), (3, 1), (7, 3)])
 def test_the_horizontal_convolution_is_its_sum_over_taps(kernel, groups, kind):
-    conv = layers.HorizontalConv(6, 12, kernel, groups, kind, nnx.Rngs(0))
+    conv = HorizontalConv(6, 12, kernel, groups, kind, nnx.Rngs(0))
     x, m = random(3, 2, 2, 5, 6), kernel // 2
     left = np.asarray(conv.left[...]).reshape(6, m, 12)
     centre = np.zeros((6, 12), np.float32) if conv.centre is None else np.asarray(conv.masked_centre())
@@ -93,7 +95,7 @@ def test_the_horizontal_convolution_is_its_sum_over_taps(kernel, groups, kind):
 
 
 def test_masked_taps_have_no_gradient_and_no_effect():
-    conv = layers.HorizontalConv(6, 12, 3, 3, "A", nnx.Rngs(0))
+    conv = HorizontalConv(6, 12, 3, 3, "A", nnx.Rngs(0))
     x = jnp.asarray(random(4, 2, 3, 4, 6))
     mask = layers.halves_mask(6, 6, 3, "A")
     graph, params = nnx.split(conv)
@@ -243,3 +245,15 @@ def test_a_convolution_and_its_derivatives_are_those_of_flax(kernel, stride, ima
     for a, b in zip(*(jax.tree.leaves(numbers(layer, x)) for layer in (flax, own)), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=2e-6 * np.abs(a).max())
     assert jax.eval_shape(own, jax.ShapeDtypeStruct(x.shape, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("kernel, stride", [(1, 2), (1, 3), (2, 3), (5, 4), (3, 2)])
+def test_no_convolution_has_a_negative_padding(kernel, stride, transposed):
+    """XLA's CPU backend may read beyond the image there; images with rows that no window reads, or windows that read no pixel."""
+    made = (layers.ConvTranspose if transposed else layers.Conv)(2, 3, kernel, stride=stride, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(made)
+    for height, width in ((1, 2), (3, 4), (5, 6)):
+        x = jnp.zeros((16, height, width, 2))
+        slope = jax.grad(lambda params, x: jnp.square(nnx.merge(graph, params)(x)).sum(), argnums=(0, 1))
+        assert min(zeros for found in convolutions(slope, params, x) for pair in found["padding"] for zeros in pair) >= 0

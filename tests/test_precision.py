@@ -10,6 +10,7 @@ import pytest
 from all_models import CONFIGS, batch_of, fresh, given_of, score, with_a, with_weights
 from flax import nnx
 from model_table import TABLE
+from programs import equations
 from test_models import ALL, CASES, THOROUGH, every_model, full_pass, images_of, labels_of, log_prob, make, step_by_step
 
 from jaxgen.layers.convolutions import EXACT
@@ -90,18 +91,10 @@ def test_bfloat16_of_codes_and_of_groups_rounds_activations_only(name):
     assert optax.tree.norm(jax.tree.map(jnp.subtract, rough_slope, slope)) < 0.05 * optax.tree.norm(slope)
 
 
-def products(jaxpr):
-    """Every matrix product and convolution of a traced program with float32 factors, those of the programs inside it too."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in PRODUCTS and any(factor.aval.dtype == jnp.float32 for factor in equation.invars):
-            yield equation
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns")):
-            yield from products(inner.jaxpr if hasattr(inner, "jaxpr") else inner) if hasattr(inner, "eqns") else ()
-
-
 def traced(function, *arguments) -> list:
-    """All products of a function."""
-    return list(products(jax.make_jaxpr(function)(*arguments).jaxpr))
+    """Every matrix product and convolution of a function with float32 factors."""
+    found = [equation for equation in equations(jax.make_jaxpr(function)(*arguments)) if equation.primitive.name in PRODUCTS]
+    return [equation for equation in found if any(factor.aval.dtype == jnp.float32 for factor in equation.invars)]
 
 
 def reordered(found: list) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from denoising_networks import FROM_PYTORCH, count, inputs, weights
 from flax import nnx
+from programs import equations
 
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import Conv
@@ -107,13 +108,7 @@ def test_images_of_any_size_fit(net, shape):
 
 def recomputed(program) -> int:
     """How many parts of a program the backward pass computes again, those inside of others too."""
-    inside = [part for equation in program.eqns for part in jax.tree.leaves(list(equation.params.values()), is_leaf=is_program)]
-    own = sum("remat" in equation.primitive.name or "checkpoint" in equation.primitive.name for equation in program.eqns)
-    return own + sum(recomputed(part) for part in inside if is_program(part))
-
-
-def is_program(value) -> bool:
-    return hasattr(value, "eqns")
+    return sum("remat" in equation.primitive.name or "checkpoint" in equation.primitive.name for equation in equations(program))
 
 
 def test_a_remat_network_has_the_same_values_and_gradients():

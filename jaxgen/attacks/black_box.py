@@ -42,6 +42,7 @@ from jaxgen.attacks.inputs import (
     takes_eps,
     where,
 )
+from jaxgen.attacks.loops import in_loops
 from jaxgen.attacks.losses import log_ratio
 from jaxgen.errors import ConfigError
 
@@ -136,6 +137,7 @@ def estimated(
     steps = (budget - 1) // cost
     if steps < 1:
         raise ConfigError("budget", f"{cost + 1} or more queries, for one step", budget)
+    logits_fn = in_loops(logits_fn)
 
     def evaluate(point, keys):
         logits = logits_fn(point)
@@ -174,6 +176,7 @@ def boundary(logits_fn: LogitsFn, x, y, key, *, steps: int = 1000, tries: int = 
     """
     x, y, keys = check_inputs(logits_fn, x, y, key, box)
     check_counts(steps=steps, tries=tries)
+    logits_fn = in_loops(logits_fn)
     low, high = box
     none = Result(x, hit(logits_fn(x), y, False), jnp.zeros(len(x)), jnp.zeros(len(x)), jnp.ones(len(x), jnp.int32))
 

@@ -44,6 +44,7 @@ from jaxgen.attacks.inputs import (
     is_count,
     where,
 )
+from jaxgen.attacks.loops import in_loops
 from jaxgen.attacks.losses import log_ratio, of_class
 from jaxgen.errors import ConfigError, shown
 
@@ -153,7 +154,7 @@ def multi_targeted(
 
 def white_box(logits_fn: LogitsFn, y, loss: Loss, targeted: bool) -> Evaluate:
     """The function (x, keys) -> (J, success, gradient) of each row; J is what is to be made large, so -loss of a target."""
-    sign = -1.0 if targeted else 1.0
+    sign, logits_fn = -1.0 if targeted else 1.0, in_loops(logits_fn)
 
     def evaluate(x, keys):
         def total(x):

@@ -145,7 +145,7 @@ def is_count(value) -> bool:
 
 def is_number(value, least: float = -inf) -> bool:
     """Whether it is one finite real number, `least` or more."""
-    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf" and bool(np.isfinite(value) and value >= least)
+    return np.shape(value) == () and np.asarray(value).dtype.kind in "iuf" and bool(np.isfinite(value) and value >= least)
 
 
 def check_grid(x: Float[Array, "B ..."]) -> None:

@@ -36,6 +36,7 @@ from jaxgen.attacks.inputs import (
     traced_shape,
     where,
 )
+from jaxgen.attacks.loops import in_loops
 from jaxgen.attacks.losses import log_ratio, of_class
 from jaxgen.errors import ConfigError
 
@@ -55,6 +56,7 @@ def activation_maximisation(
     check_counts(steps=steps)
     check_positive(rate=rate)
     check_not_negative(weight=weight)
+    logits_fn = in_loops(logits_fn)
 
     def energy(x):
         return weight * jnp.square(x - 0.5).reshape(len(target), -1).mean(axis=1) - of_class(logits_fn(x), target)
@@ -71,6 +73,7 @@ def fooling_images(
     start, target = _start(logits_fn, target, shape, key, 0.5)
     check_counts(steps=steps)
     check_positive(rate=rate)
+    logits_fn = in_loops(logits_fn)
     wanted = jnp.log((1 - confidence) / confidence)
 
     def step(x, _):
@@ -105,6 +108,7 @@ def invert(
     check_positive(rate=rate)
     if (given := traced_shape(features_fn, start)) != wanted.shape:
         raise ConfigError("wanted", f"what features_fn gives, shape {given and list(given)}", f"shape {list(wanted.shape)}")
+    features_fn = in_loops(features_fn)
     scale = jnp.maximum(jnp.square(wanted).reshape(len(wanted), -1).sum(axis=1), jnp.finfo(jnp.float32).tiny)
 
     def error(x):
@@ -150,6 +154,7 @@ def plane(
     v = jax.random.normal(key, u.shape)
     v = v - u * ((u * v).sum() / jnp.square(length))
     v = v * (length / jnp.sqrt(jnp.square(v).sum()))
+    logits_fn = in_loops(logits_fn)
     places = jnp.linspace(-reach, reach, side)
 
     def row(b):

@@ -39,6 +39,7 @@ from jaxgen.attacks.inputs import (
     hit,
     where,
 )
+from jaxgen.attacks.loops import in_loops
 from jaxgen.attacks.losses import log_ratio, margin, of_class
 
 SEGMENT = 12
@@ -55,6 +56,7 @@ def penalised(
     x, y, _ = check_inputs(logits_fn, x, y, key, box)
     check_counts(steps=steps)
     check_positive(weight=weight, rate=rate)
+    logits_fn = in_loops(logits_fn)
     sign = 1.0 if targeted else -1.0
 
     def energy(point):
@@ -88,6 +90,7 @@ def cw_l2(
     check_counts(steps=steps, searches=searches)
     check_positive(constant=constant, rate=rate)
     check_not_negative(confidence=confidence)
+    logits_fn = in_loops(logits_fn)
     low, high = box
     classes = jax.eval_shape(logits_fn, x).shape[1]
     w0 = jnp.arctanh(jnp.clip(2 * (x - low) / (high - low) - 1, -0.98, 0.98))  # at -1 and 1 there is no slope in w to start with
@@ -132,6 +135,7 @@ def deepfool(logits_fn: LogitsFn, x, y, key, *, steps: int = 50, overshoot: floa
     x, y, _ = check_inputs(logits_fn, x, y, key, box)
     check_counts(steps=steps)
     check_not_negative(overshoot=overshoot)
+    logits_fn = in_loops(logits_fn)
     classes, tiny = jax.eval_shape(logits_fn, x).shape[1], jnp.finfo(x.dtype).tiny
 
     def step(carry, _):
@@ -165,6 +169,7 @@ def lbfgs(logits_fn: LogitsFn, x, y, key, *, steps: int = 40, searches: int = 10
     """
     x, y, _ = check_inputs(logits_fn, x, y, key, box)
     check_counts(steps=steps, searches=searches)
+    logits_fn = in_loops(logits_fn)
     low, high = box
     classes = jax.eval_shape(logits_fn, x).shape[1]
     best = _start(logits_fn, x, y, targeted)

@@ -36,6 +36,7 @@ from jaxgen.attacks.inputs import (
     one_key,
     random_rows,
 )
+from jaxgen.attacks.loops import in_loops
 from jaxgen.attacks.losses import log_ratio
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import Conv
@@ -76,6 +77,7 @@ def train_net(
     check_counts(width=width, steps=steps, batch_size=batch_size)
     check_positive(rate=rate)
     check_cap(cap)
+    logits_fn = in_loops(logits_fn)
     key = one_key(key)
     graph, params = nnx.split(AttackNet(x.shape[3], width, eps, rngs=nnx.Rngs(jax.random.fold_in(key, 0))))
     adam = optax.adam(optax.cosine_decay_schedule(rate, steps))

@@ -45,6 +45,7 @@ from jaxgen.attacks.inputs import (
     one_key,
     random_rows,
 )
+from jaxgen.attacks.loops import in_loops
 from jaxgen.attacks.losses import cross_entropy, log_ratio
 from jaxgen.errors import ConfigError
 
@@ -139,6 +140,7 @@ def eot(
     x, y, keys = check_inputs(logits_fn, x, y, key, box)
     check_ball(eps, norm, x, box)
     check_counts(samples=samples)
+    logits_fn = in_loops(logits_fn)
     sign = -1.0 if targeted else 1.0
 
     def evaluate(point, keys):
@@ -180,6 +182,7 @@ def universal(
     if step_size is not None:
         check_positive(step_size=step_size)
     check_cap(cap)
+    logits_fn = in_loops(logits_fn)
     step_size, key = eps / 10 if step_size is None else step_size, one_key(key)
     check_counts(steps=steps, batch_size=batch_size)
     middle = jnp.zeros_like(x[:1])
@@ -222,6 +225,7 @@ def patch(
     check_classes(np.full(1, target), 1, check_logits(logits_fn, x), "target")
     if size > min(x.shape[1:3]):
         raise ConfigError("size", f"1..{min(x.shape[1:3])}, inside of the image", size)
+    logits_fn = in_loops(logits_fn)
 
     def step(square, number):
         of_rows, of_places, of_views = jax.random.split(jax.random.fold_in(key, number), 3)

@@ -144,7 +144,10 @@ def convolution(
     if jax.default_backend() == "cpu" and (stride, spread) == (1, 1) and _are_few(kernel):
         return _few_features(x, kernel, padding)
     if jax.default_backend() == "cpu" and x.shape[0] > FEW_IMAGES and spread == 1:
-        return _reordered(x, kernel, tuple(map(tuple, padding)), stride)
+        unread = [(n + sum(pad) - k) % stride for n, pad, k in zip(x.shape[1:3], padding, (h, w), strict=True)]
+        # What no window reads would be a negative padding of the kernel's gradient.
+        x, padding = _cut(x, [(before, after - rest) for (before, after), rest in zip(padding, unread, strict=True)])
+        return _reordered(x, kernel, padding, stride)
     if jax.default_backend() != "cpu" or x.shape[0] > FEW_IMAGES:
         return _xla(x, kernel, padding, stride, spread)
     x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, spread - 1) for p in padding), (0, 0, 0)])
@@ -162,9 +165,18 @@ def add_bias(x: Float[Array, "... E"], bias: Float[Array, "..."]) -> Float[Array
 
 def _xla(x: Array, kernel: Array, padding: Sequence, stride: int, spread: int = 1, axes=(IMAGES, KERNEL, IMAGES)) -> Array:
     """XLA's convolution. axes: the order of the axes of x, of the kernel and of the result."""
+    if spread == 1:
+        x, padding = _cut(x, padding)
     return jax.lax.conv_general_dilated(
         x, kernel, (stride,) * 2, padding, lhs_dilation=(spread,) * 2, dimension_numbers=axes, precision=EXACT
     )
+
+
+def _cut(x: Float[Array, "B H W D"], padding: Sequence) -> tuple[Array, tuple]:
+    """x without what a negative padding cuts off, and the padding from 0: XLA's CPU backend may read beyond x there (jaxlib 0.10.2)."""
+    if min(zeros for pair in padding for zeros in pair) < 0:
+        x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((min(a, 0), min(b, 0), 0) for a, b in padding), (0, 0, 0)])
+    return x, tuple((max(a, 0), max(b, 0)) for a, b in padding)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
@@ -301,79 +313,6 @@ class ConvTranspose(nnx.ConvTranspose):
         (kernel, _), (stride, _) = self.kernel_size, self.strides
         before = kernel - 1 if stride >= kernel else -(-(kernel + stride - 2) // 2)  # the rest of k + s - 2 zeros is after the last pixel
         return add_bias(convolution(x, self.kernel[...], ((before, kernel + stride - 2 - before),) * 2, spread=stride), self.bias[...])
-
-
-class VerticalConv(nnx.Module):
-    """The vertical stack's convolution: m rows above and the row itself, m columns to each side, m = k // 2, zeros outside.
-
-        y[r, c] = sum_{i=0..m} sum_{j=0..k-1} W[i, j] x[r-m+i, c+j-m] + b
-
-    With `factorized` it is a 1 x k convolution to features_out / 2 features, then an (m+1) x 1 convolution. The caller shifts y down by a
-    row where row r must not be seen.
-    """
-
-    def __init__(self, features_in: int, features_out: int, kernel: int, factorized: bool, rngs: nnx.Rngs):
-        self.kernel, self.rows, self.features_out = kernel, kernel // 2 + 1, features_out
-        fan = kernel * features_in
-        self.across = normal(rngs, (fan, features_out // 2), fan) if factorized else None
-        inner = features_out // 2 if factorized else fan
-        # The taps of this row and of the m rows below it that read it, side by side: block i is for the row i below.
-        self.down = normal(rngs, (inner, self.rows * features_out), inner * self.rows)
-        self.bias = zeros((features_out,))
-
-    def _push(self, x, axis: int):
-        """The terms that every row adds to its own sum and to those of the m rows below it: [..., (m+1) features_out]."""
-        x = columns(x, self.kernel, axis)
-        return dot(dot(x, self.across[...]) if self.across is not None else x, self.down[...])
-
-    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W E"]:
-        """The whole image."""
-        parts = jnp.split(self._push(x, axis=2), self.rows, axis=-1)
-        return add_bias(sum(shift(part, i, axis=1) for i, part in enumerate(parts)), self.bias[...])
-
-    def init_row(self, width: int, batch: int, dtype=jnp.float32) -> Float[Array, "m W B E"]:
-        """The partial sums of the next m rows before anything is drawn: zeros."""
-        return jnp.zeros((self.rows - 1, width, batch, self.features_out), dtype)
-
-    def row(self, waiting: Float[Array, "m W B E"], x: Float[Array, "W B D"]) -> tuple[Float[Array, "m W B E"], Float[Array, "W B E"]]:
-        """Add the terms of a finished row x: the partial sums of the m rows below it, and the row's own output y."""
-        new = self._push(x, axis=0).reshape(*x.shape[:2], self.rows, self.features_out)
-        new = new.transpose(2, 0, 1, 3)
-        own = add_bias(new[0] + (waiting[0] if self.rows > 1 else 0), self.bias[...])
-        below = jnp.concatenate([waiting[1:], jnp.zeros_like(new[:1])])[: self.rows - 1] + new[1:]
-        return below, own
-
-
-class HorizontalConv(nnx.Module):
-    """The horizontal stack's convolution over columns c-m .. c of one row, m = kernel // 2, no bias, zeros outside.
-
-        y[c] = sum_{j=1..m} W_j x[c-j] + (mask * W_0) x[c]
-
-    The mask is by channel groups, of kind "A" or "B". The outputs are two halves (for tanh | for sigmoid), each split into the groups.
-    """
-
-    def __init__(self, features_in: int, features_out: int, kernel: int, groups: int, kind: str, rngs: nnx.Rngs):
-        self.taps, self.features_in, self.features_out, self.groups, self.kind = kernel // 2, features_in, features_out, groups, kind
-        fan = features_in * (self.taps + 0.5)
-        self.left = normal(rngs, (features_in, self.taps * features_out), fan)
-        hidden = kind == "A" and groups == 1  # then the mask is 0 everywhere
-        self.centre = None if hidden else normal(rngs, (features_in, features_out), fan)
-
-    def masked_centre(self) -> Float[Array, "D E"]:
-        """W_0 with its mask: 0 from input groups that the output's group must not depend on."""
-        return self.centre[...] * halves_mask(self.features_in, self.features_out // 2, self.groups, self.kind)
-
-    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W E"]:
-        """The whole image."""
-        pushed = dot(x, self.pack(x.dtype).reshape(self.features_in, -1))
-        parts = jnp.split(pushed, self.taps + 1, axis=-1)
-        return sum(shift(part, j, axis=2) for j, part in enumerate(parts))
-
-    def pack(self, dtype=jnp.float32) -> Float[Array, "G d E"]:
-        """[W_0 | W_1 | .. | W_m] split by input group: the weights from a group of x[c] to y[c] and to the m pixels after it."""
-        centre = jnp.zeros((self.features_in, self.features_out)) if self.centre is None else self.masked_centre()
-        both = jnp.concatenate([centre, self.left[...]], axis=1).astype(dtype)
-        return both.reshape(self.groups, self.features_in // self.groups, -1)
 
 
 def take_group(x: Float[Array, "B D"], k, groups: int, halves: int = 1) -> Float[Array, "B E"]:

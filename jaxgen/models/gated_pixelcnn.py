@@ -38,9 +38,8 @@ from jaxgen.data.features import OfImages
 from jaxgen.distributions import pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.layers.autoregressive import AutoregressiveImages, check_unordered, value_vectors
+from jaxgen.layers.causal_convolutions import HorizontalConv, VerticalConv
 from jaxgen.layers.convolutions import (
-    HorizontalConv,
-    VerticalConv,
     add_bias,
     at,
     check_kernels_and_widths,
