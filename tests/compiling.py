@@ -3,11 +3,13 @@
 import functools
 import gc
 import os
+from importlib.metadata import version
 
+KNOWN = tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11)
+"""Whether jaxlib has XLA's older code for loops too; a version that does not know one of the words below says so and ends."""
 # Without XLA's newer code for loops on a CPU, and without parts of a program compiled side by side, compiling takes a quarter of the time.
-# A version of jaxlib that does not know one of these words says so and ends.
-FAST_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-AS_USERS_COMPILE = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32}
+FAST_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false " * KNOWN + "--xla_cpu_parallel_codegen_split_count=1"
+AS_USERS_COMPILE = ({"xla_cpu_use_fusion_emitters": True} if KNOWN else {}) | {"xla_cpu_parallel_codegen_split_count": 32}
 """Options of one program, `jax.jit(f, compiler_options=AS_USERS_COMPILE)`, that has what the words above leave out."""
 
 KEEP_FROM = 0.1
