@@ -99,3 +99,34 @@ def test_models_of_flax_and_equinox_are_attacked_as_the_plain_function_is(kind):
     np.testing.assert_array_equal(found.success, wanted.success)
     accuracies = [attacks.robust_accuracy(f, x, y, KEY, [0.02], attacks.fgsm)[1].accuracy for f in (plain, model)]
     assert accuracies[0] == accuracies[1] < 0.9
+
+
+PLAIN, SQUARE = perceptron()[0], jnp.ones((3, 3, 1))
+IMAGES = (np.full((2, 4, 4, 1), 0.5, np.float32), np.array([0, 1]), KEY)
+WRONG = {
+    "loss": lambda: attacks.pgd(PLAIN, *IMAGES, 0.1, loss="margin"),
+    "loss ": lambda: attacks.universal(PLAIN, *IMAGES, 0.1, loss=None),
+    "optimizer": lambda: attacks.pgd(PLAIN, *IMAGES, 0.1, optimizer="adam"),
+    "transformation": lambda: attacks.eot(PLAIN, *IMAGES, 0.1, None),
+    "transformation ": lambda: attacks.patch(PLAIN, IMAGES[0], 1, KEY, 2, transformation="rotated"),
+    "transformations": lambda: attacks.chain(attacks.noised(), 3),
+    "directions": lambda: attacks.estimated(PLAIN, *IMAGES, 0.1, directions="nes"),
+    "directions ": lambda: attacks.principal_directions(KEY, (4, 4, 1), np.ones(16)),
+    "value": lambda: attacks.estimate("loss", jnp.asarray(IMAGES[0]), jax.random.split(KEY, 2)),
+    "levels": lambda: attacks.to_unit(np.zeros((1, 4, 4, 1), np.uint8), 1),
+    "levels ": lambda: attacks.to_level(IMAGES[0], 2.5),
+    "levels  ": lambda: attacks.robust_accuracy(PLAIN, *IMAGES, [0.1], attacks.fgsm, levels=np.nan),
+    "net": lambda: attacks.by_net(lambda x: x * np.nan, PLAIN, *IMAGES),
+    "logits_fn": lambda: attacks.audit(lambda x: PLAIN(x)[:1], *IMAGES[:2]),
+    "square": lambda: attacks.pasted(jnp.asarray(IMAGES[0]), SQUARE[..., 0], jax.random.split(KEY, 2)),
+    "square ": lambda: attacks.pasted(jnp.asarray(IMAGES[0]), jnp.ones((5, 3, 1)), jax.random.split(KEY, 2)),
+    "shape": lambda: attacks.invert(PLAIN, np.ones((2, 5), np.float32), (4, 4), KEY),
+    "reach": lambda: attacks.plane(PLAIN, IMAGES[0][0], IMAGES[0][0] + 0.1, KEY, reach=0),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_function_no_level_or_of_another_shape_is_one_line(unchecked, name):
+    with pytest.raises(ConfigError, match=f"^{name.strip()}: wanted ") as error:
+        WRONG[name]()
+    assert "\n" not in str(error.value)

@@ -65,8 +65,8 @@ def audit(logits_fn: LogitsFn, x, y, key=None, eps: float = 0.1, *, steps: int =
         raise ConfigError("logits_fn", "a function from images to logits", shown(logits_fn))
     keys = row_keys(jax.random.key(0) if key is None else key, len(x))
     first, second = np.asarray(logits_fn(x)), np.asarray(logits_fn(x))
-    if first.ndim != 2:
-        raise ConfigError("logits_fn", "logits [B, K]", f"shape {list(first.shape)}")
+    if first.ndim != 2 or len(first) != len(x):
+        raise ConfigError("logits_fn", f"logits [{len(x)}, K]", f"shape {list(first.shape)}")
     check_finite(first)
     y = check_classes(y, len(x), first.shape[1])
     spread = max(float(first.std()), 1e-12)

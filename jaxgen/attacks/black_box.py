@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jaxgen.attacks import balls
@@ -34,6 +35,7 @@ from jaxgen.attacks.inputs import (
     Result,
     check_ball,
     check_counts,
+    check_functions,
     check_inputs,
     check_logits,
     check_positive,
@@ -69,8 +71,8 @@ def random_groups(key, shape: tuple[int, ...], groups: int) -> tuple[Float[Array
 
 def principal_directions(key, shape: tuple[int, ...], directions: Float[Array, "k D"]) -> tuple[Float[Array, "k D"], float]:
     """Orthonormal rows, such as `components_` of scikit-learn's PCA; key is not used."""
-    if directions.shape[1] != prod(shape):
-        raise ConfigError("directions", f"shape [k, {prod(shape)}]", list(directions.shape))
+    if np.ndim(directions) != 2 or np.shape(directions)[1] != prod(shape):
+        raise ConfigError("directions", f"shape [k, {prod(shape)}]", list(np.shape(directions)))
     return jnp.asarray(directions, jnp.float32), 1.0
 
 
@@ -94,6 +96,7 @@ def estimate(
     value must judge every row by itself and takes any number of rows. directions: (key, shape of an image) -> (u [k, D], a); step: h.
     """
     check_positive(step=step)
+    check_functions(value=value, directions=directions)
 
     def of_row(image, key):
         u, a = directions(key, image.shape)
@@ -132,6 +135,7 @@ def estimated(
     x, y, keys = check_inputs(logits_fn, x, y, key, box)
     check_ball(eps, norm, x, box)
     check_counts(budget=budget)
+    check_functions(directions=directions, loss=loss)
     sign = -1.0 if targeted else 1.0
     cost = 2 * jax.eval_shape(lambda key: directions(key, x.shape[1:])[0], keys[0]).shape[0] + 1
     steps = (budget - 1) // cost

@@ -20,17 +20,19 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer
 
-from jaxgen.attacks.inputs import LogitsFn
+from jaxgen.attacks.inputs import LogitsFn, check_levels
 from jaxgen.errors import ConfigError, shown
 
 
 def to_unit(image: Integer[Any, "*shape"], levels: int) -> Float[Array, "*shape"]:
     """k / (L - 1), in [0, 1]."""
+    check_levels(levels)
     return jnp.asarray(image).astype(jnp.float32) / np.float32(levels - 1)
 
 
 def from_unit(x: Float[Any, "*shape"], levels: int) -> Float[Array, "*shape"]:
     """(L - 1) u in 0 .. L-1, exactly an integer where u is a level."""
+    check_levels(levels)
     scaled = x * np.float32(levels - 1)
     nearest = jnp.round(scaled)
     close = jnp.abs(scaled - nearest) <= 2.0**-22 * jnp.maximum(nearest, 1)
@@ -39,6 +41,7 @@ def from_unit(x: Float[Any, "*shape"], levels: int) -> Float[Array, "*shape"]:
 
 def to_level(x: Float[Any, "*shape"], levels: int) -> Float[Array, "*shape"]:
     """The nearest level k / (L - 1) to every value: what is left of an image that is saved as integers."""
+    check_levels(levels)
     return jnp.round(x * np.float32(levels - 1)) / np.float32(levels - 1)
 
 

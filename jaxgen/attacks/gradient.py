@@ -36,6 +36,7 @@ from jaxgen.attacks.inputs import (
     better,
     check_ball,
     check_counts,
+    check_functions,
     check_images,
     check_inputs,
     descend,
@@ -154,6 +155,7 @@ def multi_targeted(
 
 def white_box(logits_fn: LogitsFn, y, loss: Loss, targeted: bool) -> Evaluate:
     """The function (x, keys) -> (J, success, gradient) of each row; J is what is to be made large, so -loss of a target."""
+    check_functions(loss=loss)
     sign, logits_fn = -1.0 if targeted else 1.0, in_loops(logits_fn)
 
     def evaluate(x, keys):
@@ -186,6 +188,8 @@ def climb(
     """`pgd` for any function `evaluate` of an image that gives J, success and a gradient, exact or estimated, for `cost` queries."""
     if not (is_count(steps) and is_count(restarts)):
         raise ConfigError("steps, restarts", "integers, 1 or more", f"{steps}, {restarts}")
+    if not isinstance(optimizer, optax.GradientTransformation | None):
+        raise ConfigError("optimizer", "one of optax, such as optax.adam(0.01), or None", shown(optimizer))
     if keep not in get_args(Keep):
         raise ConfigError("keep", ", ".join(get_args(Keep)), shown(keep))
     eps = jnp.asarray(eps, x.dtype)

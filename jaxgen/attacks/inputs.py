@@ -118,6 +118,13 @@ def check_counts(**counts) -> None:
             raise ConfigError(name, "a positive integer", shown(value))
 
 
+def check_functions(**functions) -> None:
+    """ConfigError for what is not a function."""
+    for name, value in functions.items():
+        if not callable(value):
+            raise ConfigError(name, "a function", shown(value))
+
+
 def check_positive(**numbers) -> None:
     """ConfigError for what is not a positive number; what is traced is not known."""
     for name, value in numbers.items():
@@ -152,6 +159,18 @@ def check_grid(x: Float[Array, "B ..."]) -> None:
     """ConfigError unless images have rows, columns and channels."""
     if x.ndim != 4:
         raise ConfigError("x", "images [B, H, W, C]", f"shape {list(x.shape)}")
+
+
+def check_shape(shape) -> None:
+    """ConfigError unless it is that of an image with rows, columns and channels."""
+    if np.shape(shape) != (3,) or not all(map(is_count, shape)):
+        raise ConfigError("shape", "rows, columns and channels of an image, such as (28, 28, 1)", shown(shape))
+
+
+def check_levels(levels) -> None:
+    """ConfigError unless it is an integer of 2 or more."""
+    if not (is_count(levels) and levels >= 2):
+        raise ConfigError("levels", "an integer, 2 or more", shown(levels))
 
 
 def check_images(x, box: Box = BOX) -> Float[Array, "B ..."]:

@@ -30,6 +30,7 @@ from jaxgen.attacks.inputs import (
     check_logits,
     check_not_negative,
     check_positive,
+    check_shape,
     descend,
     is_number,
     row_keys,
@@ -145,6 +146,7 @@ def plane(
     So x is in the middle and x_adv right of it. Images outside of [0, 1] are asked too. ConfigError where x_adv is x.
     """
     check_counts(side=side)
+    check_positive(reach=reach)
     if np.ndim(x) != 3 or np.shape(x) != np.shape(x_adv):
         raise ConfigError("x, x_adv", "one image [H, W, C] each", f"shapes {list(np.shape(x))}, {list(np.shape(x_adv))}")
     u = jnp.asarray(x_adv, jnp.float32) - jnp.asarray(x, jnp.float32)
@@ -174,6 +176,7 @@ def _start(logits_fn: LogitsFn, target, shape: tuple[int, int, int], key, most: 
 
 def _noise(key, n: int, shape: tuple[int, int, int], most: float) -> Float[Array, "B H W C"]:
     """Images around grey, uniform in 0.5 - most .. 0.5 + most."""
+    check_shape(shape)
     return jax.vmap(lambda key: jax.random.uniform(key, shape, minval=0.5 - most, maxval=0.5 + most))(row_keys(key, n))
 
 

@@ -68,7 +68,7 @@ def _of_images(params: dict, x, kernel) -> bool:
     square = len(strides) == len(spreads) == 1 and 1 in strides | spreads
     padded = all(zeros >= 0 for pair in params["padding"] for zeros in pair)
     same = x.dtype == kernel.dtype and params["preferred_element_type"] in (None, x.dtype)
-    return x.ndim == 4 and plain and square and padded and same
+    return len(params["window_strides"]) == 2 and plain and square and padded and same
 
 
 def _convolved(params: dict, x, kernel):

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -107,6 +108,8 @@ def by_net(net: Callable, logits_fn: LogitsFn, x, y, key, norm: float = inf) -> 
     x_adv = jnp.clip(net(x), *BOX)
     if x_adv.shape != x.shape:
         raise ConfigError("net", f"images of shape {list(x.shape)} for such images", f"shape {list(x_adv.shape)}")
+    if not isinstance(x_adv, jax.core.Tracer) and not np.isfinite(x_adv).all():
+        raise ConfigError("net", "images of finite values", "NaN")
     logits = logits_fn(x_adv)
     size = norms(x_adv - x, norm)
     return Result(x_adv, hit(logits, y, False), size, log_ratio(logits, y), jnp.ones(len(x), jnp.int32))

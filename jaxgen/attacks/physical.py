@@ -35,6 +35,7 @@ from jaxgen.attacks.inputs import (
     check_cap,
     check_classes,
     check_counts,
+    check_functions,
     check_grid,
     check_images,
     check_inputs,
@@ -105,6 +106,8 @@ def photographed(gamma: float = 0.3, levels: int = 32) -> Transformation:
 
 def chain(*transformations: Transformation) -> Transformation:
     """One after the other, each with a key of its own."""
+    for transformation in transformations:
+        check_functions(transformations=transformation)
 
     def transform(image, key):
         keys = jax.random.split(key, len(transformations))
@@ -140,6 +143,7 @@ def eot(
     x, y, keys = check_inputs(logits_fn, x, y, key, box)
     check_ball(eps, norm, x, box)
     check_counts(samples=samples)
+    check_functions(transformation=transformation, loss=loss)
     logits_fn = in_loops(logits_fn)
     sign = -1.0 if targeted else 1.0
 
@@ -182,6 +186,7 @@ def universal(
     if step_size is not None:
         check_positive(step_size=step_size)
     check_cap(cap)
+    check_functions(loss=loss)
     logits_fn = in_loops(logits_fn)
     step_size, key = eps / 10 if step_size is None else step_size, one_key(key)
     check_counts(steps=steps, batch_size=batch_size)
@@ -222,6 +227,8 @@ def patch(
     check_grid(x)
     check_counts(size=size, steps=steps, batch_size=batch_size)
     check_positive(rate=rate)
+    if transformation is not None:
+        check_functions(transformation=transformation)
     check_classes(np.full(1, target), 1, check_logits(logits_fn, x), "target")
     if size > min(x.shape[1:3]):
         raise ConfigError("size", f"1..{min(x.shape[1:3])}, inside of the image", size)
@@ -243,6 +250,10 @@ def patch(
 
 def pasted(x: Float[Array, "B H W C"], square: Float[Array, "s t C"], keys) -> Float[Array, "B H W C"]:
     """The images with the square at a place drawn for each, one with each key."""
+    check_grid(x)
+    (rows, columns, channels), size = x.shape[1:], np.shape(square)
+    if len(size) != 3 or size[0] > rows or size[1] > columns or size[2] != channels:
+        raise ConfigError("square", f"[s, t, {channels}] with at most {rows} rows and {columns} columns", f"shape {list(size)}")
 
     def one(image, key):
         free = jnp.array([image.shape[0] - square.shape[0] + 1, image.shape[1] - square.shape[1] + 1])

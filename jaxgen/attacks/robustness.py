@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 from jaxtyping import Bool, Float
 
 from jaxgen.attacks.functions import to_level
-from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_counts, check_inputs, takes_eps
+from jaxgen.attacks.inputs import BOX, Box, LogitsFn, Result, check_ball, check_counts, check_inputs, check_levels, takes_eps
 from jaxgen.errors import ConfigError, shown
 
 
@@ -58,8 +58,8 @@ def robust_accuracy(
     check_counts(batch_size=batch_size)
     if not callable(attack):
         raise ConfigError("attack", "a function (logits_fn, x, y, key, eps) -> Result, or without eps", shown(attack))
-    if levels is not None and levels < 2:
-        raise ConfigError("levels", "2 or more, or None", levels)
+    if levels is not None:
+        check_levels(levels)
     function = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
     for one in eps:
         if one > box[1] - box[0] and takes_eps(attack):  # too much in the norm infinity: the attack, which knows its norm, says so
