@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         models,
         notebook,
         optimizers,
+        packing,
         places,
         processes,
         reinforcement,
@@ -50,8 +51,8 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__", "load", "train",
     "attacks", "benchmark", "checks", "cli", "commands", "config", "data", "denoising", "distributions", "errors", "evaluation",
-    "experiment", "latent", "layers", "measures", "models", "notebook", "optimizers", "places", "processes", "reinforcement", "reports",
-    "run_commands", "runs", "sampling", "sharding", "stages", "statistics", "synonyms", "trained", "training",
+    "experiment", "latent", "layers", "measures", "models", "notebook", "optimizers", "packing", "places", "processes", "reinforcement",
+    "reports", "run_commands", "runs", "sampling", "sharding", "stages", "statistics", "synonyms", "trained", "training",
 ]  # fmt: skip
 
 _FUNCTIONS = {"load": "jaxgen.trained", "train": "jaxgen.notebook"}

@@ -23,6 +23,7 @@ from jaxtyping import Array, PRNGKeyArray
 from jaxgen import sharding
 from jaxgen.errors import ConfigError, NonFiniteError
 from jaxgen.optimizers import OptimizerConfig, learning_rates, make_optimizer
+from jaxgen.packing import Packing
 from jaxgen.statistics import each, values
 
 __all__ = ["OptimizerConfig", "TrainConfig", "TrainState", "fit", "init_state", "learning_rates", "make_optimizer", "make_train_step"]
@@ -205,7 +206,7 @@ class TrainStep:
     """
 
     def __init__(self, step: Callable, mesh: Mesh):
-        self._step, self._mesh, self._of_tree = step, mesh, {}
+        self._step, self.mesh, self._of_tree = step, mesh, {}
         self._compiled = jax.jit(step, donate_argnums=0)
 
     def __call__(self, state: TrainState, batch: dict, key: PRNGKeyArray) -> tuple[TrainState, dict]:
@@ -217,15 +218,27 @@ class TrainStep:
 
     def on_leaves(self, tree) -> Callable[[list, dict, PRNGKeyArray], tuple[list, Numbers]]:
         """The compiled (leaves, batch, key) -> (leaves, Numbers) for states whose tree structure is `tree`."""
+        return self._of_tree.setdefault(tree, jax.jit(self._on_leaves(tree), donate_argnums=0))
 
+    def on_packed(self, tree, packing: Packing) -> Callable[[list, dict, PRNGKeyArray], tuple[list, Numbers]]:
+        """`on_leaves` for the shorter lists of a `Packing`."""
+        advance = self._on_leaves(tree)
+
+        def step(arrays, batch, key):
+            leaves, numbers = advance(packing.unpack(arrays), batch, key)
+            return packing.pack(leaves), numbers
+
+        return self._of_tree.setdefault((tree, packing), jax.jit(step, donate_argnums=0))
+
+    def _on_leaves(self, tree):
         def step(leaves, batch, key):
             state, metrics = self._step(jax.tree.unflatten(tree, leaves), batch, key)
             names = tuple(metrics)
             stacked = jnp.stack([jnp.asarray(metrics[name]).reshape(()).astype(jnp.float32) for name in names])
-            whole = jax.lax.with_sharding_constraint(stacked, sharding.whole(self._mesh))
+            whole = jax.lax.with_sharding_constraint(stacked, sharding.whole(self.mesh))
             return jax.tree.leaves(state), Numbers(names, whole)
 
-        return self._of_tree.setdefault(tree, jax.jit(step, donate_argnums=0))
+        return step
 
 
 @lru_cache(maxsize=4)  # a run with the numbers of one before it in the same process compiles nothing
@@ -282,12 +295,17 @@ def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_dec
 def _loop(train_step: Callable, state: TrainState) -> tuple[Callable, Any, Callable[[Any], TrainState]]:
     """(advance, carried, whole) with carried, metrics = advance(carried, batch, key) and state = whole(carried).
 
-    `carried` is the list of the state's arrays for a `TrainStep`, and the state itself for any other function.
+    `carried` is the list of the state's arrays for a `TrainStep`, those of many small ones side by side, and the state itself for any other
+    function.
     """
     if not isinstance(train_step, TrainStep):
         return train_step, state, lambda state: state
     leaves, tree = jax.tree.flatten(state)
-    return train_step.on_leaves(tree), leaves, lambda leaves: jax.tree.unflatten(tree, leaves)
+    packing = Packing.of(leaves, train_step.mesh)
+    if not packing.groups:
+        return train_step.on_leaves(tree), leaves, lambda leaves: jax.tree.unflatten(tree, leaves)
+    unpack = jax.jit(packing.unpack)
+    return train_step.on_packed(tree, packing), jax.jit(packing.pack)(leaves), lambda arrays: jax.tree.unflatten(tree, unpack(arrays))
 
 
 def fit(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from programs import convolutions
+from programs import convolutions, equations
 
 from jaxgen import attacks
 from jaxgen.attacks.loops import in_loops
@@ -57,17 +57,29 @@ def doubled(x):
 doubled.defjvp(lambda primals, tangents: (2 * primals[0], 20 * tangents[0]))  # not its own derivative, so that a lost rule is seen
 
 
+def rule_inside(x):
+    slope = jnp.exp(drawn(3).mean())
+
+    @jax.custom_vjp
+    def same(h):
+        return h
+
+    same.defvjp(lambda h: (h, None), lambda _, g: (slope * g,))
+    return same(convolved(x, drawn(3, 3, 2, 3))).sum(axis=(1, 2))
+
+
 def of_scan(x):
     return jax.lax.scan(lambda h, _: (jnp.tanh(convolved(h, drawn(3, 3, 2, 2))), None), x, None, length=2)[0].sum(axis=1)[..., 0]
 
 
+KERNEL = drawn(3, 3, 1, 3)
 FAST = {
     "flax": Network(),
     "channels first, one image at a time": jax.vmap(one_image),
     "a kernel of 5 x 3, stride 2": lambda x: convolved(x, drawn(5, 3, 2, 3), 2).mean(axis=(1, 2)),
     "a transposed convolution": lambda x: convolved(x, drawn(4, 4, 2, 3), padding=((2, 2), (2, 2)), lhs_dilation=(2, 2)).mean(axis=(1, 2)),
     "compiled inside": lambda x: inside(x).sum(axis=(1, 2)),
-    "a rule of derivatives": lambda x: doubled(convolved(x, drawn(3, 3, 2, 3))).max(axis=(1, 2)),
+    "an activation with a rule of derivatives": lambda x: jax.nn.silu(jax.nn.relu(convolved(x, drawn(3, 3, 2, 3)))).max(axis=(1, 2)),
     "the kernel on the left": lambda x: convolved(drawn(3, 3, 3, 2), x, order=("NHWC", "OHWI", "NHWC")).sum(axis=(0, 1)),
 }
 AS_THEY_ARE = {
@@ -80,6 +92,14 @@ AS_THEY_ARE = {
         x.reshape(len(x), -1, 2), drawn(3, 2, 3), (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
     ).sum(axis=1),
     "a loop": of_scan,
+    "a rule of derivatives": lambda x: doubled(convolved(x, drawn(3, 3, 2, 3))).max(axis=(1, 2)),
+    "a rule that uses what was computed beside it": rule_inside,
+    "in groups of images": lambda x: convolved(jnp.concatenate([x, x]), drawn(3, 3, 2, 4), batch_group_count=2).sum(axis=(1, 2)),
+    "a stride between zeros": lambda x: convolved(x, drawn(3, 3, 2, 3), 2, padding=((1, 1), (2, 1)), lhs_dilation=(2, 2)).sum(axis=(1, 2)),
+    "a result of more bits": lambda x: convolved(
+        x.astype(jnp.bfloat16), drawn(3, 3, 2, 3).astype(jnp.bfloat16), preferred_element_type=jnp.float32
+    ).sum(axis=(1, 2)),
+    "complex numbers": lambda x: jnp.abs(convolved(jax.lax.complex(x, x)[..., :1], jax.lax.complex(KERNEL, -KERNEL)).sum(axis=(1, 2))),
     "none": lambda x: jnp.sort(x.reshape(len(x), -1), axis=1)[:, :3],
 }
 
@@ -109,6 +129,19 @@ def test_gradients_have_the_order_of_axes_that_is_fast_in_a_loop(name):
     x = drawn(9, 7, 6, 2)
     plain, fast = (orders(gradient_of(f), x) for f in (FAST[name], in_loops(FAST[name])))
     assert any(order != ORDER for order in plain) and all(order == ORDER for order in fast)
+
+
+@pytest.mark.parametrize("name", [*AS_THEY_ARE, "a negative padding", "integers"])
+def test_other_convolutions_are_left_alone(name):
+    functions = AS_THEY_ARE | {
+        "a negative padding": lambda x: convolved(x, drawn(3, 3, 2, 3), padding=((-1, 1), (0, 0))),  # not computed: XLA may get it wrong
+        "integers": lambda x: convolved(x.astype(jnp.int32), jnp.full((1, 1, 2, 1), 5001)),
+    }
+    function, x = functions[name], drawn(9, 7, 6, 2)
+    found, wanted = (jax.make_jaxpr(f)(x) for f in (in_loops(function), function))
+    names = [[equation.primitive.name for equation in equations(program)] for program in (found, wanted)]
+    assert names[0] == [name for name in names[1] if name != "jit"]
+    assert convolutions(in_loops(function), x) == convolutions(function, x)
 
 
 def test_weights_may_be_traced_and_rows_mapped():

@@ -203,7 +203,7 @@ def check_logits(logits_fn: LogitsFn, x: Float[Array, "B ..."]) -> int:
     try:
         shape = traced_shape(logits_fn, x)
     except TraceContextError:
-        hint = "model.eval() switches dropout off and takes the averages of batch normalisation"
+        hint = "model.eval() switches dropout off and takes the averages of batch normalisation; nnx.jit inside counts as a change too"
         raise ConfigError(
             "logits_fn", "a function that changes nothing", "a network that changes its state when it is asked", hint
         ) from None

@@ -145,7 +145,7 @@ def convolution(
         return _few_features(x, kernel, padding)
     if jax.default_backend() == "cpu" and x.shape[0] > FEW_IMAGES and spread == 1:
         unread = [(n + sum(pad) - k) % stride for n, pad, k in zip(x.shape[1:3], padding, (h, w), strict=True)]
-        # What no window reads would be a negative padding of the kernel's gradient.
+        # The last pixels of a row that is no multiple of the stride are in no window: a negative padding of the kernel's gradient.
         x, padding = _cut(x, [(before, after - rest) for (before, after), rest in zip(padding, unread, strict=True)])
         return _reordered(x, kernel, padding, stride)
     if jax.default_backend() != "cpu" or x.shape[0] > FEW_IMAGES:
@@ -173,7 +173,10 @@ def _xla(x: Array, kernel: Array, padding: Sequence, stride: int, spread: int = 
 
 
 def _cut(x: Float[Array, "B H W D"], padding: Sequence) -> tuple[Array, tuple]:
-    """x without what a negative padding cuts off, and the padding from 0: XLA's CPU backend may read beyond x there (jaxlib 0.10.2)."""
+    """x without the pixels that a negative padding cuts off, and the padding without them.
+
+    Of a negative padding XLA's CPU backend may make a convolution that reads beyond x (jaxlib 0.10.2).
+    """
     if min(zeros for pair in padding for zeros in pair) < 0:
         x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((min(a, 0), min(b, 0), 0) for a, b in padding), (0, 0, 0)])
     return x, tuple((max(a, 0), max(b, 0)) for a, b in padding)
