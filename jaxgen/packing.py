@@ -1,7 +1,8 @@
 """Many small arrays side by side in a few: for a compiled step that is given thousands of them.
 
 Every array that a program is given and gives costs a CPU some microseconds, whatever its size. A model of 900 small arrays, with two
-moments and an average of each, has 3600 of them: 15 ms a step, against 0.5 ms in arrays of 32 (experiments/results/step_cost.md).
+moments and an average of each, has 3600 of them: some 15 ms a step, against 0.5 ms in arrays of
+32 (experiments/results/step_cost.md).
 """
 
 from dataclasses import dataclass

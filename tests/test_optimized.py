@@ -1,15 +1,18 @@
 """With XLA's optimizer, which users have and the rest of the suite does without: cached and naive samples have the same bits.
 
-One case for every autoregressive model; `make thorough` repeats all cases of all three samplers so.
+One case for a model of each kind of cache (rows of convolutions, attention, recurrent states); `make thorough` repeats all cases of all
+models and all three samplers so.
 """
 
 import os
 
 import jax
 import numpy as np
+import pytest
 from compiling import AS_USERS_COMPILE
 from flax import nnx
-from test_models import every_model, labels_of, make
+from model_table import TABLE
+from test_models import ALL, labels_of, make
 
 from jaxgen.models import LanguageModel, LanguageModelConfig
 from jaxgen.sampling import sample_sequence
@@ -26,7 +29,10 @@ def drawn(sample, model) -> np.ndarray:
         jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
 
 
-@every_model
+KINDS = [entry for entry in TABLE if ALL or entry.name in ("gated_pixelcnn", "pixelsnail", "row_lstm")]
+
+
+@pytest.mark.parametrize("entry", KINDS, ids=lambda entry: entry.name)
 def test_cached_and_naive_give_the_same_bits_with_the_optimizer(entry):
     small = {"resolutions": 1} if entry.name == "pixelcnn_pp" else {}  # a third of the time to compile
     model, n = make(entry, SHAPE, levels=2, num_classes=2, **small), 3
