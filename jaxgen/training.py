@@ -301,11 +301,11 @@ def _loop(train_step: Callable, state: TrainState) -> tuple[Callable, Any, Calla
     if not isinstance(train_step, TrainStep):
         return train_step, state, lambda state: state
     leaves, tree = jax.tree.flatten(state)
-    packing = Packing.of(leaves, train_step.mesh)
+    packing = Packing.of(leaves, mesh := train_step.mesh)
     if not packing.groups:
         return train_step.on_leaves(tree), leaves, lambda leaves: jax.tree.unflatten(tree, leaves)
-    unpack = jax.jit(packing.unpack)
-    return train_step.on_packed(tree, packing), jax.jit(packing.pack)(leaves), lambda arrays: jax.tree.unflatten(tree, unpack(arrays))
+    carried = packing.packed(leaves, mesh)
+    return train_step.on_packed(tree, packing), carried, lambda arrays: jax.tree.unflatten(tree, packing.unpacked(arrays, mesh))
 
 
 def fit(

@@ -7,7 +7,7 @@ import optax
 from flax import nnx
 from jax.sharding import AxisType
 
-from jaxgen import packing, sharding, training
+from jaxgen import packing, training
 from jaxgen.packing import Packing
 
 
@@ -18,15 +18,24 @@ def mesh():
 def test_arrays_of_any_shape_come_back_and_large_ones_and_other_types_stay_alone():
     random = np.random.default_rng(0)
     shapes = [(), (3,), (2, 5), (1, 1), (0,), (7, 2, 2)] * 100
-    others = [jnp.zeros((32, 32)), jnp.arange(3), jnp.zeros(4, jnp.bfloat16), jax.random.key(0)]  # the first has exactly SMALL elements
+    others = [jnp.zeros((8, packing.SMALL // 8)), jnp.arange(3), jnp.zeros(4, jnp.bfloat16), jax.random.key(0)]
     leaves = [jnp.asarray(random.normal(size=shape), jnp.float32) for shape in shapes]
     leaves = [*leaves[:50], *others, *leaves[50:]]
     found = Packing.of(leaves, mesh())
-    assert len(others[0].reshape(-1)) == sharding.SMALL and {i for group in found.groups for i in group} == {*range(604)} - {*range(50, 54)}
-    arrays = jax.jit(found.pack)(leaves)
-    assert len(arrays) == -(-600 // packing.GROUP) + 4
-    for again in (found.unpack(arrays), jax.jit(found.unpack)(arrays)):
+    assert {i for group in found.groups for i in group} == {*range(604)} - {*range(50, 54)}
+    arrays, outside = jax.jit(found.pack)(leaves), found.packed(leaves, mesh())
+    assert len(arrays) == len(outside) == -(-600 // packing.GROUP) + 4
+    for again in (jax.jit(found.unpack)(arrays), found.unpacked(outside, mesh()), found.unpacked(arrays, mesh())):
+        assert all(isinstance(leaf, jax.Array) for leaf in again)
         assert all(a.dtype == b.dtype and a.shape == b.shape and (a == b).all() for a, b in zip(again, leaves, strict=True))
+
+
+def test_what_is_unpacked_is_a_copy():
+    """The step that follows is given the packed arrays and may write where they are."""
+    arrays = (found := Packing.of(leaves := [jnp.full(4, float(i)) for i in range(packing.MANY)], mesh())).packed(leaves, mesh())
+    kept = found.unpacked(arrays, mesh())
+    jax.block_until_ready(jax.jit(lambda arrays: [array + 1 for array in arrays], donate_argnums=0)(arrays))
+    assert all((leaf == i).all() for i, leaf in enumerate(kept))
 
 
 def test_few_arrays_and_those_of_an_accelerator_stay_as_they_are(monkeypatch):
