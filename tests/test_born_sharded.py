@@ -79,8 +79,9 @@ def sizes(tree):
 small = Experiment(
     ImageTransformerConfig((8, 8, 1), 17, layers=1, width=64, heads=2, hidden=256, encoder_layers=1, low_resolution=(2, 2, 1)),
     DataConfig("digits"), train=TrainConfig(fsdp=8), workdir=sys.argv[1] + "/small")
-with Checkpointer(small.workdir, config.to_json(small)) as saving:
-    saving.save(1, training.new_state(jax.jit(lambda: build(small.model))(), experiment.make_optimizer(small)))
+small_shapes = jax.eval_shape(lambda: training.new_state(build(small.model), experiment.make_optimizer(small)))
+with Checkpointer(small.workdir, config.to_json(small)) as saving:  # zeros: to draw its weights is a program of three seconds
+    saving.save(1, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), small_shapes))
 report, commands = seen, {}
 watch(autoregressive, "_sample"); watch(benchmark, "timed")
 for command, folder in (("sample", run.workdir), ("complete", run.workdir), ("upscale", small.workdir)):
@@ -99,7 +100,7 @@ programs["sampler"] = jax.jit(lambda model, key: model.sample(key, 4, label=0)).
     trained.load(sys.argv[1], mesh=mesh), jax.random.key(0)).compile()
 held = {name: program.memory_analysis().temp_size_in_bytes for name, program in programs.items()}
 print(json.dumps({"state": sizes(shapes), "model": sizes(training.ema_model(shapes)), "seen": report, "commands": commands, "same": same,
-       "small": sizes(jax.eval_shape(lambda: build(small.model))), "held": held,
+       "small": sizes(small_shapes.model), "held": held,
        "split over": [mesh and mesh.shape["fsdp"] for mesh in map(sharding.split_mesh, (1, 3, 8, 12))]}))
 """
 

@@ -24,6 +24,7 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -189,15 +190,22 @@ def given_columns(
     return columns, features
 
 
+@cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels as scikit-learn reads them, once in a process: to read its file takes most of the time to load a split."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    return found.images, found.target
+
+
 def digits(split: str, levels: int | None) -> ArraySource:
     """scikit-learn's 1797 digits, 8x8x1, 17 levels, 10 classes.
 
     p = np.random.default_rng(1).permutation(1797); test = p[1437:] (360), validation = p[1293:1437] (144), train = p[:1293].
     """
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    source = array_source(data.images.astype(np.uint8), data.target, "digits:image", levels or 17)
+    images, labels = _digits()
+    source = array_source(images.astype(np.uint8), labels, "digits:image", levels or 17)
     order = np.random.default_rng(1).permutation(1797)
     rows = {"train": order[:1293], "validation": order[1293:1437], "test": order[1437:]}
     return source.select(rows[split])
