@@ -38,6 +38,14 @@ def net(new):
     return weights(new)
 
 
+ONE_SIZE = {"multiples": (1,), "attention": ()}  # images are not halved, and have attention in the middle alone
+
+
+@pytest.fixture(scope="module")
+def small():
+    return weights(jax.eval_shape(lambda: make(**ONE_SIZE)))
+
+
 def like(net: UNet, **changes) -> UNet:
     """The network with the weights of another."""
     return nnx.merge(nnx.split(jax.eval_shape(partial(make, **changes)))[0], nnx.state(net))
@@ -111,30 +119,28 @@ def recomputed(program) -> int:
     return sum("remat" in equation.primitive.name or "checkpoint" in equation.primitive.name for equation in equations(program))
 
 
-def test_a_remat_network_has_the_same_values_and_gradients():
-    small = {"multiples": (1,), "attention": (0,)}
-    net = weights(jax.eval_shape(lambda: make(**small)))
-
+def test_a_remat_network_has_the_same_values_and_gradients(small):
     def loss(net, key):
         return (net(*inputs((1, 2, 3, 2), 4), key) ** 2).mean()
 
-    gradient, again = jax.jit(jax.value_and_grad(loss)), like(net, **small, remat=True)
-    (value, one), (repeated, other) = gradient(net, jax.random.key(0)), gradient(again, jax.random.key(0))
+    gradient, again = jax.jit(jax.value_and_grad(loss)), like(small, **ONE_SIZE, remat=True)
+    (value, one), (repeated, other) = gradient(small, jax.random.key(0)), gradient(again, jax.random.key(0))
     np.testing.assert_allclose(repeated, value, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
-    kept, marked = (recomputed(jax.make_jaxpr(loss)(one, jax.random.key(0))) for one in (net, again))
+    kept, marked = (recomputed(jax.make_jaxpr(loss)(one, jax.random.key(0))) for one in (small, again))
     assert marked - kept == 5, "a block is not computed again"
 
 
-def test_dropout_needs_a_key_and_a_rate(net):
+def test_dropout_needs_a_key_and_a_rate(small):
     x = inputs((1, 2, 3, 2), 4)
-    drawn = jax.jit(lambda keys: jax.vmap(lambda key: net(*x, key))(keys))(jax.random.split(jax.random.key(0), 2)[jnp.array([0, 0, 1])])
+    drawn = jax.jit(lambda keys: jax.vmap(lambda key: small(*x, key))(keys))(jax.random.split(jax.random.key(0), 2)[jnp.array([0, 0, 1])])
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert (jnp.abs(drawn[0] - drawn[2]) > 1e-3).any()
-    masks = [str(jax.make_jaxpr(lambda key: one(*x, key))(jax.random.key(0))).count("random_bits") for one in (net, like(net, dropout=0.0))]  # noqa: B023
+    nets = small, like(small, **ONE_SIZE, dropout=0.0)
+    masks = [str(jax.make_jaxpr(lambda key: one(*x, key))(jax.random.key(0))).count("random_bits") for one in nets]  # noqa: B023
     assert masks[0] > 0 and masks[1] == 0
-    assert "random_bits" not in str(jax.make_jaxpr(net)(*x))
+    assert "random_bits" not in str(jax.make_jaxpr(small)(*x))
 
 
 def test_bfloat16_is_that_of_the_activations_only(net, call):
