@@ -162,7 +162,7 @@ def test_it_learns_to_reconstruct_digits(implicit):
     digits, mesh, optimizer = load("digits", "train"), sharding.make_mesh(1), optax.adam(5e-3)
     state = training.init_state(drawn(config), optimizer, mesh)
     step = training.make_train_step(optimizer, mesh, 0.9)
-    for batch, _ in zip(digits.batches(0, 64, 0), range(150), strict=False):
+    for batch, _ in zip(digits.batches(0, 32, 0), range(150), strict=False):
         state, _ = step(state, sharding.place_batch(mesh, batch), jax.random.key(0))
     model, x = training.ema_model(state), jnp.asarray(digits.images[:256])
     assert float(jax.jit(lambda m: m.squared_error(x).mean())(model)) < 0.045

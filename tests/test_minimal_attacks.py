@@ -73,7 +73,7 @@ def test_the_penalised_form_ends_where_more_loss_costs_as_much_change():
     assert free.mean() > 0.8 and (x_adv >= 0).all() and (x_adv <= 1).all()
     np.testing.assert_array_equal(found.success, z.argmax(1) != y)
     np.testing.assert_allclose(found.loss, np.log(p.sum(1)) - (z - z.max(1, keepdims=True))[np.arange(40), y], rtol=1e-3, atol=1e-3)
-    dearer = attacks.penalised(logits_fn, x, y, KEY, weight=80.0, steps=300)
+    dearer = jax.jit(lambda x, y: attacks.penalised(logits_fn, x, y, KEY, weight=80.0, steps=300))(x, y)
     assert (np.asarray(dearer.norm) < np.asarray(found.norm)).all() and not dearer.success.all()
 
 
@@ -101,7 +101,7 @@ def test_a_confidence_is_kept():
 def test_where_a_confidence_is_not_reached_there_is_no_change():
     logits_fn, _, _, x, _ = linear(n=3)
     y = logits_fn(x).argmax(axis=1)
-    found = attacks.cw_l2(logits_fn, x, y, KEY, confidence=1e4, steps=2, searches=2)
+    found = jax.jit(lambda x, y: attacks.cw_l2(logits_fn, x, y, KEY, confidence=1e4, steps=2, searches=2))(x, y)
     assert not found.success.any() and not found.norm.any()
     np.testing.assert_array_equal(found.x_adv, x)
 

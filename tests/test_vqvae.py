@@ -143,7 +143,7 @@ def test_nearly_all_codes_are_used_on_digits():
     first = {"image": jnp.asarray(digits.images[:256])}
     state = training.init_state(jax.jit(lambda: VQVAE(config, rngs=nnx.Rngs(0)).initialise(first))(), optimizer, mesh)
     step = training.make_train_step(optimizer, mesh, 0.9)
-    for batch, _ in zip(digits.batches(0, 64, 0), range(150), strict=False):
+    for batch, _ in zip(digits.batches(0, 64, 0), range(80), strict=False):
         state, metrics = step(state, sharding.place_batch(mesh, batch), jax.random.key(0))
     codes = np.asarray(jax.jit(lambda m, x: m.encode(x))(state.model, digits.images))
     assert len(np.unique(codes)) > 0.9 * 32
