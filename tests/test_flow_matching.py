@@ -141,8 +141,13 @@ def test_guidance_and_known_pixels():
     model.network.body.head.kernel = nnx.Param(jax.random.normal(jax.random.key(3), (4, 16)))
     label, key = jnp.asarray([0, 1, 2, 0]), jax.random.key(0)
     x, t = jax.random.normal(key, (4, 4, 4, 1)), 0.4
-    given, without = model.velocity(x, t, label), model.network(x, jnp.full(4, 0.4))
-    np.testing.assert_allclose(model.velocity(x, t, label, guidance=1.5), 2.5 * given - 1.5 * without, rtol=1e-5, atol=1e-5)
+
+    @jax.jit
+    def velocities(model):
+        return model.velocity(x, t, label), model.network(x, jnp.full(4, 0.4)), model.velocity(x, t, label, guidance=1.5)
+
+    given, without, guided = velocities(model)
+    np.testing.assert_allclose(guided, 2.5 * given - 1.5 * without, rtol=1e-5, atol=1e-5)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 3, (4, 4, 4, 1), np.uint8))
     mask = np.random.default_rng(1).random((4, 4)) < 0.4
     drawn = model.sample(key, 4, label, known=(image, mask), steps=3)
