@@ -40,7 +40,7 @@ def softplus(x):
 @cache
 def gradients():
     """The gradient of the loss, of the generator's terms with D held, of the discriminator's with the outputs held; and the numbers."""
-    batch = batch_of(CONFIG, 4)
+    batch = batch_of(CONFIG, 9)  # convolutions of at most 8 images are many operations, dear to compile (layers/convolutions.py)
     real, given = batch["image"].astype(jnp.float32) / 8 - 1, batch["input"]
 
     def of_generator(one, other):
@@ -90,7 +90,7 @@ def test_a_step_of_one_player_leaves_the_other_bit_equal(player, other):
     rates = tuple((name, 1e-2 if name == player else 0.0) for name in CONFIG.players)
     optimizer, mesh = training.make_optimizer(training.OptimizerConfig(players=rates), 10), sharding.make_mesh()
     state = training.init_state(jax.tree.map(jnp.array, model()), optimizer, mesh)
-    state, metrics = training.make_train_step(optimizer, mesh)(state, batch_of(CONFIG, 8), jax.random.key(0))
+    state, metrics = training.make_train_step(optimizer, mesh)(state, batch_of(CONFIG, 9), jax.random.key(0))
     assert metrics["finite"] and equal(getattr(state.model, other), getattr(model(), other))
     moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), getattr(state.model, player), getattr(model(), player))
     assert all(jax.tree.leaves(moved))
@@ -241,7 +241,7 @@ def test_commands(tmp_path, capsys, monkeypatch):
     """Train with its report, sample, load; what does not apply is one line. The data decide the sizes, also how often they are halved."""
     monkeypatch.chdir(tmp_path)
     words = ["pix2pix", "--data.name=digits", "--data.pairs=outline", "--data.augment", "flip", "shift", "--model.width=4"]
-    words += ["--train.steps=2", "--train.eval_every=2", "--train.batch_size=8", "--report.samples=3", "--workdir=runs/x"]
+    words += ["--train.steps=2", "--train.eval_every=2", "--train.batch_size=16", "--report.samples=3", "--workdir=runs/x"]
     with monkeypatch.context() as patch:  # the model that would be trained; the one below is smaller
         found = []
         patch.setattr(cli.Train, "__call__", lambda self: found.append(self.experiment.model) or 0)

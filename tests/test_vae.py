@@ -39,6 +39,7 @@ def make(name: str) -> VAE:
 
 
 def images(config: VAEConfig, n: int, seed: int = 0):
+    """n of more than 8 is quick to compile: convolutions of fewer images are many operations (layers/convolutions.py)."""
     return jnp.asarray(np.random.default_rng(seed).integers(0, config.levels, (n, *config.image_shape)), jnp.uint8)
 
 
@@ -193,7 +194,7 @@ def test_bounds_are_below_an_enumerated_likelihood_that_sums_to_one(levels):
 @pytest.mark.parametrize("name", SMALL)
 def test_images_of_a_batch_are_independent(name):
     model = make(name)
-    image, label = images(model.config, 4), labels(model.config, 4)
+    image, label = images(model.config, 9), labels(model.config, 9)
     mean, _ = encode(model, image, label)
     changed, _ = encode(model, image.at[0].set(0), label)
     np.testing.assert_array_equal(mean[1:], changed[1:])
@@ -203,9 +204,9 @@ def test_images_of_a_batch_are_independent(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_shapes_dtypes_and_keys(name):
     model = make(name)
-    config, label = model.config, labels(model.config, 6)
-    image = images(config, 6)
-    first, again, other = (sample(model, jax.random.key(i), n=6, label=label) for i in (0, 0, 1))
+    config, label = model.config, labels(model.config, 9)
+    image = images(config, 9)
+    first, again, other = (sample(model, jax.random.key(i), n=9, label=label) for i in (0, 0, 1))
     assert first.shape == image.shape
     assert first.dtype == reconstruct(model, image, label).dtype == jnp.uint8
     assert int(first.max()) < config.levels
@@ -220,7 +221,7 @@ def test_shapes_dtypes_and_keys(name):
 def test_every_parameter_gets_a_gradient():
     for name in SMALL:
         model = make(name)
-        batch = {"image": images(model.config, 6), "label": labels(model.config, 6)}
+        batch = {"image": images(model.config, 9), "label": labels(model.config, 9)}
         gradient = jax.jit(jax.grad(lambda model, batch: model.loss(batch, jax.random.key(0))[0]))(model, batch)
         for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
             assert np.abs(leaf).max() > 0, (name, jax.tree_util.keystr(path))
