@@ -1,6 +1,5 @@
 """Attacks that follow gradients: closed forms of linear functions, projections by scipy, signs in float64, foolbox if it is there."""
 
-import os
 from functools import partial
 from math import inf, sqrt
 
@@ -15,6 +14,7 @@ from linear_softmax import distances, linear, logits, perceptron
 from scipy.optimize import minimize
 from scipy.special import softmax
 from scipy.stats import kstest
+from test_models import ALL as THOROUGH
 
 from jaxgen import attacks
 from jaxgen.attacks import balls, losses
@@ -129,9 +129,7 @@ def test_steps_have_norm_1_whatever_the_size_of_the_gradient_and_draws_are_unifo
     assert float((step * g).sum()) > 0
     sizes = jax.jit(lambda keys: balls.norms(balls.uniform(keys, jnp.zeros((2000, 2, 3)), eps, norm), norm))(jax.random.split(KEY, 2000))
     assert kstest((np.asarray(sizes) / eps) ** 6, "uniform").pvalue > 0.01
-    if norm == 1:  # half of the values of the gradient at 0 would leave the box
-        moved = unscaled[:, 0] < 0
-        assert not moved.any()
+    assert norm != 1 or not (unscaled[:, 0] < 0).any()  # half of the values of the gradient at 0 would leave the box
 
 
 # --- Closed form of linear functions -----------------------------------------------------------------------------------------------------
@@ -178,8 +176,8 @@ def test_logits_times_4_or_16_change_robust_accuracy_by_at_most_2_points(net, at
     eps = [0.05, 0.3][getattr(attack, "keywords", {}).get("norm") == 2]
     factors = np.repeat(np.float32([20, 80, 320]), len(x))[:, None]
     x, y, keys = np.tile(x, (3, 1, 1, 1)), np.tile(y, 3), jax.random.split(KEY, len(x))[np.tile(np.arange(len(x)), 3)]
-    table = attacks.robust_accuracy(lambda x: factors[: len(x)] * logits_fn(x), x, y, keys, [eps], attack)
-    found = table[1].right.reshape(3, -1).mean(1)
+    right = attacks.robust_accuracy(lambda x: factors[: len(x)] * logits_fn(x), x, y, keys, [eps], attack)[1].right
+    found = right.reshape(3, -1).mean(1)
     assert 0.05 < found[0] < 0.85 and max(found) - min(found) <= 0.026  # one image of 40
 
 
@@ -199,10 +197,9 @@ ALL = {
     "multi_targeted": (partial(attacks.multi_targeted, steps=5), inf),
 }
 EPS = {inf: 0.1, 2: 0.4, 1: 1.0}
-REPEATED = () if os.environ.get("JAXGEN_THOROUGH") else ("pgd last", "pgd first")  # the same loop as another attack of the table
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in REPEATED])
+@pytest.mark.parametrize("name", [name for name in ALL if THOROUGH or name not in ("pgd last", "pgd first")])
 def test_images_are_in_ball_and_box_judged_by_numpy_and_the_same_alone_and_in_a_batch(net, name):
     logits_fn, numbers, x, y = net
     attack, norm = ALL[name]
@@ -250,8 +247,7 @@ def test_the_fast_gradient_has_norm_eps_inside_of_the_box_and_fgsm_is_its_defini
 
 def test_more_restarts_never_do_worse_and_queries_are_counted(net):
     logits_fn, _, x, y = net
-    run = jax.jit(lambda x, y: [attacks.pgd(logits_fn, x, y, KEY, 0.05, steps=4, restarts=n) for n in (1, 2, 4)])
-    runs = jax.device_get(run(x, y))
+    runs = jax.device_get(jax.jit(lambda x, y: [attacks.pgd(logits_fn, x, y, KEY, 0.05, steps=4, restarts=n) for n in (1, 2, 4)])(x, y))
     for fewer, more in zip(runs, runs[1:], strict=False):
         assert not (fewer.success & ~more.success).any()
         assert (np.asarray(more.loss) >= np.asarray(fewer.loss))[np.asarray(fewer.success)].all()
@@ -261,8 +257,7 @@ def test_more_restarts_never_do_worse_and_queries_are_counted(net):
 
 def test_a_row_that_succeeds_stays_and_is_not_asked_again(net):
     logits_fn, numbers, x, y = net
-    both = jax.jit(lambda x, y: [attacks.iterative_sign(logits_fn, x, y, KEY, 0.1, stop=stop) for stop in (True, False)])
-    found, on = jax.device_get(both(x, y))
+    found, on = jax.jit(lambda x, y: [attacks.iterative_sign(logits_fn, x, y, KEY, 0.1, stop=stop) for stop in (True, False)])(x, y)
     wrong = numbers(x).argmax(1) != y
     np.testing.assert_array_equal(found.x_adv[wrong], x[wrong])
     assert set(np.asarray(found.queries)[wrong].tolist()) == {1} and (np.asarray(on.queries) == 21).all()
