@@ -1,6 +1,7 @@
 """Diffusion models with exact estimates in the place of the network: bounds and samples; losses and their weights; the learned schedule."""
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,12 @@ def fresh(config: DiffusionConfig) -> Diffusion:
     return Diffusion(config, rngs=nnx.Rngs(0))
 
 
+@cache
+def shapes(config: DiffusionConfig) -> Diffusion:
+    """A model without numbers, for what only its configuration decides."""
+    return jax.eval_shape(lambda: fresh(config))
+
+
 class ExactNetwork(nnx.Module):
     """What the network of a model of points would give without error for x_0 ~ N(mean, variance I); learned variances too."""
 
@@ -44,7 +51,7 @@ class ExactNetwork(nnx.Module):
     def __call__(self, x, time, label=None, hidden=None, key=None):
         config, learned = self.config, self.config.schedule == "learned"
         # The network's time of the learned schedule is (g + 13.3) / 18.3.
-        schedule = variance_preserving(lambda t: 13.3 - 18.3 * t) if learned else fresh(config).schedule
+        schedule = variance_preserving(lambda t: 13.3 - 18.3 * t) if learned else shapes(config).schedule
         x0 = jax.vmap(lambda x, t: gaussian_denoiser(schedule, self.mean, self.variance)(x[None], t)[0])(x, time)
         alpha, sigma = (bound.rows_of(part(time), x) for part in schedule)
         noise = (x - alpha * x0) / sigma
@@ -101,7 +108,7 @@ def test_the_weights_are_those_of_the_table_whatever_is_predicted():
     of_snr = {"simple": lambda snr: snr, "min_snr": lambda snr: np.minimum(snr, MIN_SNR), "truncated": lambda snr: np.maximum(snr, 1)}
     for predicts in ("noise", "x0", "v"):
         for weights, of in of_snr.items():
-            model = fresh(replace(POINTS, predicts=predicts, weights=weights))
+            model = shapes(replace(POINTS, predicts=predicts, weights=weights))
             steps, *_, table = tables(model.config)
             alpha, sigma = (bound.at(part, i, x0) for part in (steps.alpha, steps.sigma))
             x0_hat = model._x0_hat(alpha * x0 + sigma * noise, output, alpha, sigma)
@@ -207,7 +214,7 @@ class TwoPixels(nnx.Module):
 
     def guided(self, x, time, label, w):
         covariance = 0.04 * np.asarray([[1, 0.8], [0.8, 1]])
-        return gaussian_denoiser(fresh(self.config).schedule, np.zeros(2), covariance)(x.reshape(-1, 2), time[0]).reshape(x.shape)
+        return gaussian_denoiser(shapes(self.config).schedule, np.zeros(2), covariance)(x.reshape(-1, 2), time[0]).reshape(x.shape)
 
 
 def test_pixels_are_drawn_given_the_known_ones_and_not_beside_them():

@@ -36,10 +36,11 @@ def test_the_analytic_flow_between_gaussians_gives_their_density_and_samples(pat
     model = Analytic(replace(POINTS, path=path), rngs=nnx.Rngs(0))
     v = jax.random.normal(jax.random.key(0), (50, 2)) * 2
     expected = norm.logpdf(np.asarray(v), MEAN, np.sqrt(VARIANCES)).sum(1)
-    np.testing.assert_allclose(model.log_density(v), expected, atol=5e-4)
-    errors = model.density_errors(v, jax.random.key(1))
+    numbers = jax.jit(lambda model, v: (model.log_density(v), model.density_errors(v, jax.random.key(1)), model.density(v).end))
+    log_density, errors, noise = numbers(model, v)
+    np.testing.assert_allclose(log_density, expected, atol=5e-4)
     assert 0 < errors["solver_error"].max() < 5e-4 and not errors["trace_error"].any()
-    noise = model.density(v).end  # the flow takes x_0 to the noise that is as many deviations from its mean
+    # The flow takes x_0 to the noise that is as many deviations from its mean.
     np.testing.assert_allclose(noise, (np.asarray(v) - MEAN) / np.sqrt(VARIANCES), atol=2e-4)
     if path == "linear":
         x = np.asarray(model.sample(jax.random.key(2), 4000))
@@ -66,8 +67,11 @@ def test_the_loss_is_that_of_the_conditional_expectation():
     least = (1 + VARIANCES - (t - (1 - t) * VARIANCES) ** 2 / ((1 - t) ** 2 * VARIANCES + t**2)).mean()
     for more in (0.0, 0.5):
         model.network = Given(more)
-        loss, metrics = model.loss({"point": x0}, jax.random.key(1))
+        loss, metrics = jax.jit(lambda x0: model.loss({"point": x0}, jax.random.key(1)))(x0)
         assert abs(float(loss) - least - more**2) < 0.033 and metrics["velocity_error"] == loss  # standard error about 0.01
+
+
+log_density = jax.jit(lambda model, v: model.log_density(v))
 
 
 def test_densities_integrate_to_one_on_a_grid():
@@ -75,12 +79,12 @@ def test_densities_integrate_to_one_on_a_grid():
     points = model_of("flow_matching of points")
     axis = (np.arange(60) + 0.5) / 5 - 6
     grid = jnp.asarray(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2), jnp.float32)
-    np.testing.assert_allclose(np.exp(np.asarray(points.log_density(grid), np.float64)).sum() / 25, 1, atol=5e-4)
+    np.testing.assert_allclose(np.exp(np.asarray(log_density(points, grid), np.float64)).sum() / 25, 1, atol=5e-4)
     config = FlowMatchingConfig((1, 1, 1), 3, network="mlp", mlp=TINY, density_steps=10)
     pixel = FlowMatching(config, rngs=nnx.Rngs(0))
     pixel.network.body.head.kernel = nnx.Param(jnp.full((4, 1), 0.3))
     v = jnp.linspace(-8, 11, 400).reshape(-1, 1, 1, 1)
-    np.testing.assert_allclose(np.exp(np.asarray(pixel.log_density(v), np.float64)).sum() * 19 / 399, 1, atol=2e-4)
+    np.testing.assert_allclose(np.exp(np.asarray(log_density(pixel, v), np.float64)).sum() * 19 / 399, 1, atol=2e-4)
 
 
 def large() -> FlowMatching:
@@ -94,8 +98,8 @@ def test_the_trace_of_large_examples_is_estimated():
     """5 x 4 pixels: Hutchinson's estimate is unbiased, needs a key, and has an error that 200 draws show."""
     model, keys = large(), jax.random.split(jax.random.key(1), 200)
     v = jax.random.uniform(jax.random.key(2), (1, 5, 4, 1)) * 3
-    exactly = model.density(v, probes=0)
-    draws = jax.jit(jax.vmap(lambda key: model.density(v, key)))(keys)
+    both = jax.jit(lambda keys: (model.density(v, probes=0), jax.vmap(lambda key: model.density(v, key))(keys)))
+    exactly, draws = both(keys)
     values, claimed = np.asarray(draws.log_density[:, 0]), np.asarray(draws.standard_error[:, 0])
     assert model.draws_trace and not exactly.standard_error.any()
     assert abs(values.mean() - exactly.log_density[0]) < 3.3 * values.std() / np.sqrt(200)
@@ -127,7 +131,8 @@ def test_transport_makes_the_paths_shorter_and_less_ambiguous():
     losses = []
     for coupling in ("independent", "transport"):
         model = FlowMatching(replace(POINTS, coupling=coupling), rngs=nnx.Rngs(0))  # its output is 0 at first
-        losses.append(float(model.loss({"point": jax.random.normal(jax.random.key(0), (64, 2))}, jax.random.key(1))[0]))
+        points = jax.random.normal(jax.random.key(0), (64, 2))
+        losses.append(float(jax.jit(lambda model, x: model.loss({"point": x}, jax.random.key(1))[0])(model, points)))
     assert losses[1] < 0.3 * losses[0]
 
 
@@ -136,8 +141,13 @@ def test_guidance_and_known_pixels():
     model.network.body.head.kernel = nnx.Param(jax.random.normal(jax.random.key(3), (4, 16)))
     label, key = jnp.asarray([0, 1, 2, 0]), jax.random.key(0)
     x, t = jax.random.normal(key, (4, 4, 4, 1)), 0.4
-    given, without = model.velocity(x, t, label), model.network(x, jnp.full(4, 0.4))
-    np.testing.assert_allclose(model.velocity(x, t, label, guidance=1.5), 2.5 * given - 1.5 * without, rtol=1e-5, atol=1e-5)
+
+    @jax.jit
+    def velocities(model):
+        return model.velocity(x, t, label), model.network(x, jnp.full(4, 0.4)), model.velocity(x, t, label, guidance=1.5)
+
+    given, without, guided = velocities(model)
+    np.testing.assert_allclose(guided, 2.5 * given - 1.5 * without, rtol=1e-5, atol=1e-5)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 3, (4, 4, 4, 1), np.uint8))
     mask = np.random.default_rng(1).random((4, 4)) < 0.4
     drawn = model.sample(key, 4, label, known=(image, mask), steps=3)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from test_models import drawn
 
 from jaxgen import sharding, training
 from jaxgen.data import load
@@ -18,9 +19,9 @@ from jaxgen.models.implicit_autoencoder import reinforce
 SHAPE = (2, 2, 1)
 
 
-def make(seed: int = 0, **fields) -> ImplicitAutoencoder:
+def make(**fields) -> ImplicitAutoencoder:
     config = ImplicitAutoencoderConfig(**{"image_shape": SHAPE, "levels": 5, "latent": 2, "hidden": (), **fields})
-    return jax.jit(lambda: ImplicitAutoencoder(config, rngs=nnx.Rngs(seed)))()
+    return drawn(config)
 
 
 def images(n: int, levels: int = 5):
@@ -43,15 +44,15 @@ def test_gradient_descent_ends_at_the_mode_of_the_posterior(implicit):
     model = make(implicit=implicit, steps=2000, rate=0.02, sigma=0.5)
     x, z = images(6), np.random.default_rng(0).normal(size=(6, 2))
     model.image_mean[...] = jnp.asarray(np.random.default_rng(2).uniform(0, 1, SHAPE), jnp.float32)
-    codes, decoded, error = jax.jit(lambda m: (m.encode(x), m.decode(jnp.float32(z)), m.squared_error(x)))(model)
+    numbers = jax.jit(lambda m: (m.encode(x), m.decode(jnp.float32(z)), m.squared_error(x), m.decode(m.encode(x)), m.reconstruct(x)))
+    codes, decoded, error, rebuilt, levels = jax.device_get(numbers(model))
     if implicit == "encoder":
         found, wanted = codes, posterior(model, np.asarray(x).reshape(6, 4) / 4, np.zeros(2))[0]
     else:
         found, wanted = decoded.reshape(6, 4), posterior(model, z, np.asarray(model.image_mean[...], np.float64).reshape(4))[0]
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-    rebuilt = np.asarray(jax.jit(lambda m: m.decode(m.encode(x)))(model))
     np.testing.assert_allclose(error, ((np.asarray(x) / 4 - rebuilt) ** 2).mean((1, 2, 3)), rtol=1e-5)
-    np.testing.assert_array_equal(jax.jit(lambda m: m.reconstruct(x))(model), np.clip(np.round(rebuilt * 4), 0, 4))
+    np.testing.assert_array_equal(levels, np.clip(np.round(rebuilt * 4), 0, 4))
 
 
 def test_langevin_draws_have_the_mean_and_the_covariance_of_their_stationary_distribution():
@@ -159,16 +160,16 @@ def test_it_learns_to_reconstruct_digits(implicit):
     """Well below the error of the mean image, 0.073; the averages of codes and images follow those of the batches."""
     config = ImplicitAutoencoderConfig(hidden=(32,), implicit=implicit, steps=5, rate=0.004, temperature=0.5)
     digits, mesh, optimizer = load("digits", "train"), sharding.make_mesh(1), optax.adam(5e-3)
-    state = training.init_state(jax.jit(lambda: ImplicitAutoencoder(config, rngs=nnx.Rngs(0)))(), optimizer, mesh)
+    state = training.init_state(drawn(config), optimizer, mesh)
     step = training.make_train_step(optimizer, mesh, 0.9)
-    for batch, _ in zip(digits.batches(0, 64, 0), range(150), strict=False):
+    for batch, _ in zip(digits.batches(0, 32, 0), range(150), strict=False):
         state, _ = step(state, sharding.place_batch(mesh, batch), jax.random.key(0))
     model, x = training.ema_model(state), jnp.asarray(digits.images[:256])
     assert float(jax.jit(lambda m: m.squared_error(x).mean())(model)) < 0.045
     np.testing.assert_allclose(model.image_mean[...], digits.images.mean(0) / 16, atol=0.15)
     assert float(abs(model.code_square[...] - 1).max()) > 0.1
-    drawn = np.asarray(model.sample(jax.random.key(0), 3))
-    assert drawn.shape == (3, 8, 8, 1) and drawn.dtype == np.uint8 and drawn.max() <= 16
+    levels = np.asarray(jax.jit(lambda m: m.sample(jax.random.key(0), 3))(model))
+    assert levels.shape == (3, 8, 8, 1) and levels.dtype == np.uint8 and levels.max() <= 16
 
 
 def test_samples_are_decoded_codes_of_the_averages():

@@ -18,7 +18,7 @@ from jaxgen.models import NVAE, NVAEConfig, count_parameters
 from jaxgen.models.nvae import residual_kl, squashed_halves
 
 TINY = NVAEConfig((1, 2, 1), 2, widths=(2, 2), groups=(1, 1), latent=1, expansion=1)
-THREE = NVAEConfig((4, 4, 1), 3, widths=(4, 4, 4), groups=(1, 1, 1), latent=2, expansion=1)
+TWO = NVAEConfig((4, 4, 1), 3, widths=(4, 4), groups=(1, 1), latent=2, expansion=1)
 EVERY = jnp.asarray(list(product((0, 1), repeat=2)), jnp.uint8).reshape(4, 1, 2, 1)
 
 
@@ -65,8 +65,8 @@ def test_the_bounds_are_below_a_likelihood_that_sums_to_one(tiny):
     @jax.jit
     def numbers(model):
         keys = jax.random.split(jax.random.key(1), 40_000)
-        closed = jax.lax.map(lambda key: model.elbo(EVERY, key), keys[:4000], batch_size=200)
-        drawn = jax.lax.map(lambda key: model.importance_bound(EVERY, key, 1), keys, batch_size=200)
+        closed = jax.lax.map(lambda key: model.elbo(EVERY, key), keys[:4000], batch_size=2000)
+        drawn = jax.lax.map(lambda key: model.importance_bound(EVERY, key, 1), keys, batch_size=2000)
         return closed, drawn, given(model._top_down(100_000, jax.random.key(2)).parameters)
 
     closed, drawn, of_prior = (np.asarray(x, np.float64) for x in numbers(tiny))
@@ -125,9 +125,9 @@ def test_the_probabilities_of_the_256_levels_sum_to_one(likelihood):
 # --- Training -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_three_resolutions_are_trained_and_the_loss_is_its_formula():
+def test_two_resolutions_are_trained_and_the_loss_is_its_formula():
     """From the first weights, whose posteriors are the priors, a few steps change all weights and give every group a KL."""
-    config = replace(THREE, warm_up=10, spectral=0.1)
+    config = replace(TWO, warm_up=10, spectral=0.1)
     batch = {"image": jnp.asarray(np.random.default_rng(0).integers(0, 3, (16, 4, 4, 1), np.uint8))}
 
     @jax.jit
@@ -142,13 +142,13 @@ def test_three_resolutions_are_trained_and_the_loss_is_its_formula():
         params = jax.tree.map(lambda p, g: p - 0.3 * g, params, gradient)
         return nnx.merge(graph, params, rest).after_update(found, jax.random.key(0)), metrics | {"loss": value}
 
-    model, kls = drawn(config), [np.zeros(3)]
+    model, kls = drawn(config), [np.zeros(2)]
     before, vectors = nnx.state(model, nnx.Param), [v[...] for v in model.vectors]
     for t in range(14):
         previous, (model, metrics) = model, step(model, t)
-        kl = np.array([metrics[f"nats_kl_{i}"] for i in (1, 2, 3)])
-        sizes = kls[-1] * [1, 4, 16]
-        weights = min((t + 1) / 10, 1) * (sizes / sizes.mean() if 0 < t < 9 and sizes.any() else np.ones(3))
+        kl = np.array([metrics[f"nats_kl_{i}"] for i in (1, 2)])
+        sizes = kls[-1] * [4, 16]
+        weights = min((t + 1) / 10, 1) * (sizes / sizes.mean() if 0 < t < 9 and sizes.any() else np.ones(2))
         nats = metrics["nats_bound"] - kl.sum() + (weights * kl).sum() + 0.1 * metrics["spectral"]
         assert float(metrics["loss"]) * 16 * np.log(2) == pytest.approx(float(nats), rel=1e-4), t
         kls.append(kl)

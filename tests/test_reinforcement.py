@@ -29,6 +29,9 @@ def policy(name: str, seed: int = 3):
     return with_weights(POLICIES[name], seed)
 
 
+log_prob = jax.jit(lambda model: model.log_prob(STRINGS))
+
+
 def expected(model, prior, penalty):
     """E[r] - beta KL, summed over the three strings."""
     log_p, log_prior = model.log_prob(STRINGS), prior.log_prob(STRINGS)
@@ -60,7 +63,7 @@ def test_the_estimate_has_the_exact_gradient_as_its_expectation(name, penalty, n
 
 def test_the_baseline_changes_the_variance_and_not_the_mean():
     model = policy("stack_gru")
-    p = np.exp(np.asarray(model.log_prob(STRINGS), np.float64))
+    p = np.exp(np.asarray(log_prob(model), np.float64))
     scores = np.eye(3) - p  # the gradient of log p(x) with respect to the bias of the logits
     rewards = np.asarray(REWARDS) + 10
     samples, moments = np.array(list(product(range(3), repeat=2))), {}
@@ -81,11 +84,11 @@ def reward(strings):
 def test_the_rewarded_string_is_learnt_and_the_drift_is_told():
     options = ReinforcementConfig(40, 32, optimizer=OptimizerConfig(learning_rate=0.1, name="adam"))
     model, told = policy("stack_gru"), []
-    before = np.exp(np.asarray(model.log_prob(STRINGS)))
+    before = np.exp(np.asarray(log_prob(model)))
     learnt, rows = reinforce(model, reward, jax.random.key(0), options, lambda step, row: told.append(row))
-    after = np.exp(np.asarray(learnt.log_prob(STRINGS), np.float64))
+    after = np.exp(np.asarray(log_prob(learnt), np.float64))
     assert before[2] < 0.6 and after[2] > 0.95 and rows == told and len(rows) == 40
-    np.testing.assert_array_equal(np.exp(np.asarray(model.log_prob(STRINGS))), before)  # the model that was given is as it was
+    np.testing.assert_array_equal(np.exp(np.asarray(log_prob(model))), before)  # the model that was given is as it was
     kl = (after * (np.log(after) - np.log(before))).sum()
     assert abs(rows[0]["drift"]) < 1e-5 and abs(rows[-1]["drift"] - kl) < 0.2
     assert rows[-1]["reward"] > 0.9 and rows[0]["distinct"] == 3 / 32
@@ -98,8 +101,8 @@ def test_a_penalty_keeps_the_model_near_its_prior():
     model, beta = policy("language_model"), 0.5
     options = ReinforcementConfig(150, 64, beta, OptimizerConfig(learning_rate=0.05, name="adam", schedule="cosine"))
     learnt, _ = reinforce(model, reward, jax.random.key(1), options)
-    best = np.exp(np.asarray(model.log_prob(STRINGS), np.float64) + np.array([0, 0, 1]) / beta)
-    np.testing.assert_allclose(np.exp(np.asarray(learnt.log_prob(STRINGS))), best / best.sum(), atol=0.03)
+    best = np.exp(np.asarray(log_prob(model), np.float64) + np.array([0, 0, 1]) / beta)
+    np.testing.assert_allclose(np.exp(np.asarray(log_prob(learnt))), best / best.sum(), atol=0.03)
 
 
 def test_the_script_rewards_molecules_in_the_range_and_prints_the_drift(monkeypatch, capsys):
@@ -112,7 +115,7 @@ def test_the_script_rewards_molecules_in_the_range_and_prints_the_drift(monkeypa
     prior.out_bias[...] += jnp.asarray([0.0, 1.0, -1.0])
     script.describe("after", model, prior, 500)
     tokens = np.asarray(model.sample(jax.random.key(0), 500))[:, 0]
-    drift = np.asarray(model.log_prob(STRINGS) - prior.log_prob(STRINGS))[tokens]
+    drift = np.asarray(log_prob(model) - log_prob(prior))[tokens]
     shares = [(tokens == 2).mean(), (tokens != 0).mean()]
     wanted = [f"{share:.3f} +- {(share * (1 - share) / 500) ** 0.5:.3f}" for share in shares]
     wanted += [f"{drift.mean():.3f} +- {drift.std() / 500**0.5:.3f}", f"{2 / (tokens != 0).sum():.3f}"]

@@ -116,7 +116,8 @@ def test_longer_rows_change_neither_probability_nor_loss():
     model, longer, strings = tiny(), tiny(length=9), all_strings()[:15]  # those that do not fill their row
     padded = jnp.pad(strings, ((0, 0), (0, 5)))
     np.testing.assert_allclose(log_prob(longer, padded), log_prob(model, strings), rtol=1e-6)
-    (short, metrics), (long, padded_metrics) = (m.loss({"tokens": x}, jax.random.key(0)) for m, x in ((model, strings), (longer, padded)))
+    loss = jax.jit(lambda model, tokens: model.loss({"tokens": tokens}, jax.random.key(0)))
+    (short, metrics), (long, padded_metrics) = loss(model, strings), loss(longer, padded)
     np.testing.assert_allclose(long, short, rtol=1e-6)
     assert metrics["weight"] == padded_metrics["weight"] == int((strings != 0).sum()) + 15
 
@@ -162,7 +163,7 @@ def test_a_counting_language_is_learnt_and_goes_on_beyond_its_lengths(counting):
     stack = StackGRUConfig(25, 3, ("a", "b"), width=10, stack_width=1, stack_depth=14)
     for config in (stack, counting.plain_of_as_many(stack)):
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer count
-            (model,), _ = counting.trained(config, jnp.asarray(tokens[:6, :13]), 0.3, seeds=(0,), steps=1000)
+            (model,), _ = counting.trained(config, jnp.asarray(tokens[:6, :13]), 0.3, seeds=(0,), steps=600)
         found = counting.right(model, tokens)
         likeliest = model.sample(jax.random.key(0), 12, known=(tokens, given), top_k=1)
         if config is stack:
@@ -206,12 +207,13 @@ def test_noise_on_the_state_is_none_on_the_stack(counting):
     """Without noise the loss is the model's; with it the state alone is disturbed, h by h."""
     model, strings, key = tiny(stacks=2), all_strings()[:15], jax.random.key(4)
     losses = [float(jax.jit(counting.noisy_loss)(model, strings, key, noise)) for noise in (0.0, 0.5)]
-    np.testing.assert_allclose(losses[0], model.loss({"tokens": strings}, key)[0], rtol=1e-5)
+    np.testing.assert_allclose(losses[0], jax.jit(lambda model: model.loss({"tokens": strings}, key)[0])(model), rtol=1e-5)
     assert abs(losses[1] - losses[0]) > 1e-3
     disturbances = 0.5 * jax.random.normal(key, (4, len(strings), 5))
-    cache, previous, total = model.init_cache(len(strings)), jnp.zeros(len(strings), int), 0.0
+    cache, previous, total = model.init_cache(len(strings)), jnp.zeros(len(strings), jnp.uint8), 0.0
+    step = jax.jit(model.step)
     for i in range(4):
-        cache, logits = model.step(cache, previous, jnp.int32(i))
+        cache, logits = step(cache, previous, jnp.int32(i))
         cache, previous = cache._replace(hidden=cache.hidden + disturbances[i]), strings[:, i]
         counted = i <= (strings != 0).sum(1)
         total -= jnp.where(counted, jax.nn.log_softmax(logits)[jnp.arange(len(strings)), previous], 0).sum() / log(2)

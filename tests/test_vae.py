@@ -39,6 +39,7 @@ def make(name: str) -> VAE:
 
 
 def images(config: VAEConfig, n: int, seed: int = 0):
+    """n of more than 8 is quick to compile: convolutions of fewer images are many operations (layers/convolutions.py)."""
     return jnp.asarray(np.random.default_rng(seed).integers(0, config.levels, (n, *config.image_shape)), jnp.uint8)
 
 
@@ -165,19 +166,19 @@ def test_bounds_are_below_an_enumerated_likelihood_that_sums_to_one(levels):
     image = np.asarray(list(itertools.product(range(levels), repeat=2)), np.uint8).reshape(-1, 1, 2, 1)
     grid = np.linspace(-8, 8, 2001, dtype=np.float32)
 
+    model = with_weights(VAEConfig((1, 2, 1), levels, latent=1, hidden=(8,)))
+    # A wide posterior, so that the weights are bounded and k = 100 is enough.
+    model.posterior.kernel, model.posterior.bias = nnx.Param(0.1 * model.posterior.kernel[...]), nnx.Param(jnp.array([0.0, 0.5]))
+
     @jax.jit
-    def numbers(image, grid):
-        model = VAE(VAEConfig((1, 2, 1), levels, latent=1, hidden=(8,)), rngs=nnx.Rngs(3))
-        # A wide posterior, so that the weights are bounded and k = 100 is enough.
-        model.posterior.kernel, model.posterior.bias = nnx.Param(0.1 * model.posterior.kernel[...]), nnx.Param(jnp.array([0.0, 0.5]))
+    def numbers(model, image, grid):
         parameters, keys = model.decode(grid[:, None]), jax.random.split(jax.random.key(1), 500)
         terms = [model.head.log_prob(parameters, jnp.repeat(x[None], len(grid), 0)).sum((1, 2, 3)) for x in image]
         one = jax.vmap(lambda key: model.elbo(image, key))(keys)
         many = jax.vmap(lambda key: model.importance_bound(image, key, 100))(keys)
-        return model, jnp.stack(terms), one, many
+        return jnp.stack(terms), one, many
 
-    model, *parts = numbers(image, grid)
-    log_likelihood, one, k100 = (np.asarray(part, np.float64) for part in parts)
+    log_likelihood, one, k100 = (np.asarray(part, np.float64) for part in numbers(model, image, grid))
     prior = stats.norm.pdf(np.asarray(grid, np.float64))
     p = np.exp(log_likelihood) @ (prior / prior.sum())
     assert p.sum() == pytest.approx(1, abs=1e-5)
@@ -193,7 +194,7 @@ def test_bounds_are_below_an_enumerated_likelihood_that_sums_to_one(levels):
 @pytest.mark.parametrize("name", SMALL)
 def test_images_of_a_batch_are_independent(name):
     model = make(name)
-    image, label = images(model.config, 4), labels(model.config, 4)
+    image, label = images(model.config, 9), labels(model.config, 9)
     mean, _ = encode(model, image, label)
     changed, _ = encode(model, image.at[0].set(0), label)
     np.testing.assert_array_equal(mean[1:], changed[1:])
@@ -203,9 +204,9 @@ def test_images_of_a_batch_are_independent(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_shapes_dtypes_and_keys(name):
     model = make(name)
-    config, label = model.config, labels(model.config, 6)
-    image = images(config, 6)
-    first, again, other = (sample(model, jax.random.key(i), n=6, label=label) for i in (0, 0, 1))
+    config, label = model.config, labels(model.config, 9)
+    image = images(config, 9)
+    first, again, other = (sample(model, jax.random.key(i), n=9, label=label) for i in (0, 0, 1))
     assert first.shape == image.shape
     assert first.dtype == reconstruct(model, image, label).dtype == jnp.uint8
     assert int(first.max()) < config.levels
@@ -220,7 +221,7 @@ def test_shapes_dtypes_and_keys(name):
 def test_every_parameter_gets_a_gradient():
     for name in SMALL:
         model = make(name)
-        batch = {"image": images(model.config, 6), "label": labels(model.config, 6)}
+        batch = {"image": images(model.config, 9), "label": labels(model.config, 9)}
         gradient = jax.jit(jax.grad(lambda model, batch: model.loss(batch, jax.random.key(0))[0]))(model, batch)
         for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
             assert np.abs(leaf).max() > 0, (name, jax.tree_util.keystr(path))
@@ -312,7 +313,7 @@ def test_the_loss_weighs_the_divergence_and_the_reported_bound_does_not(estimato
     """beta and free bits by their formula, from the bound and the closed-form KL; the metric is the bound whatever they are."""
     base = VAEConfig((4, 4, 1), 3, latent=2, hidden=(5,), estimator=estimator, samples=400)
     batch, key, size = {"image": images(base, 3)}, jax.random.key(1), 16 * np.log(2)
-    model = jax.jit(lambda: VAE(base, rngs=nnx.Rngs(0)))()
+    model = with_weights(base)
 
     def numbers(**fields):
         one = jax.eval_shape(lambda: VAE(dataclasses.replace(base, **fields), rngs=nnx.Rngs(0)))
@@ -331,7 +332,7 @@ def test_the_loss_weighs_the_divergence_and_the_reported_bound_does_not(estimato
 
 def test_many_samples_average_the_estimates_of_one():
     base = VAEConfig((4, 4, 1), 3, latent=2, hidden=(5,), estimator="A")
-    model = jax.jit(lambda: VAE(base, rngs=nnx.Rngs(0)))()
+    model = with_weights(base)
     many = jax.eval_shape(lambda: VAE(dataclasses.replace(base, samples=3), rngs=nnx.Rngs(0)))
     many = nnx.merge(nnx.split(many)[0], nnx.split(model)[1])
     batch, key = {"image": images(base, 2)}, jax.random.key(1)
