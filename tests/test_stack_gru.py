@@ -163,7 +163,7 @@ def test_a_counting_language_is_learnt_and_goes_on_beyond_its_lengths(counting):
     stack = StackGRUConfig(25, 3, ("a", "b"), width=10, stack_width=1, stack_depth=14)
     for config in (stack, counting.plain_of_as_many(stack)):
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer count
-            (model,), _ = counting.trained(config, jnp.asarray(tokens[:6, :13]), 0.3, seeds=(0,), steps=600)
+            (model,), _ = counting.trained(config, jnp.asarray(tokens[:6, :13]), 0.3, seeds=(0,), steps=1000)
         found = counting.right(model, tokens)
         likeliest = model.sample(jax.random.key(0), 12, known=(tokens, given), top_k=1)
         if config is stack:
