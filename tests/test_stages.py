@@ -122,8 +122,8 @@ def run(tmp_path_factory):
 def test_the_parts_are_trained_in_order_and_the_whole_holds_their_weights(run):
     codes = jaxgen.load(run / "codes")
     assert isinstance(codes, VAE) and codes.config == CODES and (run / "codes" / "curve.png").read_bytes()
-    trained = arrays(run / "codes", [VAEConfig], which="best")
-    assert any((np.asarray(leaf) != trained[jax.tree_util.keystr(path)]).any() for path, leaf in jax.tree_util.tree_leaves_with_path(drawn()))
+    before, trained = jax.tree_util.tree_leaves_with_path(drawn()), arrays(run / "codes", [VAEConfig], which="best")
+    assert any((np.asarray(leaf) != trained[jax.tree_util.keystr(path)]).any() for path, leaf in before)
     for step in checkpoint.list_metrics(run):  # frozen: the averaged weights of the stage, bit for bit, whatever the step
         whole = arrays(run, [PriorConfig], step)
         part = {name.removeprefix("['codes']"): array for name, array in whole.items() if name.startswith("['codes']")}
