@@ -16,8 +16,8 @@ from jaxgen.data import DataConfig, features
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.experiment import Experiment
 from jaxgen.models import GatedPixelCNNConfig
-from jaxgen.sampling import METHODS
 from jaxgen.runs.report import ReportConfig
+from jaxgen.sampling import METHODS
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 SIZES = {"layers": 2, "width": 6, "input_kernel": 3, "head_width": 48}
