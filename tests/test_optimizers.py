@@ -25,11 +25,16 @@ GAN = GANConfig(image_shape=(2,), levels=0, latent=2, hidden=4, depth=1)
 
 def steps_of(optimizer, params, gradient, n: int):
     """The parameters after n steps with the gradient of a fixed function."""
-    state = optimizer.init(params)
-    for _ in range(n):
+
+    @jax.jit
+    def step(params, state):
         with jax.numpy_dtype_promotion("standard"):
             updates, state = optimizer.update(gradient(params), state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.jit(optimizer.init)(params)
+    for _ in range(n):
+        params, state = step(params, state)
     return params
 
 
