@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from compiling import virtual_devices
+from compiling import IN_A_PROCESS, virtual_devices
 from PIL import Image
 
 import jaxgen
@@ -259,7 +259,7 @@ def test_devices_and_a_missing_library_in_processes_of_their_own(tmp_path):
         ["train", "vae", "--train.fsdp=8", "--dry-run"],
         ["train", "vae", "--data.name=mnist", f"--data.data_dir={tmp_path}"],
     ]
-    program = f"import sys\nfrom jaxgen.__main__ import main\nsys.exit([main(words) for words in {words}] != [2, 0, 3])"
+    program = f"from jaxgen.__main__ import main\n{IN_A_PROCESS}\nsys.exit([main(words) for words in {words}] != [2, 0, 3])"
     environment = os.environ | virtual_devices(8)
     if find_spec("tensorflow"):
         pytest.skip("TensorFlow is installed, and TFDS would start a download")

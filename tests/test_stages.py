@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import virtual_devices
+from compiling import in_a_process, virtual_devices
 from flax import nnx
 
 import jaxgen
@@ -352,6 +352,7 @@ def test_a_part_is_laid_over_the_devices_that_split_the_whole(run, tmp_path):
 
 
 if __name__ == "__main__":  # the training of the last test, on two devices
+    in_a_process()
     codes, workdir = sys.argv[1:]
     options = TrainConfig(3, 16, eval_every=3, fsdp=2)
     sys.exit(experiment.train(dataclasses.replace(prior(workdir, first=Stage(start_from=codes)), train=options)))
