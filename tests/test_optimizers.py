@@ -25,16 +25,11 @@ GAN = GANConfig(image_shape=(2,), levels=0, latent=2, hidden=4, depth=1)
 
 def steps_of(optimizer, params, gradient, n: int):
     """The parameters after n steps with the gradient of a fixed function."""
-
-    @jax.jit
-    def step(params, state):
+    state = optimizer.init(params)
+    for _ in range(n):
         with jax.numpy_dtype_promotion("standard"):
             updates, state = optimizer.update(gradient(params), state, params)
-        return optax.apply_updates(params, updates), state
-
-    state = jax.jit(optimizer.init)(params)
-    for _ in range(n):
-        params, state = step(params, state)
+        params = optax.apply_updates(params, updates)
     return params
 
 
