@@ -26,6 +26,8 @@ DEFAULTS = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     # The lines of Python that an operation comes from are not written into programs: nobody reads them, and writing them takes time.
     "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
+    # numpy's matrices here have tens of rows; beside other processes, threads that wait for each other take ten times what they compute.
+    "OPENBLAS_NUM_THREADS": "1",
 }
 gc.disable()  # until all tests are collected
 os.environ.update(STRICT)
@@ -38,6 +40,7 @@ import jax  # noqa: E402  (after the environment)
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+from threadpoolctl import threadpool_limits  # noqa: E402
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", KEEP_FROM)
 share_context()
@@ -53,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Strict mode must be on even if a plugin imported jax before this file ran."""
     jax.config.update("jax_numpy_rank_promotion", STRICT["JAX_NUMPY_RANK_PROMOTION"])
     jax.config.update("jax_numpy_dtype_promotion", STRICT["JAX_NUMPY_DTYPE_PROMOTION"])
+    threadpool_limits(1, user_api="blas")  # as the variable above says, for a numpy that a plugin has imported before it was set
 
 
 MODELS = {path.stem for path in (ROOT / "jaxgen" / "models").glob("*.py")}

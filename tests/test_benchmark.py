@@ -140,7 +140,7 @@ def test_products_that_a_better_program_would_not_need_are_not_counted(config, g
 def test_the_report_has_every_field(tmp_path, capsys, cores, monkeypatch):
     monkeypatch.setattr(benchmark, "PEAK_SIZES", {"cpu": (32,)})
     options = parsed("--batches", "1", "2", "--repetitions", "2", "--train_batch", "2", "--out", str(tmp_path / "new" / "bench.json"))
-    assert benchmark.run(options, build(TINY), benchmark.pin(options.cores)) == 0
+    assert benchmark.run(options, with_weights(TINY), benchmark.pin(options.cores)) == 0
     report = json.loads((tmp_path / "new" / "bench.json").read_text())
     assert report["command"].startswith("jaxgen bench --batches 1 2") and report["cores"] == 1 and report["platform"] == "cpu"
     assert {"date", "commit", "device", "devices", "second"} <= set(report) and {"jax", "jaxlib", "flax", "python"} <= set(
@@ -165,7 +165,7 @@ def test_the_report_has_every_field(tmp_path, capsys, cores, monkeypatch):
 def test_a_slow_naive_sampler_is_extrapolated_and_says_so(monkeypatch):
     monkeypatch.setattr(benchmark, "PEAK_SIZES", {"cpu": (32,)})
     monkeypatch.setattr(benchmark, "NAIVE_SECONDS", 0.0)
-    row = benchmark.sampling(build(TINY), "naive", 2, benchmark.Peak("float32"), 1, 0)
+    row = benchmark.sampling(with_weights(TINY), "naive", 2, benchmark.Peak("float32"), 1, 0)
     assert row["extrapolated_from"] == benchmark.NAIVE_PASSES and row["positions"] == 12
     assert "extrapolated from 4 of 12 passes" in benchmark.line(row)
 
@@ -179,7 +179,7 @@ def test_the_fraction_of_the_peak_is_by_definition():
 
 def test_a_model_of_another_family_has_its_rows(monkeypatch):
     monkeypatch.setattr(benchmark, "PEAK_SIZES", {"cpu": (32,)})
-    model = build(VAEConfig(image_shape=(4, 4, 1), levels=2))
+    model = with_weights(VAEConfig(image_shape=(4, 4, 1), levels=2, hidden=(4,), latent=2))
     rows = list(benchmark.measure(model, (2,), 2, 1))
     assert [row["method"] for row in rows] == ["sample", "train", "train"] and all(row["fraction_of_peak"] > 0 for row in rows)
 
@@ -188,12 +188,12 @@ def test_every_sampler_of_a_flow_has_a_row_for_every_number_of_steps(monkeypatch
     """Products are counted for each: two passes for a step of two evaluations, and one pass in training."""
     monkeypatch.setattr(benchmark, "PEAK_SIZES", {"cpu": (32,)})
     monkeypatch.setattr(benchmark, "METHODS", ("ddim", "midpoint"))
-    model = build(FlowMatchingConfig((2,), 0, network="mlp", mlp=MLPDenoiserConfig(4, 1), sample_steps=2))
-    rows = list(benchmark.measure(model, (2,), 2, 1, steps=(1, 3)))
+    model = with_weights(FlowMatchingConfig((2,), 0, network="mlp", mlp=MLPDenoiserConfig(4, 1), sample_steps=2))
+    rows = list(benchmark.measure(model, (2,), 1, 1, steps=(1, 3)))
     samplers = [("ddim", 1), ("midpoint", 1), ("ddim", 3), ("midpoint", 3)]
-    assert [(row["method"], row.get("steps")) for row in rows] == [("sample", None), *samplers, ("train", None), ("train", None)]
+    assert [(row["method"], row.get("steps")) for row in rows] == [("sample", None), *samplers, ("train", None)]
     one = rows[1]["gflops_per_image"]
-    np.testing.assert_allclose([row["gflops_per_image"] / one for row in rows[1:]], [1, 2, 3, 6, 3, 3], rtol=1e-6)
+    np.testing.assert_allclose([row["gflops_per_image"] / one for row in rows[1:]], [1, 2, 3, 6, 3], rtol=1e-6)
     assert benchmark.line(rows[3]).endswith("  3 steps")
 
 
@@ -227,7 +227,7 @@ def test_counts_are_positive(words):
 
 def test_the_report_of_a_run_has_both_methods_and_their_ratio(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "PEAK_SIZES", {"cpu": (32,)})
-    benchmark.print_methods(build(TINY), batch=2)
+    benchmark.print_methods(with_weights(TINY), batch=2)
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 4 and "cached" in out[1] and "naive" in out[2]
     assert np.isfinite(float(out[3].removeprefix("cached / naive")))

@@ -28,7 +28,7 @@ from jaxgen.runs import checkpoint, directory, figures
 
 NAMES = ("big square", "circle", "круг")
 WORDS = ["train", "gated_pixelcnn", "--model.width=6", "--model.layers=1", "--model.head_width=8", "--data.name=./shapes"]
-SHORT = ["--train.steps=2", "--train.eval_every=2", "--train.batch_size=16", "--report.completions=8"]
+SHORT = ["--train.steps=2", "--train.eval_every=2", "--train.batch_size=16", "--report.completions=8", "--report.rulers=False"]
 
 
 def save(folder: Path, values: range, shape: tuple[int, int] = (2, 2)) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from compiling import virtual_devices
+from compiling import IN_A_PROCESS, virtual_devices
 from PIL import Image
 
 import jaxgen
@@ -22,6 +22,7 @@ from jaxgen.experiment import Experiment
 from jaxgen.models import MODELS, GANConfig, GatedPixelCNNConfig
 from jaxgen.processes import interruption
 from jaxgen.reports import drawing
+from jaxgen.runs import figures
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE_MODELS = [path for path in sorted((ROOT / "jaxgen").rglob("*.py")) if path.parent.name != "models"]
@@ -59,12 +60,16 @@ def folder(tmp_path_factory):
         np.savez("objects.npz", image=np.array([{}, {}], object))
         Path("text.npz").write_text("not an archive")
         Path("file").write_text("in the way")
+        short = [*SHORT, "--train.eval_every=4"]
         players = ["--optimizer.players", "generator", "1e-3", "discriminator", "2e-3"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(benchmark, "print_methods", None)  # nothing is timed unless it is asked for
             assert main([*GATED, "--data.name=my.npz", "--model.num_classes=3", *SHORT, "--workdir=gated"]) == 0
-            assert main(["train", "vae", "--model.num_classes=0", "--model.hidden=16", "--model.latent=2", *SHORT, "--workdir=vae"]) == 0
-            assert main(["train", "gan", "--data.name=ring", "--model.hidden=16", *players, *SHORT, "--workdir=gan"]) == 0
+            patch.setattr(figures, "curve", lambda *_: b"")  # one is enough: each takes tenths of a second
+            quiet = ["--report.samples=0", "--report.rulers=False"]
+            latent = ["--model.num_classes=0", "--model.hidden=16", "--model.latent=2"]
+            assert main(["train", "vae", *latent, *short, *quiet, "--workdir=vae"]) == 0
+            assert main(["train", "gan", "--data.name=ring", "--model.hidden=16", *players, *short, "--workdir=gan"]) == 0
     finally:
         os.chdir(here)
     return folder
@@ -141,7 +146,7 @@ ERRORS = [
     ("evaluate", 2, "RUN: wanted a run directory, got nothing"),
     ("evaluate nowhere", 4, "path: wanted a run directory with checkpoints, got nowhere; available steps: none; train first"),
     ("show file", 4, "path: wanted a run directory with checkpoints, got file; available steps: none; train first"),
-    ("evaluate vae --step 3", 4, "--step: wanted one of [2, 4], got 3"),
+    ("evaluate gated --step 3", 4, "--step: wanted one of [2, 4], got 3"),
     ("evaluate vae --stp 3", 2, f"--stp: {UNKNOWN}; did you mean --step?"),
     ("evaluate vae --step three", 2, "--step: wanted int or None, got 'three'; see --help"),
     ("evaluate vae --bound", 2, "--bound: wanted 'elbo' or 'importance', got nothing; see --help"),
@@ -254,7 +259,7 @@ def test_devices_and_a_missing_library_in_processes_of_their_own(tmp_path):
         ["train", "vae", "--train.fsdp=8", "--dry-run"],
         ["train", "vae", "--data.name=mnist", f"--data.data_dir={tmp_path}"],
     ]
-    program = f"import sys\nfrom jaxgen.__main__ import main\nsys.exit([main(words) for words in {words}] != [2, 0, 3])"
+    program = f"from jaxgen.__main__ import main\n{IN_A_PROCESS}\nsys.exit([main(words) for words in {words}] != [2, 0, 3])"
     environment = os.environ | virtual_devices(8)
     if find_spec("tensorflow"):
         pytest.skip("TensorFlow is installed, and TFDS would start a download")

@@ -19,6 +19,7 @@ from jaxgen import cli, config
 from jaxgen.experiment import Experiment
 from jaxgen.measures.metrics import METRICS
 from jaxgen.models import MODELS
+from jaxgen.runs import figures
 
 ROOT = Path(__file__).resolve().parent.parent
 # Parameters at full size and in laptop mode. A new script gets its line here.
@@ -199,17 +200,20 @@ def test_the_module_is_what_the_command_runs(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_a_report_holds_what_its_configuration_says(every, tmp_path, capsys):
+def test_a_report_holds_what_its_configuration_says(every, tmp_path, capsys, monkeypatch):
     """How many samples, at which validations, rulers or none, which metrics; everything else of the run is the same."""
+    monkeypatch.setattr(figures, "curve", lambda *_: b"")  # each takes tenths of a second
     laptop, run = script("vae_digits").laptop, tmp_path / "run"
-    words = ["--train.steps=5", "--train.eval_every=1", "--train.batch_size=8", f"--workdir={run}", f"--report.samples_every={every}"]
+    np.savez(tmp_path / "few.npz", image=np.random.default_rng(0).integers(0, 17, (100, 8, 8), np.uint8))
+    words = ["--train.steps=3", "--train.eval_every=1", "--train.batch_size=8", f"--workdir={run}", f"--report.samples_every={every}"]
+    words += [f"--data.name={tmp_path / 'few.npz'}", "--data.levels=17"]
     with pytest.raises(SystemExit) as end:
         metrics = [] if every == 1 else ["--report.metrics", "frechet_pixels"]
         cli.main(laptop, None, [*words, "--report.samples=3", f"--report.rulers={every == 1}", *metrics])
     out, err = capsys.readouterr()
     assert (end.value.code, err) == (0, "") and ("gaussian ruler" in out) == (every == 1)
     drawn = sorted(path.name for path in (run / "images").iterdir())
-    assert len(drawn) == (5 if every == 1 else 3) and drawn[-1].endswith("5.png")
+    assert len(drawn) == (3 if every == 1 else 2) and drawn[-1].endswith("3.png")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     measured = {name.removeprefix("validation_") for row in rows for name in row if name.startswith("validation_")}
     other = "nats" if every == 1 else "frechet_pixels"

@@ -31,8 +31,10 @@ APPLIES = {  # command -> the models of the table that it works on
     "neighbours": [name for name in ONE_EACH.values() if name not in ("classifier", "language_model", "stack_gru", "autoregression")],
     "classify": [*EXACT_OF_A_LABEL, "vae of a label", "vae_gan", "vqvae2", "latent_diffusion"],
 }
-# Nothing depends on which model draws the samples or has the likelihood, only on what they are of: `make thorough` has them all.
-REPEATED = {
+# Nothing depends on which model draws the samples or has the likelihood, only on what they are of: `make thorough` has them all. Nor on
+# which of the auto-encoders has the codes, only on whether they have a variance and what the model is given; test_latent.py has the others.
+SAME_CODES = {"vae", "implicit_autoencoder", "implicit_autoencoder by REINFORCE"}
+REPEATED = dict.fromkeys(("reconstruct", "interpolate", "traverse", "codemap"), SAME_CODES) | {
     "neighbours": {*APPLIES["neighbours"]} - {"gated_pixelcnn of a vector", "conditional_gan", "pix2pix", "nice", "gaussian of low rank"},
     "classify": {f"{entry.name} of a label" for entry in TABLE[2:]} | {"flow_matching of a label", "vae_gan"},
 }
@@ -87,7 +89,8 @@ def test_it_refuses_all_others_in_one_line_that_says_which_have_it(command, tmp_
 def run(tmp_path_factory):
     """A VAE of digits given the label, after a few steps."""
     folder = tmp_path_factory.mktemp("latent") / "run"
-    words = ["--model.hidden=16", "--model.latent=3", "--train.steps=30", "--train.eval_every=30", "--report.samples=0"]
+    words = ["--model.hidden=16", "--model.latent=3", "--train.steps=30", "--train.eval_every=30"]
+    words += ["--report.samples=0", "--report.rulers=False"]
     assert main(["train", "vae", *words, f"--workdir={folder}"]) == 0
     return folder
 

@@ -13,6 +13,7 @@ from jaxgen.__main__ import main
 from jaxgen.data import Dataset
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.models import VAEConfig
+from jaxgen.runs import figures
 
 TINY = VAEConfig((5, 4, 1), levels=2, hidden=(16,), latent=2)
 
@@ -28,13 +29,14 @@ def stripes(n: int) -> np.ndarray:
 def run(tmp_path_factory):
     """A run directory of a model that was trained on arrays, and the model."""
     folder = tmp_path_factory.mktemp("notebook") / "run"
-    return folder, jaxgen.train(TINY, Dataset.from_arrays(stripes(200)), steps=60, workdir=folder, learning_rate=0.01, eval_every=30)
+    return folder, jaxgen.train(TINY, Dataset.from_arrays(stripes(200)), steps=60, workdir=folder, learning_rate=0.01, eval_every=60)
 
 
 def test_three_lines_train_a_model_and_leave_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(figures, "curve", lambda *_: b"")  # each takes tenths of a second
     dataset = Dataset.from_arrays(stripes(200))
-    model = jaxgen.train(TINY, dataset, steps=60, learning_rate=0.01, eval_every=30)
+    model = jaxgen.train(TINY, dataset, steps=60, learning_rate=0.01, eval_every=60)
     assert np.asarray(model.sample(jax.random.key(0), 4)).shape == (4, 5, 4, 1)
     fresh = jaxgen.models.build(TINY)
     before, after = (jaxgen.evaluation.evaluate(one, dataset)["bits_per_dim_bound"] for one in (fresh, model))
@@ -61,10 +63,10 @@ def test_the_run_directory_takes_the_commands(run, capsys):
 def test_the_same_call_goes_on(run, capsys, monkeypatch):
     folder, _ = run
     data = Dataset.from_arrays(stripes(200))
-    jaxgen.train(TINY, data, steps=60, workdir=folder, learning_rate=0.01, eval_every=30)
+    jaxgen.train(TINY, data, steps=60, workdir=folder, learning_rate=0.01, eval_every=60)
     assert "is finished at step 60" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="data fingerprint sha256 changed"):
-        jaxgen.train(TINY, Dataset.from_arrays(1 - stripes(200)), steps=60, workdir=folder, learning_rate=0.01, eval_every=30)
+        jaxgen.train(TINY, Dataset.from_arrays(1 - stripes(200)), steps=60, workdir=folder, learning_rate=0.01, eval_every=60)
     for code, error in ((experiment.INTERRUPTED, KeyboardInterrupt), (experiment.PREEMPTED, SystemExit)):
         monkeypatch.setattr(experiment, "train", lambda *_, code=code, **__: code)
         with pytest.raises(error):

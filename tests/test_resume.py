@@ -16,7 +16,7 @@ import pytest
 import tiny_runs
 from etils import epath
 from flax import nnx
-from tiny_runs import MODEL, complete, rows, same_headline, same_model, saved, train, write_images
+from tiny_runs import SMALLER, complete, rows, same_headline, same_model, saved, train, write_images
 
 from jaxgen import cli, data, evaluation, experiment, sharding, training
 from jaxgen.data import DataConfig, tfds
@@ -185,7 +185,7 @@ def test_a_step_to_go_back_to_must_be_there_and_intact(copy, thirty, tmp_path, c
 
 
 def test_the_command_line_takes_the_step_to_go_back_to():
-    run = Experiment(GatedPixelCNNConfig(**MODEL))
+    run = Experiment(GatedPixelCNNConfig(**SMALLER))
     for words in (["--from-step", "20"], ["--from-step=20"], ["--from_step", "20"]):
         asked = cli.parse_train(run, ["--train.steps", "50", *words, "--train.seed=3"], "", "", tuple(cli.FLAGS))
         assert (asked.from_step, asked.experiment.train.steps, asked.experiment.train.seed) == (20, 50, 3)
@@ -243,7 +243,7 @@ def test_a_loss_that_stays_finite_and_is_ruined_is_warned_of(copy, capsys):
     (warning,) = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
     worse = r"warning: bits_per_dim is \d+\.\d+: worse than 4.0875, where all 17 values are equally likely"
     assert re.fullmatch(worse, warning)
-    experiment.finish(Experiment(GatedPixelCNNConfig(**MODEL), DataConfig(**tiny_runs.DATA), workdir=str(copy), report=QUIET))
+    experiment.finish(Experiment(GatedPixelCNNConfig(**SMALLER), DataConfig(**tiny_runs.DATA), workdir=str(copy), report=QUIET))
     out = capsys.readouterr().out
     best = min(metrics["bits_per_dim"] for metrics in checkpoint.list_metrics(copy).values())
     far = rf"warning: bits_per_dim is \d+\.\d+: far from the best so far, {best:.6g} at step \d+; --from-step \d+ goes back to it"
@@ -262,7 +262,7 @@ def test_rows_of_metrics_carry_the_rate_the_speed_and_the_seconds(thirty):
 
 def test_validation_is_of_the_averaged_model_and_draws_from_fixed_noise(monkeypatch, unchecked):
     """And a number that is not finite, such as the standard error of a single image, is in no row and in no checkpoint."""
-    model, seen = build(GatedPixelCNNConfig(**MODEL)), defaultdict(list)
+    model, seen = build(GatedPixelCNNConfig(**SMALLER)), defaultdict(list)
     average = jax.tree.map(lambda leaf: leaf + 1, nnx.state(model, nnx.Param))
     state = training.TrainState(jnp.int32(10), model, (), average)
 
@@ -355,7 +355,7 @@ def test_a_damaged_record_met_while_training_ends_with_3_its_set_and_its_row(thi
     row = int(part._order(np.arange(32 * 4, 32 * 5), 0)[3])  # of the fifth batch
     source = tfds.DiskSource(Torn(np.asarray(part.images), row), None, "digits/train", "1.0.0", (8, 8, 1), 17, 0)
     options = TrainConfig(**tiny_runs.TRAIN, steps=30)
-    run = Experiment(GatedPixelCNNConfig(**MODEL), DataConfig("digits"), train=options, workdir=str(tmp_path))
+    run = Experiment(GatedPixelCNNConfig(**SMALLER), DataConfig("digits"), train=options, workdir=str(tmp_path))
     assert cli.guarded(lambda _: experiment.train(run, sets=(data.Dataset(source, "digits", "train"), part)), []) == 3
     line = capsys.readouterr().err
     assert line.startswith(f"jaxgen: digits/train rows {row}: wanted readable examples, got RuntimeError: chunk data hash mismatch; ")

@@ -13,11 +13,19 @@ from jaxgen.__main__ import main
 from jaxgen.data.features import Tokens
 from jaxgen.data.text import encode, number_words, tokenised
 from jaxgen.errors import DataError
+from jaxgen.runs import figures
 
 LINES = [f"{'ab' * (i % 4)}{'cde'[i % 3]}" for i in range(60)]  # at most 7 characters
 OTHERS = ["ba", "c", "abc", "bb", "a", "cab", "acb", "b", "ccc", "aa"] * 2  # without d and e, at most 3 characters
 RUN = Tokens(8, 6, tuple("abcde"))
 TRAIN = ["train", "language_model", "--model.width=4", "--train.batch_size=8", "--train.eval_every=2", "--workdir=run"]
+TRAIN += ["--report.samples=0", "--report.rulers=False"]
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """Each takes tenths of a second; the first run, which is made before this, has one."""
+    monkeypatch.setattr(figures, "curve", lambda *_: b"")
 
 
 def write(name: str, lines: list[str]) -> None:
@@ -129,7 +137,7 @@ def test_a_run_of_smiles_codes_and_decodes_by_its_symbols(there, capsys):
     write("m.smi", molecules)
     write("n.smi", [molecule.replace("Br", "[Br]") for molecule in molecules])
     train = ["train", "language_model", "--data.name=m.smi", "--data.tokenizer=smiles", "--model.network=transformer", "--model.width=8"]
-    assert main([*train, "--train.batch_size=8", "--train.steps=2", "--train.eval_every=2", "--workdir=smiles"]) == 0
+    assert main([*train, "--report.samples=0", "--train.batch_size=8", "--train.steps=2", "--train.eval_every=2", "--workdir=smiles"]) == 0
     model = jaxgen.load("smiles")
     assert model.config.symbols == ("(", ")", "Br", "C", "Cl", "[nH]") and model.config.length == 11
     assert main(["sample", "smiles", "--n=6", "--top_p=0.9"]) == 0

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import virtual_devices
+from compiling import in_a_process, virtual_devices
 from flax import nnx
 
 import jaxgen
@@ -39,6 +40,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "stages.md"
 FOLDER = tempfile.TemporaryDirectory()  # removed at exit
 Path(FOLDER.name, "my_prior.py").write_text(re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1])
 sys.path.insert(0, FOLDER.name)
+np.savez(f"{FOLDER.name}/few.npz", image=np.random.default_rng(0).integers(0, 17, (100, 8, 8)).astype(np.uint8))
+DATA = DataConfig(f"{FOLDER.name}/few.npz", levels=17)
 my_prior = importlib.import_module("my_prior")
 PriorConfig = my_prior.PriorConfig
 
@@ -73,13 +76,22 @@ class Wider(nnx.Module):
 
 
 QUIET = ReportConfig(samples=0, completions=0, rulers=False, time_samplers=False)
-FIRST = Stage(train=TrainConfig(steps=6, batch_size=16, eval_every=3, log_every=1), optimizer=OptimizerConfig(learning_rate=1e-2))
+FIRST = Stage(train=TrainConfig(steps=6, batch_size=16, eval_every=6, log_every=1), optimizer=OptimizerConfig(learning_rate=1e-2))
+
+OFTEN = dataclasses.replace(FIRST, train=dataclasses.replace(FIRST.train, eval_every=3))
 
 
-def prior(workdir, steps=6, first=FIRST, codes=CODES) -> Experiment:
+def prior(workdir, steps=6, first=FIRST, codes=CODES, every=6) -> Experiment:
     """The experiment of a prior with its codes as a stage."""
-    options = {"train": TrainConfig(steps, 16, eval_every=3, log_every=1), "report": QUIET, "stages": {"codes": first}}
-    return Experiment(PriorConfig(codes=codes), optimizer=OptimizerConfig(1e-2, frozen=("codes",)), workdir=str(workdir), **options)
+    options = {"train": TrainConfig(steps, 16, eval_every=every, log_every=1), "report": QUIET, "stages": {"codes": first}}
+    frozen = OptimizerConfig(1e-2, frozen=("codes",))
+    return Experiment(PriorConfig(codes=codes), DATA, optimizer=frozen, workdir=str(workdir), **options)
+
+
+@cache
+def drawn() -> dict:
+    """The weights of the codes before any training, in one program."""
+    return jax.device_get(jax.jit(lambda: nnx.state(VAE(CODES, rngs=nnx.Rngs(0))))())
 
 
 def arrays(run, models, step=None, which="latest") -> dict:
@@ -101,18 +113,17 @@ def no_curves(monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run of two stages."""
+    """A finished run of two stages, each with two checkpoints; the runs that are compared with it validate at their end only."""
     folder = tmp_path_factory.mktemp("stages") / "run"
-    assert experiment.train(prior(folder)) == 0
+    assert experiment.train(prior(folder, first=OFTEN, every=3)) == 0
     return folder
 
 
 def test_the_parts_are_trained_in_order_and_the_whole_holds_their_weights(run):
     codes = jaxgen.load(run / "codes")
     assert isinstance(codes, VAE) and codes.config == CODES and (run / "codes" / "curve.png").read_bytes()
-    drawn = nnx.state(VAE(CODES, rngs=nnx.Rngs(0)))
-    trained = arrays(run / "codes", [VAEConfig], which="best")
-    assert any((np.asarray(leaf) != trained[jax.tree_util.keystr(path)]).any() for path, leaf in jax.tree_util.tree_leaves_with_path(drawn))
+    before, trained = jax.tree_util.tree_leaves_with_path(drawn()), arrays(run / "codes", [VAEConfig], which="best")
+    assert any((np.asarray(leaf) != trained[jax.tree_util.keystr(path)]).any() for path, leaf in before)
     for step in checkpoint.list_metrics(run):  # frozen: the averaged weights of the stage, bit for bit, whatever the step
         whole = arrays(run, [PriorConfig], step)
         part = {name.removeprefix("['codes']"): array for name, array in whole.items() if name.startswith("['codes']")}
@@ -175,11 +186,11 @@ def test_a_part_starts_from_another_run(run, tmp_path):
 
 
 def test_the_whole_may_not_change_what_its_finished_stages_were(run):
-    changed = dataclasses.replace(FIRST, train=dataclasses.replace(FIRST.train, steps=7))
+    changed = dataclasses.replace(OFTEN, train=dataclasses.replace(OFTEN.train, steps=7))
     with pytest.raises(ConfigError, match=r"stages\.codes\.train\.steps changed from 6 to 7"):
-        experiment.train(prior(run, first=changed))
-    moved = dataclasses.replace(FIRST, start_from="elsewhere", train=dataclasses.replace(FIRST.train, log_every=5))
-    assert experiment.train(prior(run, first=moved)) == 0  # where it came from is information, and is not looked for
+        experiment.train(prior(run, first=changed, every=3))
+    moved = dataclasses.replace(OFTEN, start_from="elsewhere", train=dataclasses.replace(OFTEN.train, log_every=5))
+    assert experiment.train(prior(run, first=moved, every=3)) == 0  # where it came from is information, and is not looked for
 
 
 @pytest.mark.parametrize(
@@ -214,7 +225,7 @@ def test_stages_are_parts_of_the_model():
 def test_a_part_of_a_part_is_trained_first(tmp_path):
     quick = TrainConfig(2, 16, eval_every=2)
     first = Stage(train=quick, optimizer=OptimizerConfig(frozen=("codes",)), stages={"codes": Stage(train=quick)})
-    whole = Experiment(WiderConfig(), optimizer=OptimizerConfig(frozen=("prior",)), train=quick, workdir=str(tmp_path), report=QUIET)
+    whole = Experiment(WiderConfig(), DATA, optimizer=OptimizerConfig(frozen=("prior",)), train=quick, workdir=str(tmp_path), report=QUIET)
     assert experiment.train(dataclasses.replace(whole, stages={"prior": first})) == 0
     codes, inner, outer = (arrays(tmp_path / folder, [WiderConfig, PriorConfig], which="best") for folder in ("prior/codes", "prior", "."))
     assert same({f"['codes']{name}": array for name, array in codes.items()}, {n: a for n, a in inner.items() if n.startswith("['codes']")})
@@ -255,6 +266,7 @@ def test_a_configuration_class_that_names_its_stages_has_them_on_the_command_lin
     monkeypatch.setattr(cli, "MODELS", {Sized: my_prior.Prior})
     np.savez(tmp_path / "x.npz", image=np.random.default_rng(0).integers(0, 2, (60, 4, 4)).astype(np.uint8))
     words = [f"--data.name={tmp_path / 'x.npz'}", f"--workdir={tmp_path / 'run'}", "--train.steps=2", "--train.batch_size=16"]
+    words += ["--report.samples=0", "--report.rulers=False"]
     code = cli.command("train", ["my_prior", *words, "--stages.codes.train.steps=2", "--stages.codes.train.batch_size=16"])
     assert (code, capsys.readouterr().err) == (0, "")
     saved = checkpoint.read_config(tmp_path / "run")
@@ -295,8 +307,7 @@ def test_a_notebook_trains_the_stages_that_a_class_names(workdir, tmp_path, caps
     assert err == "" and re.findall("(?m)^stage (.*) of", out) == ["prior", "codes"]
     for name, whole in {"prior": model.prior, "codes": model.prior.codes}.items():  # trained, and frozen afterwards
         chex.assert_trees_all_equal(nnx.state(whole), seen[name])
-    fresh = nnx.state(VAE(CODES, rngs=nnx.Rngs(0)))
-    assert any((a != b).any() for a, b in zip(jax.tree.leaves(seen["codes"]), jax.tree.leaves(fresh), strict=True))
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(seen["codes"]), jax.tree.leaves(drawn()), strict=True))
     assert (np.asarray(model.offset[...]) != 1).any() and [path.name for path in tmp_path.iterdir()] == ([workdir] if workdir else [])
 
 
@@ -341,6 +352,7 @@ def test_a_part_is_laid_over_the_devices_that_split_the_whole(run, tmp_path):
 
 
 if __name__ == "__main__":  # the training of the last test, on two devices
+    in_a_process()
     codes, workdir = sys.argv[1:]
     options = TrainConfig(3, 16, eval_every=3, fsdp=2)
     sys.exit(experiment.train(dataclasses.replace(prior(workdir, first=Stage(start_from=codes)), train=options)))
