@@ -33,7 +33,7 @@ APPLIES = {  # command -> the models of the table that it works on
 }
 # Nothing depends on which model draws the samples or has the likelihood, only on what they are of: `make thorough` has them all. Nor on
 # which of the auto-encoders has the codes, only on whether they have a variance and what the model is given; test_latent.py has the others.
-SAME_CODES = {"vae", "implicit_autoencoder", "implicit_autoencoder by REINFORCE"}
+SAME_CODES = {"vae", "implicit_autoencoder"}
 REPEATED = dict.fromkeys(("reconstruct", "interpolate", "traverse", "codemap"), SAME_CODES) | {
     "neighbours": {*APPLIES["neighbours"]} - {"gated_pixelcnn of a vector", "conditional_gan", "pix2pix", "nice", "gaussian of low rank"},
     "classify": {f"{entry.name} of a label" for entry in TABLE[2:]} | {"flow_matching of a label", "vae_gan"},
