@@ -26,7 +26,7 @@ from jaxgen.sampling import METHODS
 from jaxgen.sharding import make_mesh
 from jaxgen.training import OptimizerConfig, init_state, make_optimizer, make_train_step
 
-SMALL = {"layers": 2, "width": 24, "heads": 2, "hidden": 16, "mixtures": 2, "encoder_layers": 1, "dropout": 0.0}
+SMALL = {"layers": 1, "width": 24, "heads": 2, "hidden": 16, "mixtures": 2, "encoder_layers": 1, "dropout": 0.0}
 
 
 def make(image_shape=(4, 5, 1), levels=4, **fields):
@@ -39,7 +39,7 @@ def _made(config):
 
 
 TWO_DIMENSIONS = {
-    "categorical": {"image_shape": (5, 4, 3), "block": (2, 3), "memory": (1, 2)},
+    "categorical": {"image_shape": (5, 4, 3), "block": (2, 3), "memory": (1, 2), "layers": 2},
     "mixture": {"image_shape": (4, 5, 3), "block": (3, 2), "memory": (2, 1), "head": "mixture"},
     "no memory": {"image_shape": (5, 5, 1), "block": (2, 2), "memory": (0, 0)},
 }
@@ -106,7 +106,7 @@ def test_all_methods_give_the_same_bits(case):
 @pytest.mark.parametrize("blocks", [{"block": ()}, {"block": (70,), "memory": (40,)}], ids=["full attention", "long blocks"])
 def test_attention_in_parts_and_a_growing_cache_are_the_same_model(blocks):
     """Enough places for several parts of the queries of a block, and of the cache."""
-    model, n = make((13, 11, 1), levels=2, layers=1, **{"memory": (), **blocks}), 3
+    model, n = make((13, 11, 1), levels=2, **{"memory": (), **blocks}), 3
     assert model.rooms == (() if blocks["block"] else (64, 128, 143)) and model.ends == ((70, 140, 143) if blocks["block"] else ())
     image = images_of(6, n, model.config)
     np.testing.assert_allclose(step_by_step(model, image), full_pass(model, image), atol=1e-5, rtol=0)
@@ -204,7 +204,7 @@ def test_upscaling_draws_the_same_bits_by_every_method():
 
 def test_the_small_image_says_something_about_the_large_one():
     """Four grey images, equally likely: 2 bits each without the small image, none with it; a wrong small image is believed."""
-    config = ImageTransformerConfig((4, 4, 1), 4, low_resolution=(1, 1, 1), **{**SMALL, "layers": 1})
+    config = ImageTransformerConfig((4, 4, 1), 4, low_resolution=(1, 1, 1), **SMALL)
     batch = {"image": jnp.broadcast_to(jnp.arange(4, dtype=jnp.uint8).repeat(4).reshape(16, 1, 1, 1), (16, 4, 4, 1))}
     optimizer, mesh = make_optimizer(OptimizerConfig(learning_rate=1e-2), steps=60), make_mesh()
     state, step = init_state(drawn(config), optimizer, mesh), make_train_step(optimizer, mesh)
@@ -218,7 +218,7 @@ def test_the_small_image_says_something_about_the_large_one():
 
 def test_jaxgen_upscale_shows_every_small_image_and_draws_from_it(monkeypatch, tmp_path):
     """2 x 2 to 8 x 8 on digits, through the command."""
-    model, dataset, written = make((8, 8, 1), levels=17, low_resolution=(2, 2, 1), layers=1), data.load("digits", "test"), []
+    model, dataset, written = make((8, 8, 1), levels=17, low_resolution=(2, 2, 1)), data.load("digits", "test"), []
     saved = Experiment(model.config, workdir=str(tmp_path))
     monkeypatch.setattr(run_commands, "_open", lambda options, models: (saved, model))
     monkeypatch.setattr(drawing, "write_grid", lambda *arguments: written.append(arguments))
@@ -237,7 +237,7 @@ def test_jaxgen_upscale_shows_every_small_image_and_draws_from_it(monkeypatch, t
 
 
 def test_jaxgen_upscale_needs_room_for_a_draw(monkeypatch, capsys):
-    model = make((8, 8, 1), levels=17, low_resolution=(2, 2, 1), layers=1)
+    model = make((8, 8, 1), levels=17, low_resolution=(2, 2, 1))
     monkeypatch.setattr(run_commands, "_open", lambda options, models: (None, model))
     assert cli.command("upscale", ["run", "--n=1"]) == 2
     assert capsys.readouterr().err == "jaxgen: --n: wanted 2 or more: a small image, and then draws from it, got 1\n"
