@@ -203,7 +203,7 @@ def test_probabilities_sum_to_one_and_draws_follow_them(entry, image_shape):
     probability = np.exp(np.asarray(log_prob(model, jax.device_put(all_images(image_shape)), np.ones(512, np.int32)), np.float64))
     assert probability.sum() == pytest.approx(1, abs=1e-5)
     assert np.ptp(np.log(probability)) > 1, "the table is too flat to tell samplers apart"
-    draws = 10_000
+    draws = 20_000
     image = np.asarray(model.sample(jax.random.key(0), draws, label=1)).reshape(draws, 9).astype(int)
     counts = np.bincount(image @ (1 << np.arange(9)[::-1]), minlength=512)
     rare = probability * draws < 5  # chi-square needs five expected draws in a cell: the rare ones share one
