@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from all_models import all_images
 from scipy.stats import chisquare
-from test_models import drawn, full_pass, images_of, log_prob, seen_inputs, step_by_step, with_noise
+from step_by_step import step_by_step
+from test_models import drawn, full_pass, images_of, log_prob, seen_inputs, with_noise
 
 from jaxgen import cli, data, run_commands, sampling
 from jaxgen.data.box_filter import box_filter

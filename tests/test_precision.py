@@ -10,7 +10,8 @@ from all_models import CONFIGS, batch_of, fresh, given_of, score, with_a, with_w
 from flax import nnx
 from model_table import TABLE
 from programs import equations
-from test_models import ALL, CASES, THOROUGH, every_model, full_pass, images_of, labels_of, log_prob, make, step_by_step
+from step_by_step import step_by_step
+from test_models import ALL, CASES, THOROUGH, every_model, full_pass, images_of, labels_of, log_prob, make
 
 from jaxgen.layers.convolutions import EXACT
 
