@@ -61,17 +61,17 @@ from jaxgen.models.vqvae2 import LowerPrior, TopPrior
 from jaxgen.training import OptimizerConfig, make_optimizer
 
 SHAPE, LEVELS = (4, 4, 1), 3
-CODES = VQVAE2CodesConfig((8, 8, 1), LEVELS, codes=5, code_width=3, width=4, blocks=1)
+CODES = VQVAE2CodesConfig((8, 8, 1), LEVELS, codes=5, code_width=3, width=4, blocks=0)  # its blocks are those of vqvae
 FLOW = {"density_steps": 2, "sample_steps": 2}
 BRIEF = {"steps": 4, "terms": 2, "sample_steps": 2}
 LATENT = {"terms": 2, "sample_steps": 2}
 COSINE = {"schedule": "cosine", "predicts": "v", "variances": "learned"}
 CONTINUOUS = {"schedule": "learned", "weights": "bound", "guidance": 1.0, "drop_label": 0.5}
-PRIORS = TopPrior(1, 6, 1, 2, 3), LowerPrior(1, 6, 3, 6, 4)
-SAME_WIDTHS = {  # so that what is computed without jit has the shapes of gated_pixelcnn, and of pixelsnail
-    "pixelcnn": {"width": 12, "head_width": 24},
-    "row_lstm": {"head_width": 24},
-    "diagonal_bilstm": {"head_width": 24},
+PRIORS = TopPrior(1, 6, 1, 2, 3), LowerPrior(1, 6, 3, 6, 5)
+SAME_WIDTHS = {  # so that what is computed without jit has the shapes of gated_pixelcnn, and of pixelsnail; all of its layers are alike
+    "pixelcnn": {"width": 12, "head_width": 24, "layers": 1},
+    "row_lstm": {"head_width": 24, "layers": 1},
+    "diagonal_bilstm": {"head_width": 24, "layers": 1},
     "pixelcnn_pp": {"width": 8},
 }
 SMALL = [(entry, SAME_WIDTHS.get(entry.name, {})) for entry in TABLE]
@@ -94,7 +94,7 @@ CONFIGS |= {
     "nvae": NVAEConfig(SHAPE, LEVELS, widths=(4,), groups=(2,), latent=2, expansion=1),
     "latent_diffusion": LatentDiffusionConfig(VAEConfig(SHAPE, LEVELS, 3, latent=3, hidden=(6, 5)), MLPDenoiserConfig(4, 1), **LATENT),
     "flow_matching of points": FlowMatchingConfig((2,), 0, network="mlp", mlp=MLPDenoiserConfig(4, 1), coupling="transport", **FLOW),
-    "flow_matching of a label": FlowMatchingConfig(SHAPE, LEVELS, 3, "dit", dit=DiTConfig(width=8, depth=1, heads=2), guidance=0.5, **FLOW),
+    "flow_matching of a label": FlowMatchingConfig(SHAPE, LEVELS, 3, "mlp", mlp=MLPDenoiserConfig(4, 1), guidance=0.5, **FLOW),
     "diffusion": DiffusionConfig(SHAPE, LEVELS, network="mlp", mlp=MLPDenoiserConfig(4, 1), **COSINE, **BRIEF),
     "diffusion of points": DiffusionConfig((2,), 0, network="mlp", mlp=MLPDenoiserConfig(4, 1), schedule="sohl_dickstein", **BRIEF),
     "diffusion of a label": DiffusionConfig(SHAPE, LEVELS, 3, "dit", dit=DiTConfig(width=8, depth=1, heads=2), **CONTINUOUS, **BRIEF),
@@ -122,6 +122,7 @@ CONFIGS |= {
     "autoregression": AutoregressionConfig(order=2, length=3),
 }
 CONFIGS["pixelcnn_pp of a label"] = replace(CONFIGS["pixelcnn_pp of a label"], resolutions=1)  # the other one has two
+CONFIGS["gated_pixelcnn of a label"] = replace(CONFIGS["gated_pixelcnn of a label"], layers=1)  # the others have two
 ONE_EACH = {type(config): name for name, config in CONFIGS.items()}  # of each model the last configuration, which is given most
 
 FLOAT32 = ["made", "made over orders", "flows, planar", "flows of images", "flows of a vector", "nice", "iaf", "ride", "realnvp"]
@@ -233,9 +234,3 @@ def all_images(image_shape) -> np.ndarray:
     """The 512 images of nine binary values."""
     bits = np.arange(512)[:, None] >> np.arange(9)[::-1] & 1
     return bits.reshape(512, *image_shape).astype(np.uint8)
-
-
-def spread(key, shape, dtype=jnp.float32):
-    """Numbers in -1..1 by the key: those of another key are others."""
-    first = jnp.float32(jax.random.key_data(key)[-1] % 1009)
-    return jnp.sin(first * (1 + jax.lax.iota(jnp.float32, int(np.prod(shape))))).reshape(shape).astype(dtype)

@@ -83,10 +83,10 @@ def test_the_form_in_fronts_equals_the_full_pass_at_every_position(entry, case):
 
 @every_model
 def test_bfloat16_in_fronts(entry):
-    exact, model = (make(entry, (4, 4, 3), dtype=dtype) for dtype in ("float32", "bfloat16"))
+    exact, model = (make(entry, **CASES["colour, labels"], dtype=dtype) for dtype in ("float32", "bfloat16"))
     model = nnx.merge(nnx.split(model)[0], nnx.state(exact))
-    image = images_of(19, 4, model.config)
-    full, rough = full_pass(exact, image), front_by_front(model, image)
+    image, label = images_of(19, 4, model.config), labels_of(4, model.config)
+    full, rough = full_pass(exact, image, label), front_by_front(model, image, label)
     assert rough.dtype == jnp.float32 and (rough != full).any(), "the compute dtype is not used"
     assert float(jnp.abs(rough - full).mean()) < 0.02 * float(full.std())
 
@@ -104,9 +104,9 @@ def drawn_by(form, model, key, label, known, temperature):
 def test_rows_and_fronts_draw_the_same_bits(entry, case):
     skip_unless_thorough(entry, dear="num_classes" not in case)
     model, n, key = make(entry, **case), 5, jax.random.key(10)
-    label, given = labels_of(n, model.config), images_of(8, n, model.config)
-    mask = jax.random.bernoulli(jax.random.key(9), 0.4, given.shape[:3])
-    for keep, temperature in [(jnp.zeros_like(mask), 1.0), (mask, 1.0), (~mask, 2.0)]:
+    label, given = labels_of(n, model.config), np.asarray(images_of(8, n, model.config))
+    mask = np.random.default_rng(9).random(given.shape[:3]) < 0.4
+    for keep, temperature in [(np.zeros_like(mask), 1.0), (mask, 1.0), (~mask, 2.0)]:
         arguments = model, key, label, (given, keep), jnp.float32(temperature)
         images = [np.asarray(drawn_by(form, *arguments)) for form in (sampling.by_rows, in_fronts)]
         np.testing.assert_array_equal(images[1], images[0])
@@ -116,14 +116,14 @@ def test_rows_and_fronts_draw_the_same_bits(entry, case):
 
 
 @every_model
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, entry, n):
-    model = make(entry, (3, 4, 1), num_classes=2)
+def test_groups_of_images_are_drawn_like_one_batch(monkeypatch, entry):
+    model, n = make(entry, (3, 4, 1), num_classes=2), 5
     label, known = labels_of(n, model.config), checks.check_known(None, n, (3, 4, 1), 4)
     together = drawn_by(in_fronts, model, jax.random.key(1), label, known, jnp.float32(1))
     monkeypatch.setattr(sampling, "CACHE_BYTES", 1)
     drawn_by.clear_cache()
-    assert sampling.group_size(n, model.init_fronts, label) == min(n, 2)
+    sizes = [sampling.group_size(m, model.init_fronts, labels_of(m, model.config)) for m in (1, 2, n)]
+    assert sizes == [1, 2, 2]  # up to two images are one group, and drawn by the same program
     np.testing.assert_array_equal(drawn_by(in_fronts, model, jax.random.key(1), label, known, jnp.float32(1)), together)
     drawn_by.clear_cache()
 

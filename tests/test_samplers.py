@@ -105,13 +105,14 @@ DISCRETE = schedules.of_betas(BETAS)
 
 def chain(denoise, x, key, log_variance):
     """x_{t-1} = c1 x0 + c2 x_t + sqrt(v) z (Ho et al. 2020, eq. 7), in float64, with the draws of `sample`; nothing is added at t = 1."""
-    bars, x = schedules.alpha_bars(BETAS), np.asarray(x, np.float64)
+    bars, x, estimate = schedules.alpha_bars(BETAS), np.asarray(x, np.float64), jax.jit(denoise)
+    noise = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.split(jax.random.fold_in(key, i), 3)[1], x.shape)))
+    noise = np.asarray(noise(np.arange(len(BETAS))))
     for i, t in enumerate(range(len(BETAS), 0, -1)):
         beta, bar, before = BETAS[t - 1], bars[t], bars[t - 1]
-        x0 = np.asarray(denoise(jnp.asarray(x, jnp.float32), jnp.float32(t / len(BETAS))), np.float64)
+        x0 = np.asarray(estimate(x.astype(np.float32), np.float32(t / len(BETAS))), np.float64)
         mean = np.sqrt(before) * beta / (1 - bar) * x0 + np.sqrt(1 - beta) * (1 - before) / (1 - bar) * x
-        z = np.asarray(jax.random.normal(jax.random.split(jax.random.fold_in(key, i), 3)[1], x.shape))
-        x = mean + (np.exp(0.5 * log_variance(beta, beta * (1 - before) / (1 - bar))) * z if t > 1 else 0)
+        x = mean + (np.exp(0.5 * log_variance(beta, beta * (1 - before) / (1 - bar))) * noise[i] if t > 1 else 0)
     return x
 
 

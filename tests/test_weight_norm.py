@@ -107,8 +107,8 @@ def test_the_norm_of_a_kernel_is_its_gain():
     np.testing.assert_allclose(scaled.layer().kernel, layer.layer().kernel, rtol=1e-5)
 
 
-def recorded(model, batch, monkeypatch) -> list:
-    """(scale, outputs before the label) of every weight-normalised layer in a pass over the batch."""
+def recorded(models, batch, monkeypatch) -> list:
+    """For each model (scale, outputs before the label) of every weight-normalised layer in a pass over the batch, by one program."""
     scales, call = [], WeightNorm.__call__
 
     def outputs_of(model):
@@ -125,8 +125,9 @@ def recorded(model, batch, monkeypatch) -> list:
             model.logits(batch["image"], batch["label"])
         return outputs
 
-    outputs = jax.jit(outputs_of)(model)
-    return [(scale, np.asarray(y)) for scale, y in zip(scales, outputs, strict=True)]
+    compiled = jax.jit(outputs_of)
+    outputs = [compiled(model) for model in models]
+    return [[(scale, np.asarray(y)) for scale, y in zip(scales, one, strict=True)] for one in outputs]
 
 
 def test_initialised_layers_have_mean_0_and_deviation_1_on_the_batch(monkeypatch):
@@ -135,7 +136,7 @@ def test_initialised_layers_have_mean_0_and_deviation_1_on_the_batch(monkeypatch
     rng = np.random.default_rng(0)
     batch = {"image": jnp.asarray(rng.integers(8, size=(16, 7, 5, 3)), jnp.uint8), "label": jnp.arange(16, dtype=jnp.int32) % 3}
     started = initialise(model, batch)
-    before, after = (recorded(m, batch, monkeypatch) for m in (model, started))
+    before, after = recorded((model, started), batch, monkeypatch)
     layers = sum(isinstance(node, WeightNorm) for _, node in nnx.iter_graph(model))
     assert len(after) == layers > 30 and sorted({scale for scale, _ in after}) == [0.1, 1.0]
     for scale, y in after:
@@ -157,7 +158,7 @@ def leaves(model) -> list:
     return [(path, leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))]
 
 
-@pytest.mark.parametrize("image_shape, resolutions", [((1, 9, 1), 2)], ids=str)
+@pytest.mark.parametrize("image_shape, resolutions", [((1, 9, 1), 1)], ids=str)
 def test_outputs_that_the_batch_does_not_move_keep_their_scale(image_shape, resolutions):
     """A single row, like a last resolution of 1 x 1, has maps of zeros: gains of 1 / sqrt(0) would explode."""
     config = PixelCNNPPConfig(image_shape=image_shape, levels=4, width=4, resnets=1, resolutions=resolutions, mixtures=2, dropout=0.0)
