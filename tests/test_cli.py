@@ -43,8 +43,7 @@ def run(capsys, words) -> tuple[int, str, str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Data files and three small runs: a class-conditional Gated PixelCNN, a VAE and a GAN, all by `jaxgen train`."""
-    folder, random = tmp_path_factory.mktemp("cli"), np.random.default_rng(0)
-    here = Path.cwd()
+    folder, random, here = tmp_path_factory.mktemp("cli"), np.random.default_rng(0), Path.cwd()
     os.chdir(folder)
     try:
         pixels = random.integers(0, 2, (80, 6, 5), np.uint8)
@@ -66,9 +65,8 @@ def folder(tmp_path_factory):
             patch.setattr(benchmark, "print_methods", None)  # nothing is timed unless it is asked for
             assert main([*GATED, "--data.name=my.npz", "--model.num_classes=3", *SHORT, "--workdir=gated"]) == 0
             patch.setattr(figures, "curve", lambda *_: b"")  # one is enough: each takes tenths of a second
-            quiet = ["--report.samples=0", "--report.rulers=False"]
-            latent = ["--model.num_classes=0", "--model.hidden=16", "--model.latent=2"]
-            assert main(["train", "vae", *latent, *short, *quiet, "--workdir=vae"]) == 0
+            vae = ["--model.num_classes=0", "--model.hidden=16", "--model.latent=2", "--report.samples=0", "--report.rulers=False"]
+            assert main(["train", "vae", *vae, *short, "--workdir=vae"]) == 0
             assert main(["train", "gan", "--data.name=ring", "--model.hidden=16", *players, *short, "--workdir=gan"]) == 0
     finally:
         os.chdir(here)
