@@ -34,9 +34,11 @@ AGAIN = {entry.name for entry in TABLE} - {"pixelcnn_pp"}
 GIVEN = [name for name in CONFIGS if THOROUGH or name not in AGAIN]
 # What a PixelCNN++ of two resolutions draws is in test_models.py, and that of a label, of one resolution, draws here.
 DRAWN = [name for name in with_a("sample") if THOROUGH or name != "pixelcnn_pp"]
-# These autoregressive models have the loss, the state and the step of gated_pixelcnn and pixelsnail, which stay: on eight devices their
-# step is compared, and their checkpoint read, with JAXGEN_THOROUGH=1.
+# These have the loss, the state and the step of models that stay: the autoregressive ones those of gated_pixelcnn and pixelsnail, vqvae2
+# those of its parts, with a frozen stage as latent_diffusion has one, and realnvp those of nice. On eight devices their step is compared,
+# and their checkpoint read, with JAXGEN_THOROUGH=1.
 LIKE_OTHERS = {f"{entry.name} of a label" for entry in TABLE} - {"gated_pixelcnn of a label", "pixelsnail of a label"}
+LIKE_OTHERS |= {"vqvae2", "realnvp"}
 ON_EIGHT = [name for name in ONE_EACH.values() if THOROUGH or name not in LIKE_OTHERS]
 
 
