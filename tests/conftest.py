@@ -126,6 +126,14 @@ def real_data():
 
 
 @pytest.fixture
+def no_curves(monkeypatch):
+    """Runs draw no curve of their losses: it takes tenths of a second, and few tests look at one."""
+    from jaxgen.runs import figures
+
+    monkeypatch.setattr(figures, "curve", lambda *_: b"")
+
+
+@pytest.fixture
 def unchecked(monkeypatch):
     """The package as its users have it: annotations are not checked, so that its own errors are seen."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

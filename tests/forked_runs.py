@@ -23,11 +23,11 @@ def train(words: Sequence[str], out: Path, err: Path, patch: Callable[[], None] 
     from compiling import in_a_process
 
     from jaxgen import __main__, cli
-    from jaxgen.runs import report
+    from jaxgen.runs import figures
 
     in_a_process()
     cli.finish = lambda experiment: None
-    report.Reporter.curve = lambda self: None
+    figures.curve = lambda *_: b""
     if patch is not None:
         patch()
     sys.argv = ["jaxgen", *words]

@@ -63,6 +63,7 @@ class Entry:
     full_sizes: tuple[tuple[dict, int], ...] = field(default=())  # (config, number of parameters)
     learning_rate: float = 0.1  # of the training step where there is one, and
     noise: float = 0.3  # on every weight: large values make a deep network of ReLUs too sharp for these tests
+    smaller: dict = field(default_factory=dict)  # sizes a third as dear to compile, where other tests have the small ones
 
     def make(self, image_shape, levels=4, num_classes=0, **sizes):
         """The config."""
@@ -246,6 +247,7 @@ TABLE = [
         whole_past={},
         edges=({"resolutions": 1}, {"resolutions": 3}),
         full_sizes=tuple((sizes, pixelcnn_pp_parameters(**sizes)) for sizes in PIXELCNN_PP_SIZES),
+        smaller={"resolutions": 1},
     ),
     Entry(
         "image_transformer",

@@ -52,7 +52,7 @@ def test_the_line_between_two_conditions():
 @pytest.mark.parametrize("entry", [entry for entry in TABLE if entry.name in ONE_OF_EACH], ids=lambda entry: entry.name)
 def test_weights_of_classes_mix_their_embeddings(entry):
     """One class with weight 1 is that class; between two classes every position's parameters lie between, and are neither's."""
-    model = drawn(entry.make((3, 4, 1), num_classes=3, **({"resolutions": 1} if entry.name == "pixelcnn_pp" else {})))
+    model = drawn(entry.make((3, 4, 1), num_classes=3, **entry.smaller))
     image = jnp.repeat(images_of(model, 1), 5, axis=0)
     logits = jax.jit(lambda model, image, label: model.logits(image, label))
     ends = np.asarray(logits(model, image, np.array([2, 2, 0, 0, 0], np.int32)))

@@ -19,7 +19,6 @@ from jaxgen import cli, config
 from jaxgen.experiment import Experiment
 from jaxgen.measures.metrics import METRICS
 from jaxgen.models import MODELS
-from jaxgen.runs import figures
 
 ROOT = Path(__file__).resolve().parent.parent
 # Parameters at full size and in laptop mode. A new script gets its line here.
@@ -200,9 +199,8 @@ def test_the_module_is_what_the_command_runs(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_a_report_holds_what_its_configuration_says(every, tmp_path, capsys, monkeypatch):
+def test_a_report_holds_what_its_configuration_says(every, tmp_path, capsys, no_curves):
     """How many samples, at which validations, rulers or none, which metrics; everything else of the run is the same."""
-    monkeypatch.setattr(figures, "curve", lambda *_: b"")  # each takes tenths of a second
     laptop, run = script("vae_digits").laptop, tmp_path / "run"
     np.savez(tmp_path / "few.npz", image=np.random.default_rng(0).integers(0, 17, (100, 8, 8), np.uint8))
     words = ["--train.steps=3", "--train.eval_every=1", "--train.batch_size=8", f"--workdir={run}", f"--report.samples_every={every}"]

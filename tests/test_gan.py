@@ -261,8 +261,7 @@ def test_a_label_is_refused():
         make("mlp").sample(jax.random.key(0), 2, label=jnp.zeros(2, jnp.int32))
 
 
-def test_a_restart_that_cannot_begin_deletes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(report.Reporter, "curve", lambda self: None)  # pictures are half of the time of such a run
+def test_a_restart_that_cannot_begin_deletes_nothing(tmp_path, no_curves):
     options = training.TrainConfig(steps=2, eval_every=2, batch_size=8)
     parts = {"train": options, "report": report.ReportConfig(samples=0, rulers=False)}
     run = Experiment(SMALL["points"], DataConfig("ring"), workdir=str(tmp_path), **parts)

@@ -18,7 +18,6 @@ from jaxgen.data.decoding import Reading, read_picture
 from jaxgen.data.pictures import read_pictures
 from jaxgen.errors import DataError
 from jaxgen.models import VAEConfig
-from jaxgen.runs import figures
 from jaxgen.runs.report import ReportConfig
 from jaxgen.training import TrainConfig
 
@@ -189,9 +188,8 @@ VAE += ["--report.rulers=False"]
 
 @pytest.mark.parametrize("validation", [None, 0])
 def test_without_a_test_part_the_run_says_so_and_reports_on_the_validation_split(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, validation: int | None
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], no_curves: None, validation: int | None
 ) -> None:
-    monkeypatch.setattr(figures, "curve", lambda *_: b"")  # each takes tenths of a second
     save(tmp_path / "data" / "train", 12)
     words = [*VAE, f"--data.name={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}", *["--data.validation=0"] * (validation == 0)]
     assert main(words) == 0

@@ -199,8 +199,7 @@ def test_the_label_reaches_every_output_and_leaves_the_order_alone(entry):
 @pytest.mark.parametrize("image_shape", [(3, 3, 1), (1, 3, 3)], ids=str)
 def test_probabilities_sum_to_one_and_draws_follow_them(entry, image_shape):
     skip_unless_thorough(entry, dear=image_shape == (1, 3, 3))
-    small = {"resolutions": 1} if entry.name == "pixelcnn_pp" and not ALL else {}  # a third of the time; other tests draw by two
-    model = make(entry, image_shape, levels=2, num_classes=2, **small)
+    model = make(entry, image_shape, levels=2, num_classes=2, **({} if ALL else entry.smaller))
     probability = np.exp(np.asarray(log_prob(model, jax.device_put(all_images(image_shape)), np.ones(512, np.int32)), np.float64))
     assert probability.sum() == pytest.approx(1, abs=1e-5)
     assert np.ptp(np.log(probability)) > 1, "the table is too flat to tell samplers apart"

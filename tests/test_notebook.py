@@ -13,7 +13,6 @@ from jaxgen.__main__ import main
 from jaxgen.data import Dataset
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.models import VAEConfig
-from jaxgen.runs import figures
 
 TINY = VAEConfig((5, 4, 1), levels=2, hidden=(16,), latent=2)
 
@@ -32,9 +31,8 @@ def run(tmp_path_factory):
     return folder, jaxgen.train(TINY, Dataset.from_arrays(stripes(200)), steps=60, workdir=folder, learning_rate=0.01, eval_every=60)
 
 
-def test_three_lines_train_a_model_and_leave_nothing(tmp_path, monkeypatch, capsys):
+def test_three_lines_train_a_model_and_leave_nothing(tmp_path, monkeypatch, capsys, no_curves):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(figures, "curve", lambda *_: b"")  # each takes tenths of a second
     dataset = Dataset.from_arrays(stripes(200))
     model = jaxgen.train(TINY, dataset, steps=60, learning_rate=0.01, eval_every=60)
     assert np.asarray(model.sample(jax.random.key(0), 4)).shape == (4, 5, 4, 1)

@@ -34,8 +34,7 @@ KINDS = [entry for entry in TABLE if ALL or entry.name in ("gated_pixelcnn", "pi
 
 @pytest.mark.parametrize("entry", KINDS, ids=lambda entry: entry.name)
 def test_cached_and_naive_give_the_same_bits_with_the_optimizer(entry):
-    small = {"resolutions": 1} if entry.name == "pixelcnn_pp" else {}  # a third of the time to compile
-    small |= {"layers": 1} if hasattr(entry.config, "layers") and not ALL else {}
+    small = entry.smaller | ({"layers": 1} if hasattr(entry.config, "layers") and not ALL else {})
     model, n = make(entry, SHAPE, levels=2, num_classes=2, **small), 3
     label, key = labels_of(n, model.config), jax.random.key(0)
     cached = drawn(lambda model: model.sample(key, n, label), model)

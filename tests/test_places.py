@@ -24,15 +24,12 @@ def image_model(name: str, **sizes):
     return with_noise(BY_NAME[name].make(**(COLOUR | sizes)), BY_NAME[name].noise)
 
 
-SMALLER = {"pixelcnn_pp": {"resolutions": 1}}  # the cached form of two resolutions is driven in test_models.py
-
-
 @partial(jax.jit, static_argnames="head")
 def log_prob(head, parameters, values):
     return head.log_prob(parameters, values)
 
 
-CASES = {name: lambda name=name: image_model(name, **SMALLER.get(name, {})) for name in BY_NAME}
+CASES = {name: lambda name=name: image_model(name, **BY_NAME[name].smaller) for name in BY_NAME}
 CASES |= {name: lambda name=name: model_of(name) for name in CONFIGS if name in ("gated_pixelcnn of a vector", "language_model")}
 CASES |= {"image_transformer that upscales whole pixels": lambda: image_model("image_transformer", **UPSCALES)}
 

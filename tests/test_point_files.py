@@ -12,7 +12,6 @@ from jaxgen.data import Dataset
 from jaxgen.data.features import ClassLabel, Points, Tokens, Vector
 from jaxgen.data.images import fraction, held_out, permutation
 from jaxgen.errors import ConfigError, DataError
-from jaxgen.runs import figures
 
 SPLITS = ("train", "validation", "test")
 POINTS = np.random.default_rng(0).normal(size=(40, 3)) * [1, 2, 5]
@@ -132,8 +131,7 @@ def test_floats_are_no_images_of_16_bits():
         Dataset.from_arrays(np.zeros((2, 1, 1)), levels=257)
 
 
-def test_a_gan_and_a_pca_are_trained_on_a_file_of_points(capsys, monkeypatch):
-    monkeypatch.setattr(figures, "curve", lambda *_: b"")  # each takes tenths of a second
+def test_a_gan_and_a_pca_are_trained_on_a_file_of_points(capsys, no_curves):
     np.savez("pts.npz", point=POINTS)
     assert main(["train", "gan", "--data.name=pts.npz", "--model.hidden=8", "--workdir=gan", *SHORT]) == 0
     words = ["--model.components=3", "--workdir=pca", "--train.batch_size=8", "--report.samples=0"]

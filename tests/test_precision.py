@@ -21,7 +21,7 @@ AXES = ("NHWC", "HWIO", "NHWC")
 
 @every_model
 def test_bfloat16_keeps_float32_parameters_and_likelihoods(entry):
-    small = {"resolutions": 1} if entry.name == "pixelcnn_pp" and not ALL else {}  # layers of the same kinds
+    small = {} if ALL else entry.smaller
     exact, model = (make(entry, **CASES["colour, labels"], **small, dtype=dtype) for dtype in ("float32", "bfloat16"))
     model = nnx.merge(nnx.split(model)[0], nnx.state(exact))
     image, label = images_of(19, 4, model.config), labels_of(4, model.config)

@@ -23,17 +23,12 @@ from jaxgen.data import DataConfig, tfds
 from jaxgen.errors import ConfigError
 from jaxgen.experiment import Experiment
 from jaxgen.models import Flow, FlowConfig, GatedPixelCNNConfig, build
-from jaxgen.runs import checkpoint, figures, manifest, storage
+from jaxgen.runs import checkpoint, manifest, storage
 from jaxgen.runs.report import ReportConfig
 from jaxgen.training import TrainConfig
 
 QUIET = ReportConfig(samples=0, completions=0, rulers=False, time_samplers=False)
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """The curve is drawn for the run that all tests share, which is made before this, and for no other: each takes tenths of a second."""
-    monkeypatch.setattr(figures, "curve", lambda *_: b"")
+pytestmark = pytest.mark.usefixtures("no_curves")  # but for the run that all share, which is made before it
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,13 @@ from jaxgen.__main__ import main
 from jaxgen.data.features import Tokens
 from jaxgen.data.text import encode, number_words, tokenised
 from jaxgen.errors import DataError
-from jaxgen.runs import figures
 
 LINES = [f"{'ab' * (i % 4)}{'cde'[i % 3]}" for i in range(60)]  # at most 7 characters
 OTHERS = ["ba", "c", "abc", "bb", "a", "cab", "acb", "b", "ccc", "aa"] * 2  # without d and e, at most 3 characters
 RUN = Tokens(8, 6, tuple("abcde"))
 TRAIN = ["train", "language_model", "--model.width=4", "--train.batch_size=8", "--train.eval_every=2", "--workdir=run"]
 TRAIN += ["--report.samples=0", "--report.rulers=False"]
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """Each takes tenths of a second; the first run, which is made before this, has one."""
-    monkeypatch.setattr(figures, "curve", lambda *_: b"")
+pytestmark = pytest.mark.usefixtures("no_curves")  # but for the run that all share, which is made before it
 
 
 def write(name: str, lines: list[str]) -> None:

@@ -11,16 +11,11 @@ from PIL import Image
 
 from jaxgen import data, run_commands
 from jaxgen.__main__ import main
-from jaxgen.runs import checkpoint, figures, manifest
+from jaxgen.runs import checkpoint, manifest
 
 PCA = ["train", "pca", "--train.batch_size=8", "--model.components=2", "--report.samples=0", "--report.rulers=False"]
 MAY_BE_KNOWN = "examples that are tested now may have been trained on"
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """Each takes tenths of a second, and none is looked at."""
-    monkeypatch.setattr(figures, "curve", lambda *_: b"")
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 def save(folder: Path, names) -> None:

@@ -28,13 +28,14 @@ from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.experiment import Experiment
 from jaxgen.models import VAE, VAEConfig
 from jaxgen.processes import interruption
-from jaxgen.runs import checkpoint, figures
+from jaxgen.runs import checkpoint
 from jaxgen.runs.report import ReportConfig
 from jaxgen.stages import Stage
 from jaxgen.training import OptimizerConfig, TrainConfig
 
 CODES = VAEConfig(hidden=(6,), latent=3)
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "stages.md"
+pytestmark = pytest.mark.usefixtures("no_curves")  # but for the run that all share, which is made before it
 
 
 FOLDER = tempfile.TemporaryDirectory()  # removed at exit
@@ -103,12 +104,6 @@ def arrays(run, models, step=None, which="latest") -> dict:
 def same(one: dict, other: dict) -> bool:
     """Whether all arrays have the same bits."""
     return one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """The curve is drawn for the run that all tests share, which is made before this, and for no other: each takes tenths of a second."""
-    monkeypatch.setattr(figures, "curve", lambda *_: b"")
 
 
 @pytest.fixture(scope="module")
