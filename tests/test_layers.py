@@ -257,3 +257,33 @@ def test_no_convolution_has_a_negative_padding(kernel, stride, transposed):
         x = jax.ShapeDtypeStruct((16, height, width, 2), jnp.float32)
         slope = jax.grad(lambda params, x: jnp.square(nnx.merge(graph, params)(x)).sum(), argnums=(0, 1))
         assert min(zeros for found in convolutions(slope, params, x) for pair in found["padding"] for zeros in pair) >= 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (2, 2, 8), (3, 3, 4, 7)])
+def test_first_weights_are_those_of_jax_and_flax_bit_for_bit(shape):
+    """Drawn outside of `jit` they are cut out of a longer draw; inside they are drawn as they are."""
+    key, rngs = jax.random.key(5), nnx.Rngs(2)
+    flax, tenth = nnx.initializers.lecun_normal(), lambda key, shape: 0.1 * jax.random.normal(key, shape)
+    for own, oracle in (
+        (lambda key: layers.draw(tenth, key, shape), lambda key: tenth(key, shape)),
+        (lambda key: layers.lecun_normal(key, shape), lambda key: flax(key, shape)),
+    ):
+        assert type(own(key)) is type(oracle(key)) and own(key).dtype == jnp.float32
+        np.testing.assert_array_equal(own(key), oracle(key))
+        np.testing.assert_array_equal(jax.jit(own)(key), jax.jit(oracle)(key))
+    of_rngs = jax.random.normal(nnx.Rngs(2).params(), shape) / np.sqrt(7)
+    np.testing.assert_array_equal(layers.normal(rngs, shape, 7)[...], of_rngs)
+
+
+@pytest.mark.parametrize(
+    "own, flax",
+    [
+        (lambda rngs: layers.Linear(3, 5, rngs), lambda rngs: nnx.Linear(3, 5, rngs=rngs)),
+        (lambda rngs: layers.Conv(3, 5, 3, rngs), lambda rngs: nnx.Conv(3, 5, (3, 3), rngs=rngs)),
+        (lambda rngs: layers.ConvTranspose(3, 5, 3, 2, rngs), lambda rngs: nnx.ConvTranspose(3, 5, (3, 3), (2, 2), rngs=rngs)),
+    ],
+    ids=["linear", "convolution", "transposed"],
+)
+def test_a_layer_of_flax_begins_with_the_weights_of_flax(own, flax):
+    for a, b in zip(*(jax.tree.leaves(nnx.state(make(nnx.Rngs(1)), nnx.Param)) for make in (own, flax)), strict=True):
+        np.testing.assert_array_equal(a, b)

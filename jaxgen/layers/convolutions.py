@@ -10,7 +10,8 @@ product gives W_j x[c] for all taps j, and these terms are added to partial sums
 its sum is needed: the number of products per step does not depend on the kernel size. The same is done for rows and for channel groups.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -61,9 +62,27 @@ def halves_mask(features_in: int, features_out: int, groups: int, kind: str) -> 
     return np.tile(group_mask(features_in, features_out, groups, kind), (1, 2))
 
 
+def draw(numbers: Callable[[PRNGKeyArray, tuple[int, ...]], Array], key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """numbers(key, shape), bit for bit, if the number at a place follows from the key and that place alone, as with `jax.random.normal`.
+
+    Outside of `jit` XLA compiles such a draw for every shape anew, and one with four axes takes it over a second. One program for each
+    power of two is enough: the first of its numbers are those of a shorter draw.
+    """
+    if isinstance(key, jax.core.Tracer):
+        return numbers(key, shape)
+    size = math.prod(shape)
+    return jax.device_put(np.asarray(numbers(key, (1 << max(size - 1, 0).bit_length(),)))[:size].reshape(shape))
+
+
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: float) -> nnx.Param:
     """A float32 parameter, drawn from a normal distribution with standard deviation 1 / sqrt(fan_in)."""
-    return nnx.Param(jax.random.normal(rngs.params(), shape, jnp.float32) / np.sqrt(fan_in))
+    return nnx.Param(draw(lambda key, shape: jax.random.normal(key, shape, jnp.float32) / np.sqrt(fan_in), rngs.params(), shape))
+
+
+def lecun_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Float[Array, "... E"]:
+    """Flax's first kernel, bit for bit: normal within two standard deviations, variance 1 / inputs of an output; E outputs."""
+    deviation = jnp.sqrt(jnp.array(1.0 / math.prod(shape[:-1]), dtype)) / jnp.array(0.87962566103423978, dtype)
+    return draw(lambda key, shape: jax.random.truncated_normal(key, -2, 2, shape, dtype) * deviation, key, shape)
 
 
 def zeros(shape: tuple[int, ...]) -> nnx.Param:
@@ -287,6 +306,13 @@ def _between_zeros(x: Float[Array, "B H W D"], kernel: Float[Array, "h w D E"], 
     return parts.reshape(batch, rows * spread, columns * spread, features)[:, : size[0], : size[1]]
 
 
+class Linear(nnx.Linear):
+    """Flax's linear layer with exact products."""
+
+    def __init__(self, features_in: int, features_out: int, rngs: nnx.Rngs, use_bias: bool = True):
+        super().__init__(features_in, features_out, use_bias=use_bias, precision=EXACT, kernel_init=lecun_normal, rngs=rngs)
+
+
 class Conv(nnx.Conv):
     """Flax's convolution of images, H x W to ceil(H / stride) x ceil(W / stride): the same parameters and first values, by `convolution`.
 
@@ -295,7 +321,7 @@ class Conv(nnx.Conv):
     """
 
     def __init__(self, features_in: int, features_out: int, kernel: int, rngs: nnx.Rngs, stride: int = 1):
-        super().__init__(features_in, features_out, (kernel, kernel), strides=(stride, stride), rngs=rngs)
+        super().__init__(features_in, features_out, (kernel, kernel), strides=(stride, stride), kernel_init=lecun_normal, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B R C E"]:
         """y, in the dtype of x."""
@@ -309,7 +335,7 @@ class ConvTranspose(nnx.ConvTranspose):
     """Flax's transposed convolution of images, H x W to stride H x stride W: the same parameters and first values, by `convolution`."""
 
     def __init__(self, features_in: int, features_out: int, kernel: int, stride: int, rngs: nnx.Rngs):
-        super().__init__(features_in, features_out, (kernel, kernel), strides=(stride, stride), rngs=rngs)
+        super().__init__(features_in, features_out, (kernel, kernel), strides=(stride, stride), kernel_init=lecun_normal, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B R C E"]:
         """y, in the dtype of x."""

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxgen.layers.convolutions import EXACT, Conv, ConvTranspose
+from jaxgen.layers.convolutions import Conv, ConvTranspose, Linear
 from jaxgen.layers.spectral import Spectral
 
 SLOPE = 0.2  # of the leaky ReLU (Radford et al. 2016)
@@ -53,7 +53,7 @@ def beside(x: Float[Array, "B ..."], given: Float[Array, "B L"], architecture: s
 
 def linear(inputs: int, outputs: int, rngs: nnx.Rngs, spectral: bool, use_bias: bool = True) -> nnx.Module:
     """Flax's linear layer, normalised if `spectral`."""
-    return normalised(nnx.Linear(inputs, outputs, use_bias=use_bias, precision=EXACT, rngs=rngs), spectral)
+    return normalised(Linear(inputs, outputs, rngs, use_bias), spectral)
 
 
 def normalised(layer: nnx.Module, spectral: bool) -> nnx.Module:
@@ -100,7 +100,7 @@ class ConvGenerator(nnx.Module):
 
     def __init__(self, inputs: int, config, rngs: nnx.Rngs):
         self.start, self.halvings = smallest(config), config.halvings
-        self.project = nnx.Linear(inputs, prod(self.start), precision=EXACT, rngs=rngs)
+        self.project = Linear(inputs, prod(self.start), rngs)
         for i, (a, b) in enumerate(pairwise([*conv_channels(config), config.image_shape[2]])):
             setattr(self, f"up{i + 1}", ConvTranspose(a, b, 4, 2, rngs))
 
@@ -172,7 +172,7 @@ class ResidualGenerator(nnx.Module):
 
     def __init__(self, inputs: int, config, rngs: nnx.Rngs):
         self.start = smallest(config)
-        self.project = nnx.Linear(inputs, prod(self.start), precision=EXACT, rngs=rngs)
+        self.project = Linear(inputs, prod(self.start), rngs)
         self.blocks = nnx.List([ResidualBlock(config.hidden, rngs) for _ in range(config.halvings)])
         self.out = Conv(config.hidden, config.image_shape[2], 3, rngs)
 

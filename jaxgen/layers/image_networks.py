@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxgen.distributions import Bernoulli, Categorical, pixel_head
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import EXACT, Conv, ConvTranspose, add_bias, dot
+from jaxgen.layers.convolutions import Conv, ConvTranspose, Linear, add_bias, dot
 from jaxgen.layers.logistic_mixture import DiscretizedLogistic
 
 
@@ -44,7 +44,7 @@ class MLP(nnx.Module):
     """Linear layers with silu between them; the last one gives float32."""
 
     def __init__(self, sizes: tuple[int, ...], rngs: nnx.Rngs):
-        self.layers = nnx.List([nnx.Linear(a, b, precision=EXACT, rngs=rngs) for a, b in pairwise(sizes)])
+        self.layers = nnx.List([Linear(a, b, rngs) for a, b in pairwise(sizes)])
 
     def __call__(self, x: Float[Array, "B I"]) -> Float[Array, "B O"]:
         for layer in list(self.layers)[:-1]:
@@ -70,7 +70,7 @@ class ConvDecoder(nnx.Module):
     def __init__(self, inputs: int, outputs: int, image_shape: tuple[int, int, int], hidden: tuple[int, int], rngs: nnx.Rngs):
         half, quarter = hidden
         self.start = (image_shape[0] // 4, image_shape[1] // 4, quarter)
-        self.project = nnx.Linear(inputs, prod(self.start), precision=EXACT, rngs=rngs)
+        self.project = Linear(inputs, prod(self.start), rngs)
         self.up1 = ConvTranspose(quarter, half, 4, 2, rngs)
         self.up2 = ConvTranspose(half, half, 4, 2, rngs)
         self.out = Conv(half, outputs, 3, rngs)

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxgen.layers.convolutions import EXACT, Conv, add_bias, dot, normal, shift, zeros
+from jaxgen.layers.convolutions import EXACT, Conv, Linear, add_bias, dot, normal, shift, zeros
 
 RESIDUAL = 0.1
 """Factor of the branch of a cell, which keeps the sum of many of them near the size of its first term."""
@@ -126,8 +126,8 @@ class SqueezeExcite(nnx.Module):
 
     def __init__(self, channels: int, rngs: nnx.Rngs):
         hidden = max(channels // 16, 4)
-        self.squeeze = nnx.Linear(channels, hidden, precision=EXACT, rngs=rngs)
-        self.excite = nnx.Linear(hidden, channels, precision=EXACT, rngs=rngs)
+        self.squeeze = Linear(channels, hidden, rngs)
+        self.excite = Linear(hidden, channels, rngs)
 
     def __call__(self, y: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         factor = jax.nn.sigmoid(self.excite(nnx.relu(self.squeeze(y.astype(jnp.float32).mean((1, 2))))))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxgen.layers.convolutions import add_bias, columns, convolution, dot, shift, zeros
+from jaxgen.layers.convolutions import add_bias, columns, convolution, dot, draw, shift, zeros
 
 CONSTANT = 1e-6
 """Variance below which an output counts as constant over a batch."""
@@ -109,9 +109,9 @@ class WeightNorm(nnx.Module):
     ):
         self.form, self.scale, self.exact = form, scale, exact
         shape = (*kernel, features_in, features_out)
-        # Drawn with one axis and reshaped: a draw with four axes takes five times as long to compile.
-        direction = jax.random.normal(rngs.params(), (math.prod(shape),), jnp.float32)
-        self.direction = nnx.Param(0.05 * direction.reshape(shape))
+        # Drawn with one axis and reshaped: inside of `jit` a draw with four axes takes five times as long to compile.
+        direction = draw(lambda key, shape: 0.05 * jax.random.normal(key, shape, jnp.float32), rngs.params(), (math.prod(shape),))
+        self.direction = nnx.Param(direction.reshape(shape))
         self.gain = nnx.Param(jnp.full((features_out,), scale, jnp.float32))
         self.bias = zeros((features_out,))
 

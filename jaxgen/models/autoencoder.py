@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt
 from jaxgen.checks import check_count, check_image_config, check_images, check_key, image_of
 from jaxgen.data.features import OfImages, smallest_unsigned
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import EXACT, add_bias, dot, zeros
+from jaxgen.layers.convolutions import Linear, add_bias, dot, zeros
 from jaxgen.layers.image_networks import MLP, ConvDecoder, ConvEncoder, check_hidden
 from jaxgen.statistics import Statistic
 
@@ -85,7 +85,7 @@ class Autoencoder(nnx.Module):
         else:
             height, width, channels = config.image_shape
             self.encoder = ConvEncoder(config.image_shape, config.hidden, rngs, config.dtype)
-            self.code = nnx.Linear(height // 4 * (width // 4) * config.hidden[1], config.latent, precision=EXACT, rngs=rngs)
+            self.code = Linear(height // 4 * (width // 4) * config.hidden[1], config.latent, rngs)
             self.decoder = ConvDecoder(config.latent, channels, config.image_shape, config.hidden, rngs)
         self.code_mean = nnx.BatchStat(jnp.zeros(config.latent))
         self.code_square = nnx.BatchStat(jnp.ones(config.latent))

@@ -23,7 +23,7 @@ from jaxgen.checks import check_images, check_label, image_of
 from jaxgen.config import check_types
 from jaxgen.data.features import ClassLabel, Feature, Image
 from jaxgen.errors import ConfigError, DataError
-from jaxgen.layers.convolutions import EXACT, Conv, dropout, scale_pixels
+from jaxgen.layers.convolutions import Conv, Linear, dropout, scale_pixels
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Classifier(nnx.Module):
         height, width, channels = config.image_shape
         if config.architecture == "mlp":
             sizes = pairwise((prod(config.image_shape), *config.hidden))
-            layers = [nnx.Linear(a, b, precision=EXACT, rngs=rngs) for a, b in sizes]
+            layers = [Linear(a, b, rngs) for a, b in sizes]
             size = config.hidden[-1]
         else:
             strides = [1] + [2] * (len(config.hidden) - 1)
@@ -82,7 +82,7 @@ class Classifier(nnx.Module):
             halvings = 2 ** (len(config.hidden) - 1)
             size = -(-height // halvings) * -(-width // halvings) * config.hidden[-1]
         self.hidden = nnx.List(layers)
-        self.logits = nnx.Linear(size, config.num_classes, precision=EXACT, rngs=rngs)
+        self.logits = Linear(size, config.num_classes, rngs)
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ from jaxgen.data.features import OfImages
 from jaxgen.distributions import bits_per_dim, gaussian_log_prob, gaussian_sample, pixel_head
 from jaxgen.errors import ConfigError
 from jaxgen.layers.bijections import planar
-from jaxgen.layers.convolutions import EXACT, dot, normal, scale_pixels
+from jaxgen.layers.convolutions import Linear, dot, normal, scale_pixels
 from jaxgen.layers.image_networks import MLP, check_hidden
 from jaxgen.layers.masked_dense import MaskedDense, unit_numbers
 from jaxgen.models.vae import importance_bound
@@ -94,7 +94,7 @@ class PlanarStep(nnx.Module):
 
     def __init__(self, config: IAFConfig, index: int, rngs: nnx.Rngs):
         del index
-        self.layer = nnx.Linear(config.hidden[-1], 2 * config.latent + 1, precision=EXACT, rngs=rngs)
+        self.layer = Linear(config.hidden[-1], 2 * config.latent + 1, rngs)
 
     def __call__(self, z: Float[Array, "B Z"], features: Float[Array, "B D"]) -> tuple[Float[Array, "B Z"], Float[Array, " B"]]:
         w, u, b = jnp.split(self.layer(features), [z.shape[1], 2 * z.shape[1]], axis=-1)
@@ -110,7 +110,7 @@ class IAF(nnx.Module):
     def __init__(self, config: IAFConfig, *, rngs: nnx.Rngs):
         self.config, self.head, size = config, pixel_head(config.levels), prod(config.image_shape)
         self.features = MLP((size, *config.hidden), rngs)
-        self.posterior = nnx.Linear(config.hidden[-1], 2 * config.latent, precision=EXACT, rngs=rngs)
+        self.posterior = Linear(config.hidden[-1], 2 * config.latent, rngs)
         self.decoder = MLP((config.latent, *reversed(config.hidden), size * self.head.size), rngs)
         maps = [STEPS[config.flow](config, t, rngs) for t in range(config.steps)] if config.flow != "none" else []
         self.flow = nnx.List(maps)

@@ -36,7 +36,7 @@ from jaxgen.checks import check_count, check_image_config, check_images, check_k
 from jaxgen.data.features import OfImages, smallest_unsigned
 from jaxgen.distributions import gaussian_log_prob
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import EXACT
+from jaxgen.layers.convolutions import Linear
 from jaxgen.layers.image_networks import MLP, ConvDecoder, ConvEncoder, check_hidden
 from jaxgen.statistics import Statistic
 
@@ -96,7 +96,7 @@ class ImplicitAutoencoder(nnx.Module):
             self.network = ConvDecoder(config.latent, channels, config.image_shape, config.hidden, rngs)
         else:
             self.network = ConvEncoder(config.image_shape, config.hidden, rngs, config.dtype)
-            self.code = nnx.Linear(height // 4 * (width // 4) * config.hidden[1], config.latent, precision=EXACT, rngs=rngs)
+            self.code = Linear(height // 4 * (width // 4) * config.hidden[1], config.latent, rngs)
         self.code_mean = nnx.BatchStat(jnp.zeros(config.latent))
         self.code_square = nnx.BatchStat(jnp.ones(config.latent))
         self.image_mean = nnx.BatchStat(jnp.full(config.image_shape, 0.5, jnp.float32))

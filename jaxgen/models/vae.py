@@ -37,7 +37,7 @@ from jaxgen.checks import check_count, check_image_config, check_images, check_k
 from jaxgen.data.features import OfImages, given_to
 from jaxgen.distributions import bits_per_dim, gaussian_kl, gaussian_log_prob, gaussian_sample
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import EXACT, embed, scale_pixels
+from jaxgen.layers.convolutions import Linear, embed, scale_pixels
 from jaxgen.layers.image_networks import MLP, ConvDecoder, ConvEncoder, check_hidden, likelihood_head
 
 LogDensity = Callable[[Float[Array, "B Z"]], Float[Array, " B"]]
@@ -106,7 +106,7 @@ class VAE(nnx.Module):
             self.features = ConvEncoder(config.image_shape, config.hidden, rngs, config.dtype)
             features = height // 4 * (width // 4) * config.hidden[1]
             self.decoder = ConvDecoder(config.latent + given, channels * parameters, config.image_shape, config.hidden, rngs)
-        self.posterior = nnx.Linear(features + given, 2 * config.latent, precision=EXACT, rngs=rngs)
+        self.posterior = Linear(features + given, 2 * config.latent, rngs)
 
     def encode(self, image: UInt[Array, "B H W C"], label=None, vector=None) -> tuple[Float[Array, "B Z"], Float[Array, "B Z"]]:
         """Mean and log variance of q(z | x), [B, Z] each."""

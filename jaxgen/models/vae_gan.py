@@ -29,7 +29,7 @@ from jaxgen.checks import image_of
 from jaxgen.data.features import given_to
 from jaxgen.distributions import gaussian_sample
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import EXACT, scale_pixels
+from jaxgen.layers.convolutions import Linear, scale_pixels
 from jaxgen.layers.image_networks import MLP, ConvEncoder
 from jaxgen.models.vae import VAE, VAEConfig
 
@@ -58,7 +58,7 @@ class VAEGAN(VAE):
         else:
             self.discriminator = ConvEncoder(config.image_shape, config.hidden, rngs, config.dtype)
             features = height // 4 * (width // 4) * config.hidden[1]
-        self.realness = nnx.Linear(features + config.num_classes + config.vector_size, 1, precision=EXACT, rngs=rngs)
+        self.realness = Linear(features + config.num_classes + config.vector_size, 1, rngs)
 
     def discriminate(self, x: Float[Array, "B H W C"], label=None, vector=None) -> Float[Array, " B"]:
         """D(x), the logit of "x is an image of the data"; x on the scale [-1, 1]."""

@@ -34,7 +34,7 @@ from jaxgen.checks import check_count, check_image_config, check_images, check_k
 from jaxgen.data.features import OfImages, smallest_unsigned
 from jaxgen.distributions import bits_per_dim
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import EXACT, Conv, ConvTranspose, scale_pixels
+from jaxgen.layers.convolutions import EXACT, Conv, ConvTranspose, draw, scale_pixels
 from jaxgen.layers.image_networks import likelihood_head, pad_below, whole_blocks
 from jaxgen.statistics import Statistic
 
@@ -136,7 +136,7 @@ class Codebook(nnx.Module):
 
     def __init__(self, codes: int, width: int, rngs: nnx.Rngs):
         self.count = nnx.BatchStat(jnp.ones(codes))
-        self.total = nnx.BatchStat(jax.random.normal(rngs.params(), (codes, width)))
+        self.total = nnx.BatchStat(draw(jax.random.normal, rngs.params(), (codes, width)))
 
     def begin(self, z: Float[Array, "*shape D"], key: PRNGKeyArray) -> None:
         """The codes become encodings z at random places."""
