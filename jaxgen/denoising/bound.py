@@ -37,7 +37,7 @@ from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from jaxgen.denoising.schedules import alpha_bars
-from jaxgen.distributions import gaussian_kl, gaussian_log_prob
+from jaxgen.distributions import gaussian_kl, gaussian_log_prob, standard_normal
 from jaxgen.errors import ConfigError
 
 Estimate = Callable[[Float[Array, "B ..."], Int[Array, " B"]], tuple[Float[Array, "B ..."], Float[Array, "..."]]]
@@ -121,7 +121,7 @@ def bound_of_steps(
     drawn: the steps of the diffusion terms, `all_steps`, or `drawn_steps`, of which the mean is the same. noise(key): the noise of a
     term; None: N(0, I).
     """
-    draw = noise or (lambda key: jax.random.normal(key, x0.shape, x0.dtype))
+    draw = noise or (lambda key: standard_normal(key, x0.shape, x0.dtype))
 
     def value(number, i):
         x = corrupt(steps, x0, draw(jax.random.fold_in(key, number)), i)
@@ -174,7 +174,7 @@ def bound_in_time(
 
     noise_hat(x_t, g_t): the estimate of the noise, g_t = g(t) of every row. g: -log SNR, rising with t.
     """
-    draw = noise or (lambda key: jax.random.normal(key, x0.shape, x0.dtype))
+    draw = noise or (lambda key: standard_normal(key, x0.shape, x0.dtype))
 
     def value(number, t):
         g_t, slope = jax.jvp(g, (t,), (jnp.ones_like(t),))

@@ -42,6 +42,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from jaxgen.checks import check_count, check_key, check_known, check_label
 from jaxgen.denoising.exact import Denoiser
 from jaxgen.denoising.schedules import Schedule, times_at
+from jaxgen.distributions import standard_normal
 from jaxgen.errors import ConfigError, did_you_mean
 
 Method = Literal["ancestral", "ddim", "euler", "heun", "midpoint", "multistep", "euler_maruyama"]
@@ -136,11 +137,11 @@ def sample(
         i, again, step = row
         keys = jax.random.split(jax.random.fold_in(key, i), 3)
         if mask is not None:
-            x = jnp.where(mask, step.alpha * known + step.sigma * jax.random.normal(keys[0], x.shape, x.dtype), x)
-        z = jnp.where(step.sigma_s > 0, jax.random.normal(keys[1], x.shape, x.dtype), 0)
+            x = jnp.where(mask, step.alpha * known + step.sigma * standard_normal(keys[0], x.shape, x.dtype), x)
+        z = jnp.where(step.sigma_s > 0, standard_normal(keys[1], x.shape, x.dtype), 0)
         x, before = _TAKE[method](estimate, schedule, x, step, z, before)
         if repeats > 1:
-            noisier = step.alpha / step.alpha_s * x + step.sigma * jnp.sqrt(step.r) * jax.random.normal(keys[2], x.shape, x.dtype)
+            noisier = step.alpha / step.alpha_s * x + step.sigma * jnp.sqrt(step.r) * standard_normal(keys[2], x.shape, x.dtype)
             x = jnp.where(again, noisier, x)
         return (x, before), x if path else None
 

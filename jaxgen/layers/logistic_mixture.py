@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
+from jaxgen.distributions import along_one_axis
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import scale_pixels
 
@@ -82,7 +83,7 @@ class DiscretizedLogistic:
 
     def noise(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
         """Standard logistic noise of this shape."""
-        return jax.random.logistic(key, shape)
+        return along_one_axis(jax.random.logistic, key, shape)
 
     def sample(self, parameters: Float[Array, "*shape 2"], noise: Float[Array, "*shape"], temperature=1.0) -> Int[Array, "*shape"]:
         """A level for each element; the temperature multiplies the scales."""
@@ -152,8 +153,8 @@ class DiscretizedLogisticMixture:
     def noise(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
         """Noise for pixels of this shape, [..., C]: K Gumbel variables, which choose the component, then C logistic ones: [..., K + C]."""
         choose, draw = jax.random.split(key)
-        gumbel = jax.random.gumbel(choose, (*shape[:-1], self.components))
-        return jnp.concatenate([gumbel, jax.random.logistic(draw, shape)], axis=-1)
+        gumbel = along_one_axis(jax.random.gumbel, choose, (*shape[:-1], self.components))
+        return jnp.concatenate([gumbel, along_one_axis(jax.random.logistic, draw, shape)], axis=-1)
 
     def sample(self, parameters: Float[Array, "*shape P"], noise: Float[Array, "*shape N"], temperature=1.0) -> Int[Array, "*shape C"]:
         """A draw of all channels: component k = argmax(logits + Gumbel noise), then x_c = m_c + s_c * logistic noise, rounded to a level.

@@ -55,7 +55,7 @@ from jaxgen.denoising.schedules import (
     uniform_times,
     variance_preserving,
 )
-from jaxgen.distributions import bits_per_dim
+from jaxgen.distributions import bits_per_dim, standard_normal
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import scale_pixels
 from jaxgen.layers.denoising_mlp import MLPDenoiserConfig
@@ -273,7 +273,7 @@ class Diffusion(nnx.Module):
     def _loss_of_steps(self, x0, times, key, given: dict) -> tuple[Array, dict]:
         config, (steps, _, _, weights) = self.config, tables(self.config)
         i = 1 + jnp.minimum((times * steps.count).astype(jnp.int32), steps.count - 1)
-        noise = jax.random.normal(key, x0.shape)
+        noise = standard_normal(key, x0.shape)
         x, alpha, sigma = bound.corrupt(steps, x0, noise, i), bound.at(steps.alpha, i, x0), bound.at(steps.sigma, i, x0)
         output, log_variance = self._outputs(x, i, **given)
         x0_hat = self._x0_hat(x, output, alpha, sigma)
@@ -310,12 +310,12 @@ def _sample(model: Diffusion, key: PRNGKeyArray, label, image, mask, *, n: int, 
         x0_hat, share = model._denoise(x, t, label, guidance)
         return (x0_hat, share) if options["variance"] == "learned" else x0_hat
 
-    noise = jax.random.normal(key_noise, (n, *config.image_shape))
+    noise = standard_normal(key_noise, (n, *config.image_shape))
     x = samplers.sample(denoise, schedule, noise, uniform_times(steps), key_path, **options)
     if model.log_ratio is not None:  # x is at t = 0, where there is a little noise still
         x = x / schedule.alpha(jnp.float32(0))
         if not model._discrete:
-            return x + jnp.exp(0.5 * model.log_ratio(jnp.float32(0))) * jax.random.normal(key_last, x.shape)
+            return x + jnp.exp(0.5 * model.log_ratio(jnp.float32(0))) * standard_normal(key_last, x.shape)
     if not model._discrete:
         return x
     levels = to_level(x, config.levels).astype(smallest_unsigned(config.levels))

@@ -38,6 +38,7 @@ from jaxgen.denoising import ode, samplers
 from jaxgen.denoising.bound import antithetic_times
 from jaxgen.denoising.schedules import Schedule, linear_path, quadratic_times, trigonometric_path, uniform_times
 from jaxgen.denoising.transport import nearest_noise
+from jaxgen.distributions import along_one_axis, standard_normal
 from jaxgen.errors import ConfigError
 from jaxgen.layers.denoising_mlp import MLPDenoiserConfig
 from jaxgen.layers.denoising_network import DenoisingNetwork, check_network
@@ -119,11 +120,11 @@ class FlowMatching(nnx.Module):
         key_level, key_noise, key_time, key_hidden, key_dropout = jax.random.split(key, 5)
         if self._discrete:
             x = check_images(x, config.image_shape, config.levels)
-            x = x.astype(jnp.float32) + jax.random.uniform(key_level, x.shape)
+            x = x.astype(jnp.float32) + along_one_axis(jax.random.uniform, key_level, x.shape)
         x0 = self._scale(x)
         label = check_label(given_to(config, batch).get("label"), config.num_classes, x0.shape[0])
         hidden = None if label is None else jax.random.bernoulli(key_hidden, config.drop_label, x0.shape[:1])
-        noise, t = jax.random.normal(key_noise, x0.shape), antithetic_times(key_time, x0.shape[0])
+        noise, t = standard_normal(key_noise, x0.shape), antithetic_times(key_time, x0.shape[0])
         if config.coupling == "transport":
             noise = nearest_noise(x0, noise)
         alpha_rate, sigma_rate = (rate.reshape(-1, *[1] * (x0.ndim - 1)) for rate in self.schedule.rates(t))
@@ -195,7 +196,7 @@ def _sample(model: FlowMatching, key: PRNGKeyArray, label, image, mask, *, n: in
     config, (key_noise, key_path) = model.config, jax.random.split(key)
     known = samplers.of_known(None if mask is None else model._scale(image.astype(jnp.float32) + 0.5), mask, method)
     times = uniform_times(steps, steps / (steps + 1) if method == "euler_maruyama" else 1.0)
-    noise = jax.random.normal(key_noise, (n, *config.image_shape))
+    noise = standard_normal(key_noise, (n, *config.image_shape))
     denoise = partial(model.denoise, label=label, guidance=guidance)
     x = samplers.sample(denoise, model.schedule, noise, times, key_path, method=method, **known)
     if not model._discrete:
