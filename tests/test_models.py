@@ -20,8 +20,9 @@ from scipy.stats import chisquare
 from step_by_step import step_by_step
 
 from jaxgen.errors import ConfigError
+from jaxgen.layers import convolutions, weight_norm
 from jaxgen.layers.convolutions import FEW_IMAGES
-from jaxgen.models import MODELS, count_parameters
+from jaxgen.models import MODELS, count_parameters, vqvae
 from jaxgen.sampling import METHODS
 from jaxgen.sharding import make_mesh
 from jaxgen.training import OptimizerConfig, init_state, make_optimizer, make_train_step
@@ -62,6 +63,8 @@ def drawn(config, seed: int | None = None):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.random, "normal", normal)
+        for module in (convolutions, vqvae, weight_norm):  # not cut out of longer draws
+            patch.setattr(module, "draw", lambda numbers, key, shape: numbers(key, shape))
         for name in ("zeros", "ones", "full"):
             patch.setattr(jnp, name, getattr(np, name))
         model = MODELS[type(config)](config, rngs=nnx.Rngs(seed or 0))
