@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 def along_one_axis(numbers: Callable[[PRNGKeyArray, tuple[int, ...]], Array], key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
     """numbers(key, shape) of a function such as `jax.random.normal`, bit for bit: the number at a place follows from the key and the place.
 
-    For a CPU, XLA compiles a draw with four axes in a second, and one along a single axis, reshaped, in a quarter of that.
+    For a CPU, XLA compiles a draw with four axes in about a second, and one along a single axis in a quarter of that.
     """
     return numbers(key, (math.prod(shape),)).reshape(shape)
 

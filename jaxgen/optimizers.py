@@ -62,7 +62,7 @@ class OptimizerConfig:
     players: tuple[tuple[str, float], ...] = ()
     name: Literal["adamw", "adam", "adamax", "lion", "sgd", "rmsprop", "adagrad"] = "adamw"  # of the optimizer in optax
     momentum: float = 0.0  # for sgd and rmsprop
-    betas: tuple[tuple[str, float, float], ...] = ()  # (player, b1, b2) of players with others than b1 and b2
+    betas: tuple[tuple[str, float, float], ...] = ()  # (player, b1, b2) of players with others than b1 and b2, as in generator 0.5 0.9
     every: tuple[tuple[str, int], ...] = ()  # (player, n) of a player that is updated at every n-th step only, as in generator 5
     # Submodules that are not trained, and have no moments: encoder, or decoder.layers.0 of those inside.
     frozen: tuple[str, ...] = ()

@@ -241,6 +241,18 @@ class TrainStep:
         return step
 
 
+def of_loss(found: Any) -> tuple[Array, dict[str, Array], Any]:
+    """Loss, metrics and statistics, as arrays, of what a model's `loss` returned; ConfigError unless it is what `make_train_step` says."""
+    wanted = "(loss, metrics) or (loss, metrics, statistics), with a dict of metrics"
+    if not isinstance(found, tuple) or len(found) not in (2, 3) or not isinstance(found[1], dict):
+        raise ConfigError("what the model's loss returns", wanted, type(found).__name__)
+    value, metrics, statistics = *jax.tree.map(jnp.asarray, found[:2]), found[2] if len(found) > 2 else {}
+    for name, number in {"the loss": value, **metrics}.items():
+        if jnp.shape(number) != ():
+            raise ConfigError(f"{name}, which the model's loss returns", "a single number", f"shape {list(jnp.shape(number))}")
+    return value, metrics, statistics
+
+
 @lru_cache(maxsize=4)  # a run with the numbers of one before it in the same process compiles nothing
 def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_decay: float = 0.999, accumulate: int = 1) -> TrainStep:
     """The compiled step of any model with `loss(batch, key) -> (scalar, metrics)` or `(scalar, metrics, statistics)`.
@@ -262,8 +274,8 @@ def make_train_step(optimizer: optax.GradientTransformation, mesh: Mesh, ema_dec
         graph, params, rest = nnx.split(state.model, nnx.Param, ...)
 
         def loss(params, batch, key):
-            value, metrics, *statistics = nnx.merge(graph, params, rest).loss(batch, key)
-            return value.astype(jnp.float32), (metrics, statistics[0] if statistics else {})
+            value, metrics, statistics = of_loss(nnx.merge(graph, params, rest).loss(batch, key))
+            return value.astype(jnp.float32), (metrics, statistics)
 
         gradients_of = accumulated(jax.value_and_grad(loss, has_aux=True), accumulate, mesh)
         (value, (metrics, statistics)), gradients = gradients_of(params, batch, key)

@@ -128,6 +128,13 @@ def test_gradients_reach_every_parameter_rows_are_independent_and_samples_are_of
     assert not weak, "an array whose type is that of a Python number: the second step would be compiled anew, for one of float32"
 
 
+PROGRAMS = []
+"""An entry for every program that has been compiled or looked for in the compilation cache."""
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: PROGRAMS.append(event) if event == "/jax/core/compile/backend_compile_duration" else None
+)
+
+
 def count_traces(monkeypatch, times: int) -> None:
     """From now on the functions that the samplers compile may be traced so many times each, and are compiled anew."""
     chex.clear_trace_counter()
@@ -146,7 +153,10 @@ def test_with_and_without_jit_the_numbers_agree_and_a_sampler_is_traced_once_a_s
     if name in with_a("sample"):
         priors = getattr(CONFIGS[name], "priors", ())  # each draws by the same function
         count_traces(monkeypatch, max(len(priors), 1))
-        drawn, _ = (model.sample(key, N, **given_of(CONFIGS[name], batch)) for key in (KEY, jax.random.key(8)))
+        drawn, other = (model.sample(key, N, **given_of(CONFIGS[name], batch)) for key in (KEY, jax.random.key(8)))
+        made = len(PROGRAMS)
+        jax.block_until_ready((model.sample(jax.random.key(9), N, **given_of(CONFIGS[name], batch)), other))
+        assert len(PROGRAMS) == made, "a further draw compiles a program"
         if isinstance(model, sampling.SequenceModel | autoregressive.AutoregressiveImages):
             with pytest.raises(AssertionError, match="_sample.* is traced > 1 times"):  # of another shape it must be traced again
                 model.sample(KEY, N + 1, **given_of(CONFIGS[name], batch_of(CONFIGS[name], N + 1)))

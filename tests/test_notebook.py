@@ -98,3 +98,13 @@ def test_what_is_wrong_is_one_line(unchecked):
         jaxgen.train(TINY, Dataset.from_arrays(stripes(8)[:, :, 1:]))
     with pytest.raises(ConfigError, match=r"^model: wanted a configuration of jaxgen.models, or one with a method build\(rngs\), got "):
         jaxgen.models.build(Dataset.from_arrays(stripes(8)))
+    with pytest.raises(ConfigError, match=r"^model: wanted a configuration, got the class VAEConfig; VAEConfig\(\) makes one"):
+        jaxgen.train(VAEConfig, Dataset.from_arrays(stripes(8)))
+
+
+def test_a_class_of_ones_own_with_the_name_of_one_of_the_library_is_refused_before_the_training(tmp_path):
+    """A file names the class, so the checkpoint could not be read again."""
+    own = type("VAEConfig", (VAEConfig,), {"build": lambda self, rngs: jaxgen.models.VAE(self, rngs=rngs)})
+    with pytest.raises(ConfigError, match="^model: wanted a class with another name than those of jaxgen.models, got VAEConfig"):
+        jaxgen.train(own((5, 4, 1), levels=2), Dataset.from_arrays(stripes(8)), workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -160,6 +160,46 @@ class Plain(Codebook):
         return *Line.loss(self, batch, key), {"mean": batch["x"].mean(0)}
 
 
+class Counted(Line):
+    """The weight and a metric are numbers of Python."""
+
+    def loss(self, batch, key):
+        value, metrics = super().loss(batch, key)
+        return value, {**metrics, "weight": len(batch["x"]), "third": 1 / 3}
+
+
+def test_metrics_may_be_numbers_of_python():
+    (one, step), (many, in_parts) = (start(Counted(), accumulate=accumulate) for accumulate in (1, 4))
+    (_, whole), (_, parts) = step(one, batches(1)[0], KEY), in_parts(many, batches(1)[0], KEY)
+    assert whole["weight"] == parts["weight"] == 8
+    np.testing.assert_allclose([parts[name] for name in ("loss", "third")], [whole["loss"], 1 / 3], rtol=1e-6)
+
+
+WRONG = {
+    "a loss alone": (lambda loss, x: loss, r"^what the model's loss returns: wanted \(loss, metrics\) or .*, got "),
+    "no metrics": (lambda loss, x: (loss, loss), r"^what the model's loss returns: wanted .* with a dict of metrics, got tuple"),
+    "a loss for every row": (
+        lambda loss, x: (loss + x[:, 0], {}),
+        r"^the loss, which the model's loss returns: wanted a single number, got shape \[8\]",
+    ),
+    "a metric for every row": (
+        lambda loss, x: (loss, {"each": x[:, 0]}),
+        r"^each, which the model's loss returns: wanted a single number, got shape \[8\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("returned, message", WRONG.values(), ids=WRONG)
+def test_a_loss_that_returns_something_else_is_one_line(returned, message):
+    class Wrong(Line):
+        def loss(self, batch, key):
+            return returned(super().loss(batch, key)[0], batch["x"])
+
+    state, step = start(Wrong())
+    with pytest.raises(ConfigError, match=message):
+        step(state, batches(1)[0], KEY)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_statistic_without_a_rule_is_one_line(accumulate):
     state, step = start(Plain(), accumulate=accumulate)

@@ -5,9 +5,9 @@
                 log c); untargeted: over all t, row by row the smallest                                       Szegedy et al. 2014
     deepfool    steps to the nearest decision boundary of the function made linear at the present image,
                 d += |f_j| / |w_j|^2 w_j,  f_j = z_j - z_y,  w_j = grad f_j,  j = argmin |f_j| / |w_j|         Moosavi-Dezfooli et al. 2016
-    cw_l2       minimise |d|^2 + c max(z_y - max_{j != y} z_j + kappa, 0) by Adam in w, x + d = (tanh w + 1) / 2 on the box, for several c:
-                less after a success, more after a failure; with z_t for max_j z_j towards a target t; untargeted: over all t, row by row
-                the smallest, their "best case"                                                               Carlini & Wagner 2017
+    cw_l2       minimise |d|^2 + c max(max_{j != t} z_j - z_t + kappa, 0) by Adam in w, x + d = (tanh w + 1) / 2 on the box, for several c:
+                less after a success, more after a failure; t is the target; untargeted: over all t, row by row the smallest, their
+                "best case"                                                                                   Carlini & Wagner 2017
 
 What the last three found is moved back towards x as far as it stays misclassified, by bisection on the segment. For a linear function the
 distance is known, min_j (z_y - z_j) / |w_y - w_j|_2, and they come within 1 % of it, lbfgs where the softmax is steep.

@@ -63,15 +63,19 @@ def halves_mask(features_in: int, features_out: int, groups: int, kind: str) -> 
 
 
 def draw(numbers: Callable[[PRNGKeyArray, tuple[int, ...]], Array], key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """numbers(key, shape), bit for bit, if the number at a place follows from the key and that place alone, as with `jax.random.normal`.
+    """numbers(key, shape) of a function such as `jax.random.normal`, bit for bit.
 
-    Outside of `jit` XLA compiles such a draw for every shape anew, and one with four axes takes it over a second. One program for each
-    power of two is enough: the first of its numbers are those of a shorter draw.
+    Outside of `jit` XLA compiles such a draw for every shape anew, and one with several axes takes it up to a second and more. By default
+    (`jax_threefry_partitionable`) the number at a place follows from the key and the place alone. So one program for each power of two is
+    enough: the first of its numbers are those of a shorter draw.
     """
-    if isinstance(key, jax.core.Tracer):
+    if isinstance(key, jax.core.Tracer) or not jax.config.jax_threefry_partitionable:
         return numbers(key, shape)
     size = math.prod(shape)
-    return jax.device_put(np.asarray(numbers(key, (1 << max(size - 1, 0).bit_length(),)))[:size].reshape(shape))
+    longer = numbers(key, (1 << max(size - 1, 0).bit_length(),))
+    if isinstance(longer, jax.core.Tracer):  # a key from outside of the function that is traced
+        return numbers(key, shape)
+    return jax.device_put(np.asarray(longer)[:size].reshape(shape))
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: float) -> nnx.Param:
@@ -80,7 +84,7 @@ def normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: float) -> nnx.Param:
 
 
 def lecun_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32) -> Float[Array, "... E"]:
-    """Flax's first kernel, bit for bit: normal within two standard deviations, variance 1 / inputs of an output; E outputs."""
+    """Flax's first kernel, bit for bit: normal numbers cut at two deviations, then scaled to variance 1 / inputs. E outputs."""
     deviation = jnp.sqrt(jnp.array(1.0 / math.prod(shape[:-1]), dtype)) / jnp.array(0.87962566103423978, dtype)
     return draw(lambda key, shape: jax.random.truncated_normal(key, -2, 2, shape, dtype) * deviation, key, shape)
 

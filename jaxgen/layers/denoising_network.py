@@ -36,7 +36,7 @@ def check_network(config) -> None:
     if len(config.image_shape) != 3 and config.network != "mlp":
         raise ConfigError("network", "mlp for points", config.network)
     if len(config.image_shape) != 3 and config.num_classes:
-        raise ConfigError("num_classes", "0 for points, which have no labels", config.num_classes)
+        raise ConfigError("num_classes", "0 for points: this model takes no label with them", config.num_classes)
     if config.network == "dit" and any(side % config.dit.patch for side in config.image_shape[:2]):
         raise ConfigError("dit.patch", f"a divisor of the sides {config.image_shape[:2]}", config.dit.patch)
 

@@ -109,7 +109,7 @@ class WeightNorm(nnx.Module):
     ):
         self.form, self.scale, self.exact = form, scale, exact
         shape = (*kernel, features_in, features_out)
-        # Drawn with one axis and reshaped: inside of `jit` a draw with four axes takes five times as long to compile.
+        # Drawn with one axis and reshaped: inside of `jit` a draw with four axes takes several times as long to compile.
         direction = draw(lambda key, shape: 0.05 * jax.random.normal(key, shape, jnp.float32), rngs.params(), (math.prod(shape),))
         self.direction = nnx.Param(direction.reshape(shape))
         self.gain = nnx.Param(jnp.full((features_out,), scale, jnp.float32))

@@ -87,13 +87,18 @@ MODELS = {
 def build(config, seed: int = 0):
     """The model of a configuration, with parameters drawn from `seed`: by MODELS, else by the configuration's method `build(rngs)`.
 
-    Raises ConfigError for a configuration that is not in MODELS and has no `build`.
+    Raises ConfigError for a configuration that is not in MODELS and has no `build`, a class in its place, and a class of one's own with the
+    name of one in MODELS: a checkpoint names the class, so it could not be read again.
     """
     rngs = nnx.Rngs(seed)
+    if isinstance(config, type):
+        raise ConfigError("model", "a configuration", f"the class {config.__name__}", f"{config.__name__}() makes one")
     if type(config) in MODELS:
         return MODELS[type(config)](config, rngs=rngs)
     if not hasattr(config, "build"):
         raise ConfigError("model", "a configuration of jaxgen.models, or one with a method build(rngs)", type(config).__name__)
+    if type(config).__name__ in [cls.__name__ for cls in MODELS]:
+        raise ConfigError("model", "a class with another name than those of jaxgen.models", type(config).__name__)
     return config.build(rngs)
 
 

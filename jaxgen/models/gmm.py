@@ -19,6 +19,7 @@ pi_k = 1/K. It runs in float64 on the host. Axes: B batch, N examples, D = H W C
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import log, pi, prod
 from typing import Any, ClassVar, Literal, NamedTuple, SupportsIndex
 
@@ -120,20 +121,7 @@ class GMM(nnx.Module):
     def sample(self, key: PRNGKeyArray, n: SupportsIndex) -> Num[Array, "n ..."]:
         """n points float32 [n, d], or n images [n, H, W, C]: draws of v, for images rounded down and clipped."""
         check_key(key)
-        n, (key_k, key_z) = check_count(n), jax.random.split(key)
-        chosen = jax.random.categorical(key_k, self.log_weights[...], shape=(n,))
-        z = jax.random.normal(key_z, (n, prod(self.config.image_shape)))
-
-        def add(v, inputs):
-            k, of_component = inputs
-            if self.config.covariance == "full":
-                y = jax.scipy.linalg.solve_triangular(of_component["whiten"], z.T, lower=True).T
-            else:
-                y = z * of_component["scale"][None]
-            return jnp.where((chosen == k)[:, None], of_component["means"][None] + y, v), None
-
-        v, _ = jax.lax.scan(add, jnp.zeros_like(z), (jnp.arange(self.config.components), self._components()))
-        return to_examples(v, self.config)
+        return _sample(self, key, n=check_count(n))
 
     def _components(self) -> dict[str, Array]:
         name = "whiten" if self.config.covariance == "full" else "scale"
@@ -230,3 +218,22 @@ def _whiten(covariance: Float64[np.ndarray, "D D"]) -> Float64[np.ndarray, "D D"
         return whitening(covariance)
     except np.linalg.LinAlgError:
         raise DataError("dataset", "components that vary in all directions", "a singular covariance", "choose a larger ridge") from None
+
+
+@partial(jax.jit, static_argnames="n")
+def _sample(model: GMM, key: PRNGKeyArray, *, n: int) -> Num[Array, "n ..."]:
+    """A program: without `jit` its loop would be compiled anew in every call."""
+    key_k, key_z = jax.random.split(key)
+    chosen = jax.random.categorical(key_k, model.log_weights[...], shape=(n,))
+    z = jax.random.normal(key_z, (n, prod(model.config.image_shape)))
+
+    def add(v, inputs):
+        k, of_component = inputs
+        if model.config.covariance == "full":
+            y = jax.scipy.linalg.solve_triangular(of_component["whiten"], z.T, lower=True).T
+        else:
+            y = z * of_component["scale"][None]
+        return jnp.where((chosen == k)[:, None], of_component["means"][None] + y, v), None
+
+    v, _ = jax.lax.scan(add, jnp.zeros_like(z), (jnp.arange(model.config.components), model._components()))
+    return to_examples(v, model.config)

@@ -29,6 +29,7 @@ no multiple of the coarsest pixel are padded with level 0 for the encoder, and c
 """
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import ClassVar, Literal, NamedTuple, SupportsIndex
 
@@ -281,15 +282,11 @@ class NVAE(nnx.Module):
     def sample(self, key: PRNGKeyArray, n: SupportsIndex, temperature=1.0) -> UInt[Array, "n H W C"]:
         """n images: z from the prior, whose scales are multiplied by the temperature, then every pixel from p(x | z)."""
         check_key(key)
-        temperature = check_temperature(temperature)
-        key_z, key_x = jax.random.split(key)
-        n = check_count(n)
-        parameters = self._top_down(n, key_z, temperature=temperature).parameters
-        return self.head.sample(parameters, self.head.noise(key_x, (n, *self.config.image_shape))).astype(self.head.dtype)
+        return _sample(self, key, check_temperature(temperature), n=check_count(n))
 
     def reconstruct(self, image: UInt[Array, "B H W C"]) -> UInt[Array, "B H W C"]:
         """`picture` of the z of `encode`."""
-        return self._best(self._top_down(image.shape[0], features=self._features(image)).parameters)
+        return _reconstruct(self, image)
 
     def picture(self, z: Float[Array, "B Z"]) -> UInt[Array, "B H W C"]:
         """For every pixel the most probable level under p(x | z); for the mixture the mean of its likeliest component."""
@@ -371,3 +368,18 @@ class NVAE(nnx.Module):
     def _log_likelihood(self, image: UInt[Array, "B H W C"], parameters: Float[Array, "B H W ..."]) -> Float[Array, " B"]:
         terms = self.head.log_prob(parameters, check_images(image, self.config.image_shape, self.config.levels))
         return terms.reshape(terms.shape[0], -1).sum(-1)
+
+
+# As programs: without `jit` the loops over the groups of a resolution would be compiled anew in every call.
+
+
+@partial(jax.jit, static_argnames="n")
+def _sample(model: NVAE, key: PRNGKeyArray, temperature, *, n: int) -> UInt[Array, "n H W C"]:
+    key_z, key_x = jax.random.split(key)
+    parameters = model._top_down(n, key_z, temperature=temperature).parameters
+    return model.head.sample(parameters, model.head.noise(key_x, (n, *model.config.image_shape))).astype(model.head.dtype)
+
+
+@jax.jit
+def _reconstruct(model: NVAE, image: UInt[Array, "B H W C"]) -> UInt[Array, "B H W C"]:
+    return model._best(model._top_down(image.shape[0], features=model._features(image)).parameters)
