@@ -19,7 +19,7 @@ from jaxgen.checks import interpolate
 from jaxgen.commands import OF_CODES, Attack, Bench, Complete, Evaluate, Quality, Sample, Show, Upscale
 from jaxgen.data import DataConfig, Dataset, class_names
 from jaxgen.data.arrays import NoSplit
-from jaxgen.data.features import Points, Tokens
+from jaxgen.data.features import Image, Points, Tokens
 from jaxgen.data.loading import NotThere
 from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.experiment import Experiment
@@ -106,6 +106,8 @@ def quality(options: Quality, models: Sequence[type] = ()) -> int:
         molecules.print_molecules(experiment, model, options, _reader(options, experiment))
         return 0
     if not own:
+        if not isinstance(feature, Image):
+            raise ConfigError("RUN", "a model that draws images, points or strings", type(model).__name__)
         if not options.features:
             raise ConfigError("--features", "the run of a classifier of such images", "nothing", "jaxgen train classifier makes one")
         try:

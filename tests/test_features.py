@@ -374,7 +374,7 @@ def test_jaxgen_quality_prints_what_the_functions_say(runs, capsys, monkeypatch)
         ("vae --features vae", 2, "--features: wanted the run of a classifier of images, got VAE"),
         ("vae --features narrow", 2, r"--features: wanted a classifier of images \[4, 4, 1\] of 2 levels, as the model draws, got .*"),
         ("vae --features two", 2, "--features: wanted a classifier of the model's 3 classes, got 2 classes"),
-        ("my --features my", 2, "RUN: wanted a model that draws images, got Classifier"),
+        ("my", 2, "RUN: wanted a model that draws images, points or strings, got Classifier"),
         ("vae --features my --layer hidden9", 2, "--layer: wanted one of hidden1, hidden2, logits, got hidden9"),
         ("vae --features my --k 0", 2, "--k: wanted a positive integer, got 0"),
         ("vae --features my --n 3", 3, "samples, real: wanted more than k = 3 samples, and as many real examples, got 3 and 3"),

@@ -206,9 +206,9 @@ def test_sigterm_during_start_up_leaves_at_once(undisturbed, start, tmp_path, wh
 
 @pytest.mark.parametrize("repeat", range(max(1, KILLS // 5)))
 def test_kill_in_every_family(repeat, tmp_path):
-    """A model of each of five, killed at a random moment between its first and its last checkpoint; in closed form inside its only save.
+    """One of each, killed at a random moment between its first and its last checkpoint; that in closed form inside its only save.
 
-    `make kill-test` takes nine more, one of them trained in two stages.
+    `make kill-test` takes seven models more, one of them trained in two stages.
     """
     calm, killed, random, before = tmp_path / "calm", tmp_path / "killed", np.random.default_rng(repeat), []
     undisturbed = family_runs.start(calm, [*family_runs.STEPPED, family_runs.CLOSED_FORM])

@@ -15,6 +15,7 @@ from jaxgen.checks import check_known
 from jaxgen.data import Dataset
 from jaxgen.data.features import ClassLabel, Image, Points, Tokens, Vector, given_to
 from jaxgen.errors import ConfigError, DataError
+from jaxgen.measures import scores
 from jaxgen.measures.metrics import METRICS, headline, score
 from jaxgen.models import DiagonalBiLSTMConfig, GatedPixelCNNConfig, PixelCNNConfig, RowLSTMConfig
 from jaxgen.reports import drawing
@@ -80,6 +81,10 @@ def test_classifiers_are_told_by_accuracy_and_log_loss():
     assert result["standard_error"] == pytest.approx(right.std(ddof=1) / np.sqrt(50))
     assert result["log_loss"] == pytest.approx(loss.mean(), rel=1e-5)
     assert result["log_loss_standard_error"] == pytest.approx(loss.std(ddof=1) / np.sqrt(50), rel=1e-4)
+    _, line = scores.lines("test", result, "image", None, {}, {})
+    assert line == f"  log_loss                  {loss.mean():.4f} +- {loss.std(ddof=1) / np.sqrt(50):.4f}"
+    _, line = scores.lines("test", result | {"log_loss_standard_error": np.nan}, "image", None, {}, {})
+    assert line == f"  log_loss                  {loss.mean():.4f}"
 
 
 class Sums(Slopes):

@@ -11,7 +11,7 @@ class Metric:
 
     examples: how many examples it needs; with fewer it is nan.
     far: a warning is given where a value is worse than the best of the run by more than far * |best| (for nats: far * max(|best|, 1));
-    None: no warning. printed: the format of its value in a report.
+    None: no warning. printed: the format of its value in a report on samples.
     """
 
     unit: str

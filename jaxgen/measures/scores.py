@@ -30,11 +30,12 @@ def lines(
         yield _line(f"  {ruler.replace('_', ' ')} ruler", bits, of_ruler, noun, few.get(ruler, "")) + chosen + worse
     for floor in sorted(set(FLOORS.values()) & set(result)):
         yield _line("  real against real", result[floor], {"n": result["n_floor"]}, noun)
-    said = {*terms, *(f"{term}_standard_error" for term in terms)}
+    said = {*terms, *(f"{other}_standard_error" for other in with_error)}
     for other in sorted(set(result) - {"nats", "n", "standard_error", "n_floor", name, *FLOORS.values()} - said):
-        if math.isfinite(result[other]) or not_computed(other, result):  # the standard error of a single example is not
-            value = f"{result[other]:.4f}" if other.startswith("ode_") else result[other]
-            yield f"{'  ' + other:<27} {not_computed(other, result) or value}"
+        if math.isfinite(result[other]) or not_computed(other, result):
+            error = result.get(f"{other}_standard_error", math.nan)  # that of a single example is not finite
+            value = f"{result[other]:.4f}" if other.startswith("ode_") or other in with_error else result[other]
+            yield f"{'  ' + other:<27} {not_computed(other, result) or value}" + (f" +- {error:.4f}" if math.isfinite(error) else "")
 
 
 def _line(label: str, value: float, result: Mapping[str, Any], noun: str, few: str = "") -> str:
