@@ -135,6 +135,9 @@ def test_as_many_of_each_are_compared():
     assert twice == compare_samples(NOISE[:40], NOISE[100:140], lambda x: x, more=NOISE[200:230])
     with pytest.raises(DataError, match="wanted more than k = 3 samples, and twice as many real examples, got 50 and 7"):
         compare_samples(NOISE[:50], NOISE[:7], lambda x: x)
+    with pytest.raises(DataError, match="^more: wanted real examples that make two sets of more than k = 3 together with .*, got 0$"):
+        compare_samples(NOISE[:50], NOISE[:5], lambda x: x, more=NOISE[:0])
+    assert compare_samples(NOISE[:50], NOISE[:10], lambda x: x, more=NOISE[:0])["n_floor"] == 5
 
 
 def test_the_features_get_whole_batches_and_every_example_once():

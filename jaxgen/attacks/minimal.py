@@ -1,4 +1,4 @@
-"""Attacks that look for the smallest Euclidean change |d|_2 with which an image is misclassified; no ball, x + d stays in the box.
+"""Attacks that look for a small Euclidean change |d|_2 with which an image is misclassified, mostly the smallest; x + d stays in the box.
 
     penalised   maximise m(x + d) - weight |d|^2 by Adam: how much change a weight buys, not the smallest one that succeeds
     lbfgs       minimise c |d|^2 + log(1 + exp m_t(x + d)) by L-BFGS for a target t, with the largest c that still succeeds (bisection in
@@ -10,7 +10,7 @@
                 "best case"                                                                                   Carlini & Wagner 2017
 
 What the last three found is moved back towards x as far as it stays misclassified, by bisection on the segment. For a linear function the
-distance is known, min_j (z_y - z_j) / |w_y - w_j|_2, and they come within 1 % of it, lbfgs where the softmax is steep.
+distance is known, min_j (z_y - z_j) / |w_y - w_j|_2, and they come within 1 % of it; lbfgs does so where the softmax is steep.
 
 m is the log-ratio, m_t that of the target (losses.py). Each is `attack(logits_fn, x, y, key, ...) -> Result`, in which the loss of
 the last three is -|d|_2: there a row that is misclassified from the start has d = 0, and so has one that is not fooled.
@@ -131,7 +131,8 @@ def cw_l2(
 
 
 def deepfool(logits_fn: LogitsFn, x, y, key, *, steps: int = 50, overshoot: float = 0.02, box: Box = BOX) -> Result:
-    """DeepFool; overshoot: by which share d goes beyond the boundary, so that it is crossed. queries: K for each step, and 14."""
+    """DeepFool; overshoot: by which share d goes beyond the boundary, so that it is crossed. queries: one for each class in
+    each step, and 14."""
     x, y, _ = check_inputs(logits_fn, x, y, key, box)
     check_counts(steps=steps)
     check_not_negative(overshoot=overshoot)
@@ -146,7 +147,7 @@ def deepfool(logits_fn: LogitsFn, x, y, key, *, steps: int = 50, overshoot: floa
         of_own = sum(where(y == j, rows[j], jnp.zeros_like(x)) for j in range(classes))
         w = jnp.stack(rows) - of_own[None]
         f = (logits - of_class(logits, y)[:, None]).T
-        w = jnp.where(((point <= box[0])[None] & (w < 0)) | ((point >= box[1])[None] & (w > 0)), 0, w)  # what the box holds back
+        w = jnp.where(((point <= box[0])[None] & (w < 0)) | ((point >= box[1])[None] & (w > 0)), 0, w)  # not out of the box
         length = jnp.sqrt(jnp.square(w.reshape(classes, x.shape[0], -1)).sum(axis=2))
         ratio = jnp.where(jnp.arange(classes)[:, None] == y[None], inf, jnp.abs(f) / jnp.maximum(length, tiny))
         nearest = ratio.argmin(axis=0)

@@ -102,7 +102,7 @@ def of_betas(betas: Float[np.ndarray, " T"]) -> Schedule:
     def log_alpha(t):
         place = _array(t) * steps
         nearest = jnp.round(place)
-        on_grid = jnp.abs(place - nearest) < 3e-7 * steps  # i/T rounded to float32 is meant to be i/T
+        on_grid = jnp.abs(place - nearest) < 3e-7 * steps  # so close to i/T, t is i/T rounded to float32
         place = jnp.where(on_grid, nearest + (place - jax.lax.stop_gradient(place)), place)
         i = jnp.clip(jnp.floor(place), 0, steps - 1).astype(jnp.int32)
         table, after = jnp.asarray(logs, place.dtype), place - i.astype(place.dtype)
@@ -136,7 +136,7 @@ def cosine_betas(steps: int, offset: float = 0.008) -> Float[np.ndarray, " T"]:
 
 
 def sohl_dickstein_betas(steps: int) -> Float[np.ndarray, " T"]:
-    """beta_i = 1 / (T - i + 2), so alpha(i/T)^2 = 1 - i / (T + 1): every step takes the same share of the signal's variance away.
+    """beta_i = 1 / (T - i + 2), so alpha(i/T)^2 = 1 - i / (T + 1): every step takes 1 / (T + 1) of the signal's variance at the start away.
 
     Sohl-Dickstein et al. 2015 start from about this table and then train the betas; here they stay.
     """

@@ -2,7 +2,7 @@
 
     bits/dim = -log p(x) / (D ln 2),  mean over all images of the set, standard error = sd / sqrt(N)
 
-The first of these methods that a model has decides what is reported:
+The first of these methods that a model has decides what is reported (`bound_terms` adds to an elbo):
 
     predict(x)                   a classifier   "accuracy" and "log_loss"
     log_prob(image)              exact          "bits_per_dim"

@@ -3,7 +3,7 @@
     frechet_features   the Frechet distance of the Gaussians with the means and covariances of the features (frechet.py)
     kernel_features    the kernel distance of the features, without bias at small n (kernel_distance.py)
     precision, recall  the shares of samples near real examples, and of real examples near samples (neighbours.py)
-    density, coverage  the same two questions, less moved by single outliers (neighbours.py)
+    density, coverage  for the same two questions, and less sensitive to single outliers (neighbours.py)
 
 `compare_samples` takes any function from examples to vectors. With the last pooling layer of the Inception network that Heusel et al. 2017
 trained on ImageNet the first number is the FID; with other features it is not, and numbers of different features cannot be compared.
@@ -40,13 +40,13 @@ def compare_samples(
     the same with "_floor", "n", "n_floor"}.
 
     features: a function that takes examples [batch_size, ...] as they are and returns vectors [batch_size, D].
-    more: more real examples, for the floor, which compares two disjoint sets of real examples; it is the mean of 3 fixed ways to draw
-    them. None: the floor compares one half of `real` with the other, and n is at most the size of a half, so that the floor has the same n.
+    more: more real examples, for the floor: the same numbers of two disjoint sets of real examples, the mean over 3 fixed ways to draw the
+    two sets. None: the sets are halves of `real`, and n is at most the size of a half, so that the floor has the same n.
     n is the size of the smaller set; of the larger one the first n examples are taken. n_floor is n, or less where real and `more` together
-    have fewer than 2 n examples. k: neighbours of precision and recall; density and coverage have 5, and are nan for n of 5 or less.
+    have fewer than 2 n examples. k: neighbours of precision and recall; density and coverage have 5, and are nan for sets of 5 or fewer.
 
     All but the Frechet distance have a "_standard_error": of the kernel distance by leaving out groups of examples, of the others that of n
-    independent examples, the balls around the others held fixed.
+    independent examples whose neighbours in the other set stay what they are.
 
     Raises DataError for sets that are too small (n or n_floor not above k), ConfigError where `features` returns anything else.
     """
@@ -54,10 +54,12 @@ def compare_samples(
     if n <= k:
         wanted = f"more than k = {k} samples, and {'as many' if more is not None else 'twice as many'} real examples"
         raise DataError("samples, real", wanted, f"{len(samples)} and {len(real)}")
-    fake, true = (_features_of(x[:n], features, batch_size) for x in (samples, real))
-    others = _features_of(real[n:] if more is None else more[:n], features, batch_size)
-    everything = np.concatenate([true, others])
-    half = min(n, len(everything) // 2)
+    others = real[n:] if more is None else more[:n]
+    half = min(n, (n + len(others)) // 2)
+    if half <= k:
+        raise DataError("more", f"real examples that make two sets of more than k = {k} together with the {n} of real", len(others))
+    fake, everything = (_features_of(x, features, batch_size) for x in (samples[:n], np.concatenate([real[:n], others])))
+    true = everything[:n]
     orders = [np.random.default_rng(split).permutation(len(everything)) for split in range(SPLITS)]
     result = _numbers(fake, true, k)
     floors = [_numbers(everything[order[:half]], everything[order[half : 2 * half]], k) for order in orders]

@@ -39,7 +39,7 @@ def numbers(model, dataset, kind: str, batch_size: int, key: PRNGKeyArray, sampl
     parts = []
     for batch, rows in batches(dataset, batch_size, mesh):
         value = np.asarray(score(model, batch, key), np.float64)[rows]
-        _check(value, sum(map(len, parts)), kind)
+        _check(value, sum(map(len, parts)), kind, modelled_column(model, dataset)[1].noun)
         parts.append(value)
     return np.concatenate(parts)
 
@@ -146,12 +146,12 @@ def dequantise(image: UInt[Array, "*shape"], key: PRNGKeyArray) -> Float[Array, 
     return jnp.minimum(x + jax.random.uniform(key, x.shape), jnp.nextafter(x + 1, x))
 
 
-def _check(value: np.ndarray, start: int, kind: str) -> None:
+def _check(value: np.ndarray, start: int, kind: str, noun: str) -> None:
     """NonFiniteError for a log p that is not finite; ConfigError for an exact log p above 1e-3, since probabilities are at most 1."""
     if not np.isfinite(value).all():
         index = int(np.argwhere(~np.isfinite(value))[0, 0])
-        raise NonFiniteError(f"image {start + index}", "a finite log-probability", value[index])
+        raise NonFiniteError(f"{noun} {start + index}", "a finite log-probability", value[index])
     if kind == "exact" and value.max() > 1e-3:
         index = int(value.argmax())
         hint = "a density is not a probability of levels; give the model log_density(v) instead, and the evaluator dequantises"
-        raise ConfigError("log_prob", "at most 0 nats for a discrete image", f"{value[index]:.6g} for image {start + index}", hint)
+        raise ConfigError("log_prob", f"at most 0 nats for a discrete {noun}", f"{value[index]:.6g} for {noun} {start + index}", hint)

@@ -34,7 +34,7 @@ from jaxgen.layers.image_flows import ImageFlow
 from jaxgen.layers.image_networks import MLP, check_hidden
 
 DEVIATION = {"logistic": pi / 3**0.5, "normal": 1.0}
-"""Of p."""
+"""The standard deviation of one number under the prior p."""
 
 
 @dataclass(frozen=True)
