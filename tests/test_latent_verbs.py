@@ -4,6 +4,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from all_models import CONFIGS, ONE_EACH, data_of, model_of
@@ -101,6 +102,14 @@ def said(capsys, *words) -> str:
     out, err = capsys.readouterr()
     assert (code, err) == (0, "")
     return out
+
+
+@pytest.mark.parametrize("name", [name for name in APPLIES["reconstruct"] if name != "pca"])  # which projects any real numbers
+def test_images_of_other_levels_are_not_reconstructed(name):
+    """Also by a model that does it in a program of its own, in which values are not known."""
+    config = CONFIGS[name]
+    with pytest.raises(ConfigError, match=f"^image: wanted values in 0..{config.levels - 1}, got a maximum of {config.levels}"):
+        model_of(name).reconstruct(jax.device_put(np.full((2, *config.image_shape), config.levels, np.uint8)))
 
 
 def test_each_command_writes_its_picture_and_says_where(run, capsys):

@@ -116,7 +116,7 @@ class ImplicitAutoencoder(nnx.Module):
 
     def reconstruct(self, image: UInt[Array, "B H W C"]) -> UInt[Array, "B H W C"]:
         """The decoded code of every image, rounded to the nearest level."""
-        return _reconstruct(self, image)
+        return _reconstruct(self, check_images(image, self.config.image_shape, self.config.levels))
 
     def picture(self, z: Float[Array, "B Z"]) -> UInt[Array, "B H W C"]:
         """The decoded codes, without noise, rounded to the nearest level."""
@@ -222,4 +222,4 @@ def _picture(model: ImplicitAutoencoder, z: Float[Array, "B Z"]) -> UInt[Array, 
 
 @jax.jit
 def _reconstruct(model: ImplicitAutoencoder, image: UInt[Array, "B H W C"]) -> UInt[Array, "B H W C"]:
-    return model._levels(model.decode(model.encode(image)))
+    return model.picture(model.encode(image))

@@ -286,7 +286,7 @@ class NVAE(nnx.Module):
 
     def reconstruct(self, image: UInt[Array, "B H W C"]) -> UInt[Array, "B H W C"]:
         """`picture` of the z of `encode`."""
-        return _reconstruct(self, image)
+        return _reconstruct(self, check_images(image, self.config.image_shape, self.config.levels))
 
     def picture(self, z: Float[Array, "B Z"]) -> UInt[Array, "B H W C"]:
         """For every pixel the most probable level under p(x | z); for the mixture the mean of its likeliest component."""

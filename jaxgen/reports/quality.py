@@ -13,7 +13,6 @@ import numpy as np
 from jaxgen import evaluation, sharding
 from jaxgen.data import Dataset
 from jaxgen.data.arrays import NO_SPLIT
-from jaxgen.data.features import Image
 from jaxgen.errors import ConfigError, JaxgenError
 from jaxgen.measures.metrics import METRICS, OF_FEATURES, OF_MODES
 from jaxgen.measures.scores import too_few
@@ -34,7 +33,7 @@ def print_quality(
 
     network: the classifier; None for a model of points, whose coordinates are compared. options: a `commands.Quality`. read(split): the
     data of the run. learned(): the training split of the classifier, to look whether the three sets of images are disjoint; None: that is
-    not looked at. Raises ConfigError where the model draws neither, or the network is no classifier of such images.
+    not looked at. Raises ConfigError where the network is no classifier of such images.
     """
     if network is not None:
         _check(model, network)
@@ -134,8 +133,6 @@ def _count(images: np.ndarray, among: set[bytes]) -> int:
 
 
 def _check(model, network) -> None:
-    if not hasattr(model, "sample") or not isinstance(modelled(model), Image):
-        raise ConfigError("RUN", "a model that draws images", type(model).__name__)
     have, wanted = modelled(model), getattr(network, "config", None) and network.config.features.get("image")
     if not hasattr(network, "predict") or wanted is None:
         raise ConfigError("--features", "the run of a classifier of images", type(network).__name__)
