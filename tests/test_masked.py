@@ -41,6 +41,16 @@ def positions(height: int, width: int):
     return r[:, None] - r[None], c[None] - c[:, None]
 
 
+def rows_first(x):
+    """[B, H, W, D] as [H, W, B, D], the order inside of the two LSTMs."""
+    return x.transpose(1, 2, 0, 3)
+
+
+def images_first(x):
+    """The inverse of `rows_first`."""
+    return x.transpose(2, 0, 1, 3)
+
+
 def test_the_context_of_a_deep_pixelcnn_is_the_papers_with_its_blind_spot():
     height, width = 7, 9
     dr, dc = positions(height, width)
@@ -56,7 +66,7 @@ def test_the_context_of_a_row_lstm_layer_is_a_triangle():
     dr, dc = positions(height, width)
 
     def states(gates):
-        return layer.states(gates.transpose(1, 2, 0, 3)).transpose(2, 0, 1, 3)
+        return images_first(layer.states(rows_first(gates)))
 
     def of_pixels(seen, depth):  # any feature of a pixel
         return seen.reshape(height * width, height * width, depth).any(-1)
@@ -64,7 +74,7 @@ def test_the_context_of_a_row_lstm_layer_is_a_triangle():
     seen = of_pixels(jacobian_set(states, normal(1, height, width, 4 * features)), 4 * features)
     np.testing.assert_array_equal(seen, (dr >= 0) & (abs(dc) <= dr))  # gates of the state, columns j-n .. j+n n rows above
     y = normal(1, height, width, 2 * features)
-    seen = of_pixels(jacobian_set(lambda y: states(layer.input(y)), y), 2 * features)
+    seen = of_pixels(jacobian_set(lambda y: images_first(layer.states(layer.input.along_rows(rows_first(y)))), y), 2 * features)
     np.testing.assert_array_equal(seen, (dr >= 0) & (-dr - 1 <= dc) & (dc <= dr))  # inputs, one column further to the left
 
 
@@ -80,19 +90,12 @@ def test_the_context_of_a_whole_row_lstm_ends_where_that_of_pixelcnn_does():
 def test_a_diagonal_layer_sees_the_whole_past_from_both_sides_and_nothing_else(height, width):
     layer = DiagonalLayer(DiagonalBiLSTMConfig(image_shape=(height, width, 1), width=2), nnx.Rngs(0))
     dr, dc = positions(height, width)
-    gates = normal(1, height, width, 16)
-
-    def states(gates):
-        return (
-            layer.states(gates.reshape(1, height, width, 2, 8).transpose(1, 2, 0, 3, 4))
-            .transpose(2, 0, 1, 3, 4)
-            .reshape(1, height, width, -1)
-        )
-
-    seen = jacobian_set(states, gates).reshape(height * width, height * width, 16).any(-1)
-    np.testing.assert_array_equal(seen, (dr >= 0) & (dc <= 0))  # one branch: the rectangle above and to the left
+    gates = normal(1, height, width, 8)
+    for branch, rectangle in enumerate([(dr >= 0) & (dc <= 0), (dr >= 0) & (dc >= 0)]):  # above and to the left, above and to the right
+        seen = jacobian_set(lambda gates, branch=branch: images_first(layer.states(*[rows_first(gates)] * 2)[branch]), gates)
+        np.testing.assert_array_equal(seen.reshape(height * width, height * width, 8).any(-1), rectangle)
     y = normal(1, height, width, 4)
-    seen = jacobian_set(lambda y: layer(y, jnp.zeros(())), y).reshape(height * width, height * width, 4).any(-1)
+    seen = jacobian_set(lambda y: images_first(layer(rows_first(y), jnp.zeros(()))), y).reshape(height * width, height * width, 4).any(-1)
     np.testing.assert_array_equal(seen, np.tril(np.ones_like(seen)))  # raster order, this pixel included: mask B
 
 
@@ -143,8 +146,8 @@ def test_a_diagonal_layer_equals_its_equations_pixel_by_pixel():
 
     left, right = branch(0, range(width), -1), branch(1, range(width)[::-1], 1)
     expected = y + (left[1:] + right[:-1]) @ out
-    found = jax.jit(lambda layer, y: layer(y, jnp.zeros(())))(layer, jnp.asarray(y[None], jnp.float32))
-    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    found = jax.jit(lambda layer, y: layer(y, jnp.zeros(())))(layer, jnp.asarray(y[:, :, None], jnp.float32))
+    np.testing.assert_allclose(found[:, :, 0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +173,10 @@ def test_a_masked_convolution_equals_a_loop_over_taps_and_masked_taps_get_no_gra
                     else:
                         weight = left[j - c + m] if i == r else above[i - r + m, j - c + m]
                     expected[r, c] += pixels[i, j] @ weight
-    np.testing.assert_allclose(jax.jit(lambda conv: conv(x))(conv)[0], expected, atol=1e-5)
+    whole = (lambda conv: conv(x)) if square else (lambda conv: images_first(conv.along_rows(rows_first(x))))
+    np.testing.assert_allclose(jax.jit(whole)(conv)[0], expected, atol=1e-5)
     if conv.centre is not None:
-        gradient = jax.jit(jax.grad(lambda conv: (conv(x) ** 2).sum()))(conv).centre[...]
+        gradient = jax.jit(jax.grad(lambda conv: (whole(conv) ** 2).sum()))(conv).centre[...]
         np.testing.assert_array_equal(np.asarray(gradient) != 0, mask)
 
 
@@ -185,6 +189,22 @@ def test_masked_weights_of_the_1x1_layers_get_no_gradient():
             assert (gradient[i, j] != 0) == (i // 2 <= j % 6 // 2)
 
 
+def test_the_derivatives_of_the_lstm_cell_are_those_of_its_equations():
+    def written_out(gates, cell):
+        o, f, i, g = jnp.split(gates, 4, axis=-1)
+        cell = cell / (1 + jnp.exp(-f)) + jnp.tanh(g) / (1 + jnp.exp(-i))
+        return jnp.tanh(cell) / (1 + jnp.exp(-o)), cell
+
+    def both_ways(function, *x):
+        gates, cell, *along = x
+        values, forward = jax.jvp(function, (gates, cell), tuple(along[:2]))
+        return values, forward, jax.vjp(function, gates, cell)[1](tuple(along[2:]))
+
+    x = [2 * normal(3, size) for size in (20, 5, 20, 5, 5, 5)]
+    for found, expected in zip(*(jax.tree.leaves(jax.jit(partial(both_ways, f))(*x)) for f in (lstm_cell, written_out)), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
 def test_states_last_at_first_and_the_gates_are_in_their_documented_order():
     assert GATES == ("output", "forget", "input", "content")
     np.testing.assert_array_equal(forget_bias(2, lstms=2)[...], [0, 0, 1, 1, 0, 0, 0, 0] * 2)
@@ -194,12 +214,12 @@ def test_states_last_at_first_and_the_gates_are_in_their_documented_order():
     state, cell = lstm_cell(gates, jnp.asarray([0.7, 0.7, 0.7]))
     np.testing.assert_allclose(cell, [0.7, 0.7, np.tanh(0.5)], atol=1e-6)  # forget open, forget open, input open
     np.testing.assert_allclose(state, [np.tanh(0.7), 0, np.tanh(np.tanh(0.5))], atol=1e-6)
-    for layer, gates in [
-        (RowLSTMLayer(RowLSTMConfig(width=16), nnx.Rngs(0)), 4),
-        (DiagonalLayer(DiagonalBiLSTMConfig(width=16), nnx.Rngs(0)), 8),
+    for input_to_state, gates in [
+        (RowLSTMLayer(RowLSTMConfig(width=16), nnx.Rngs(0)).input.along_rows, 4),
+        (DiagonalLayer(DiagonalBiLSTMConfig(width=16), nnx.Rngs(0)).input, 8),
     ]:
         y = jax.random.normal(jax.random.key(0), (8, 8, 8, 32)) * 0.1
-        forget = jax.nn.sigmoid(layer.input(y).reshape(-1, gates, 16)[:, 1::4])
+        forget = jax.nn.sigmoid(input_to_state(y).reshape(-1, gates, 16)[:, 1::4])
         np.testing.assert_allclose(forget.mean(), jax.nn.sigmoid(1.0), atol=0.01)
 
 

@@ -27,6 +27,7 @@ from jaxgen.layers.convolutions import (
     group_mask,
     normal,
     of_group,
+    shift,
     take_group,
     zeros,
 )
@@ -106,7 +107,7 @@ class MaskedConv(nnx.Module):
 
         y[r, c] = sum_{i=1..m, |j|<=m} U[m-i, m+j] x[r-i, c+j] + sum_{j=1..m} V[m-j] x[r, c-j] + (mask * W) x[r, c] + b
 
-    square=False leaves out the first sum: 1 x k, the pixel's own row. parts: as in `Masked1x1`.
+    square=False leaves out the first sum: 1 x k, the pixel's own row, by `along_rows`. parts: as in `Masked1x1`.
     """
 
     def __init__(self, features_in: int, features_out: int, kernel: int, kind: str, groups: int, rngs: nnx.Rngs, square=True, parts=1):
@@ -128,13 +129,17 @@ class MaskedConv(nnx.Module):
         return self.centre[...] * np.tile(mask, (1, self.parts))
 
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W E"]:
-        """The whole image."""
-        m, rows = self.taps, 0 if self.above is None else self.taps
-        kernel = jnp.concatenate([self.left[...], self.masked_centre()[None]])[None]
-        taps = rows * self.kernel + m + (self.centre is not None)
-        if self.above is not None:
-            kernel = jnp.concatenate([self.above[...], jnp.pad(kernel, ((0, 0), (0, m), (0, 0), (0, 0)))])
-        return add_bias(convolution(x, kernel, ((rows, 0), (m, kernel.shape[1] - 1 - m)), taps=taps), self.bias[...])
+        """The whole image; for square=False see `along_rows`."""
+        m, left = self.taps, jnp.concatenate([self.left[...], self.masked_centre()[None]])
+        kernel = jnp.concatenate([self.above[...], jnp.pad(left, ((0, m), (0, 0), (0, 0)))[None]])
+        taps = m * self.kernel + m + (self.centre is not None)
+        return add_bias(convolution(x, kernel, ((m, 0), (m, m)), taps=taps), self.bias[...])
+
+    def along_rows(self, x: Float[Array, "H W B D"]) -> Float[Array, "H W B E"]:
+        """The whole image for square=False, in the order of axes that a scan over the rows needs."""
+        m, left = self.taps, jnp.concatenate([*self.left[...], self.masked_centre()])
+        past = jnp.concatenate([shift(x, m - j, axis=1) for j in range(m + 1)], axis=-1)
+        return add_bias(dot(past, left), self.bias[...])
 
     def from_above(self, rows: Float[Array, "m W B D"], bias: Float[Array, "..."]) -> Float[Array, "W B E"]:
         """The first sum of y for a whole row, from the m rows above it, plus a bias [E], or [B, E] with a label's embedding."""
@@ -212,14 +217,32 @@ def forget_bias(features: int, lstms: int = 1) -> nnx.Param:
     return nnx.Param(jnp.tile(one, lstms))
 
 
+@jax.custom_jvp
 def lstm_cell(gates: Float[Array, "*shape E"], cell: Float[Array, "*shape D"]) -> tuple[Float[Array, "*shape D"], Float[Array, "*shape D"]]:
     """[o, f, i, g] = gates, E = 4D:  c' = sigmoid(f) c + sigmoid(i) tanh(g),  h = sigmoid(o) tanh(c'); returns (h, c').
 
     c is float32 whatever the gates are: in bfloat16 a small update of a large c would be rounded away.
     """
+    o, f, i, g = _activations(gates)
+    cell = f * cell + i * g
+    return (o * jnp.tanh(cell)).astype(gates.dtype), cell
+
+
+def _activations(gates: Float[Array, "*shape E"]) -> tuple[Float[Array, "*shape D"], ...]:
+    """sigmoid(o), sigmoid(f), sigmoid(i) and tanh(g), float32."""
     o, f, i, g = jnp.split(gates.astype(jnp.float32), 4, axis=-1)
-    cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
-    return (jax.nn.sigmoid(o) * jnp.tanh(cell)).astype(gates.dtype), cell
+    return jax.nn.sigmoid(o), jax.nn.sigmoid(f), jax.nn.sigmoid(i), jnp.tanh(g)
+
+
+@lstm_cell.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple:
+    """The derivative with one factor for each gate, c and c'. jax's own rule keeps more numbers of every step for the backward pass."""
+    (gates, cell), (dgates, dcell) = primals, tangents
+    h, new = lstm_cell(gates, cell)
+    (o, f, i, g), (do, df, di, dg) = _activations(gates), jnp.split(dgates.astype(jnp.float32), 4, axis=-1)
+    t = jnp.tanh(new)
+    dnew = cell * f * (1 - f) * df + g * i * (1 - i) * di + i * (1 - g * g) * dg + f * dcell
+    return (h, new), ((t * o * (1 - o) * do + o * (1 - t * t) * dnew).astype(gates.dtype), dnew)
 
 
 def add_pushed(waiting: Float[Array, "m L B E"], pushed: list) -> Float[Array, "m L B E"]:

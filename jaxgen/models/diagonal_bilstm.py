@@ -45,7 +45,6 @@ from jaxgen.layers.masked import (
     MaskedConv,
     OutputLayers,
     Window,
-    add_label,
     check_sizes,
     forget_bias,
     get_group,
@@ -110,13 +109,11 @@ class DiagonalLayer(nnx.Module):
         self.state = normal(rngs, (2, 2 * width, 4 * width), 2 * width)
         self.out = Masked1x1(width, 2 * width, groups, rngs)
 
-    def states(self, gates: Float[Array, "H W B 2 F"]) -> Float[Array, "H W B 2 D"]:
-        """States of two branches that both run from left to right, from the terms of their gates without K_0 and K_1.
-
-        The caller flips the gates and the states of the right branch.
-        """
-        height, width = gates.shape[:2]
-        gates = skew(gates).transpose(1, 3, 0, 2, 4)  # [T, 2, H, B, F]
+    def states(self, left: Float[Array, "H W B F"], right: Float[Array, "H W B F"]) -> tuple[Array, Array]:
+        """States s and t, [H, W, B, D] each, from the terms of their gates without K_0 and K_1."""
+        height, width = left.shape[:2]
+        # Both branches run from left to right, the right one on the image flipped: [T, 2, H, B, F].
+        gates = jax.vmap(skew)(jnp.stack([left, right[:, ::-1]])).transpose(2, 0, 1, 3, 4)
         weight = self.state[...].astype(gates.dtype)
 
         def diagonal(carry, inputs):
@@ -131,17 +128,14 @@ class DiagonalLayer(nnx.Module):
         nothing = jnp.zeros((*gates.shape[1:4], gates.shape[4] // 4), gates.dtype)
         steps = (jnp.arange(width + height - 1), gates)
         states = jax.lax.scan(diagonal, (nothing, nothing.astype(jnp.float32)), steps)[1]
-        return unskew(states.transpose(2, 0, 3, 1, 4))
+        left, right = jax.vmap(unskew)(states.transpose(1, 2, 0, 3, 4))
+        return left, right[:, ::-1]
 
-    def __call__(self, y: Float[Array, "B H W E"], label_bias, to_right=None) -> Float[Array, "B H W E"]:
-        """The whole image. label_bias: [B, 8h] or [], added to the gates of both branches; to_right: [B, H, W, 4h], to those of t."""
-        gates = add_label(self.input(y), label_bias).transpose(1, 2, 0, 3)
-        left, right = jnp.split(gates, 2, axis=-1)
-        if to_right is not None:
-            right = right + to_right.transpose(1, 2, 0, 3)
-        states = self.states(jnp.stack([left, right[:, ::-1]], axis=3))
-        both = states[..., 0, :] + shift(states[:, ::-1, :, 1], 1, axis=0)
-        return y + self.out(both.transpose(2, 0, 1, 3))
+    def __call__(self, y: Float[Array, "H W B E"], label_bias, to_right=None) -> Float[Array, "H W B E"]:
+        """The whole image. label_bias: [B, 8h] or [], added to the gates of both branches; to_right: [H, W, B, 4h], to those of t."""
+        left, right = jnp.split(add_bias(self.input(y), label_bias), 2, axis=-1)
+        left, right = self.states(left, right if to_right is None else right + to_right)
+        return y + self.out(left + shift(right, 1, axis=0))
 
     def right_row(self, y: Float[Array, "W B E"], above: Float[Array, "W B D"], bias, to_right=None) -> Float[Array, "W B D"]:
         """t of a finished row from its y and from `above`, t of the row above; bias: [4h] or [B, 4h]; to_right: [W, B, 4h]."""
@@ -217,10 +211,10 @@ class DiagonalBiLSTM(AutoregressiveImages):
     def _logits(self, image: UInt[Array, "B H W C"], label, key=None) -> Float[Array, "B H W C P"]:
         del key  # no dropout
         x = scale_pixels(image, self.config.levels, self.config.dtype)
-        y = self.input(x)
+        x, y = x.transpose(1, 2, 0, 3), self.input(x).transpose(1, 2, 0, 3)
         for layer, bias, to_right in zip(self.layers, self._label_biases(label), self._to_right(x), strict=True):
             y = layer(y, bias, to_right)
-        return self.output(y)
+        return self.output(y.transpose(2, 0, 1, 3))
 
     # The cached form for sampling: the same network, one row and one pixel at a time.
 

@@ -38,7 +38,6 @@ from jaxgen.layers.masked import (
     MaskedConv,
     OutputLayers,
     Window,
-    add_label,
     add_pushed,
     check_sizes,
     forget_bias,
@@ -104,10 +103,9 @@ class RowLSTMLayer(nnx.Module):
         nothing = jnp.zeros((*gates.shape[1:3], gates.shape[3] // 4), gates.dtype)
         return jax.lax.scan(row, (nothing, nothing.astype(jnp.float32)), gates)[1]
 
-    def __call__(self, y: Float[Array, "B H W E"], label_bias) -> Float[Array, "B H W E"]:
+    def __call__(self, y: Float[Array, "H W B E"], label_bias) -> Float[Array, "H W B E"]:
         """The whole image; `label_bias` [B, 4h] or [] is added to the gates."""
-        gates = add_label(self.input(y), label_bias).transpose(1, 2, 0, 3)
-        return y + self.out(self.states(gates).transpose(2, 0, 1, 3))
+        return y + self.out(self.states(add_bias(self.input.along_rows(y), label_bias)))
 
 
 class Packed(NamedTuple):
@@ -158,10 +156,10 @@ class RowLSTM(AutoregressiveImages):
 
     def _logits(self, image: UInt[Array, "B H W C"], label, key=None) -> Float[Array, "B H W C P"]:
         del key  # no dropout
-        y = self.input(scale_pixels(image, self.config.levels, self.config.dtype))
+        y = self.input(scale_pixels(image, self.config.levels, self.config.dtype)).transpose(1, 2, 0, 3)
         for layer, bias in zip(self.layers, self._label_biases(label), strict=True):
             y = layer(y, bias)
-        return self.output(y)
+        return self.output(y.transpose(2, 0, 1, 3))
 
     # The cached form for sampling: the same network, one row and one pixel at a time.
 
