@@ -145,11 +145,19 @@ def count_traces(monkeypatch, times: int) -> None:
 
 
 @pytest.mark.parametrize("name", ONE_EACH.values())
-def test_with_and_without_jit_the_numbers_agree_and_a_sampler_is_traced_once_a_shape(name, monkeypatch):
+def test_with_and_without_jit_the_numbers_agree_and_nothing_is_traced_or_compiled_twice(name, monkeypatch):
     found, batch, model = numbers(name)[0], batch_of(CONFIGS[name], N), model_of(name)
-    chex.assert_trees_all_close(score(model, batch, KEY), found["score"], rtol=1e-5, atol=1e-5)
+    without = {"score": lambda: score(model, batch, KEY)}
     if name in with_a("loss"):
-        chex.assert_trees_all_close(model.loss(batch, loss_key(model))[0], found["loss"], rtol=1e-5, atol=1e-5)
+        without["loss"] = lambda: model.loss(batch, loss_key(model))[0]
+    if hasattr(model, "importance_bound"):
+        without["importance_bound"] = lambda: model.importance_bound(batch["image"], KEY, 2, **given_of(CONFIGS[name], batch))
+    for number, compute in without.items():
+        value = compute()
+        chex.assert_trees_all_close(value, found.get(number, value), rtol=1e-5, atol=1e-5)
+        made = len(PROGRAMS)
+        jax.block_until_ready(compute())
+        assert len(PROGRAMS) == made, f"computing the {number} again compiles a program"
     if name in with_a("sample"):
         priors = getattr(CONFIGS[name], "priors", ())  # each draws by the same function
         count_traces(monkeypatch, max(len(priors), 1))

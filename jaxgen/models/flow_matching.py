@@ -147,10 +147,14 @@ class FlowMatching(nnx.Module):
         if tuple(v.shape[1:]) != tuple(config.image_shape):
             raise ConfigError("v", f"shape [B, {', '.join(map(str, config.image_shape))}]", list(v.shape))
         label, steps = check_label(label, config.num_classes, v.shape[0]), config.density_steps if steps is None else steps
-        probes = (config.probes if self.draws_trace else 0) if probes is None else probes
+        probes = (config.probes if self.draws_trace else 0) if probes is None else probes and check_count(probes, "probes")
         if probes and key is None:
             raise ConfigError("key", f"a key for the trace, estimated by {probes} random vectors", "None", "probes=0 has the exact trace")
-        times = jnp.flip(quadratic_times(check_count(steps, "steps")))
+        return self._density(v, key if probes else None, label, check_count(steps, "steps"), probes)
+
+    @partial(jax.jit, static_argnames=("steps", "probes"))
+    def _density(self, v: Float[Array, "B ..."], key: PRNGKeyArray | None, label, steps: int, probes: int) -> ode.Density:
+        config, times = self.config, jnp.flip(quadratic_times(steps))
         random = {"key": key, "probes": probes} if probes else {}
         result = ode.log_density(lambda x, t: self.velocity(x, t, label), self._scale(v), times, **random)
         scale = prod(config.image_shape) * log(2 / config.levels) if self._discrete else 0.0

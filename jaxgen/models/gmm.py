@@ -101,8 +101,10 @@ class GMM(nnx.Module):
 
     def log_joint(self, v: Float[Array, "B ..."]) -> Float[Array, "B K"]:
         """log pi_k + log N(v; mu_k, S_k) in nats; its softmax over k is p(k | v)."""
-        x = as_vectors(v, self.config)
+        return self._log_joint(as_vectors(v, self.config))
 
+    @jax.jit
+    def _log_joint(self, x: Float[Array, "B D"]) -> Float[Array, "B K"]:
         def one(of_component):
             y = x - of_component["means"][None]
             if self.config.covariance == "full":

@@ -22,6 +22,7 @@ Axes: B batch, H W C image, Z latent, D features of the encoder, K importance sa
 """
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import ClassVar, Literal, SupportsIndex
 
@@ -120,6 +121,12 @@ class IAF(nnx.Module):
     ) -> tuple[Float[Array, "K B Z"], Float[Array, "K B"]]:
         """z and log q(z | x), `draws` of them for each image."""
         image = check_images(image, self.config.image_shape, self.config.levels)
+        return self._draw_posterior(image, key, draws)
+
+    @partial(jax.jit, static_argnames="draws")
+    def _draw_posterior(
+        self, image: UInt[Array, "B H W C"], key: PRNGKeyArray, draws: int
+    ) -> tuple[Float[Array, "K B Z"], Float[Array, "K B"]]:
         x = scale_pixels(image, self.config.levels).reshape(image.shape[0], -1)
         features = nnx.silu(self.features(x))
         mean, log_variance = jnp.split(self.posterior(features), 2, axis=-1)
@@ -160,7 +167,12 @@ class IAF(nnx.Module):
         return self.head.sample(parameters, self.head.noise(key_x, (n, *self.config.image_shape))).astype(self.head.dtype)
 
     def _log_weights(self, image: UInt[Array, "B H W C"], key: PRNGKeyArray, draws: int) -> Float[Array, "K B"]:
-        """L of each draw; one draw after the other."""
+        """L of each draw."""
+        return self._weighed(image, *self.draw_posterior(image, key, draws))
+
+    @jax.jit
+    def _weighed(self, image: UInt[Array, "B H W C"], z: Float[Array, "K B Z"], log_q: Float[Array, "K B"]) -> Float[Array, "K B"]:
+        """log p(image, z) - log q(z | image), one draw after the other."""
 
         def log_weight(drawn):
             z, log_q = drawn
@@ -168,4 +180,4 @@ class IAF(nnx.Module):
             prior = gaussian_log_prob(jnp.zeros_like(z), jnp.zeros_like(z), z).sum(-1)
             return terms.reshape(terms.shape[0], -1).sum(-1) + prior - log_q
 
-        return jax.lax.map(log_weight, self.draw_posterior(image, key, draws))
+        return jax.lax.map(log_weight, (z, log_q))

@@ -107,7 +107,11 @@ class MADE(nnx.Module):
 
     def log_prob(self, image: UInt[Array, "B H W C"]) -> Float[Array, " B"]:
         """log p(image) in nats, of the average of the probabilities over the M sets of masks."""
-        x, count = self._flat(image), self.config.masks
+        return self._log_prob(self._flat(image))
+
+    @jax.jit
+    def _log_prob(self, x: UInt[Array, "B D"]) -> Float[Array, " B"]:
+        count = self.config.masks
         each = jax.lax.map(lambda component: self._terms(x, component).sum(-1), jnp.arange(count))
         return jax.nn.logsumexp(each, axis=0) - log(count)
 

@@ -172,6 +172,7 @@ class Encoder(nnx.Module):
         self.features = nnx.List([stacked(n, lambda rngs, w=w: Features(w, config.cells, rngs), rngs) for n, w in pairs])
         self.posteriors = nnx.List([stacked(n, lambda rngs, w=w: Posterior(w, config.latent, rngs), rngs) for n, w in pairs])
 
+    @jax.jit
     def __call__(self, x: Float[Array, "B H W C"]) -> list[Float[Array, "_ B _ _ _"]]:
         """For each resolution with latents, the finest first, the features of its groups; within it the last computed come first."""
         x, found = self.stem(x), []
@@ -249,13 +250,15 @@ class NVAE(nnx.Module):
 
     def importance_bound(self, image: UInt[Array, "B H W C"], key: PRNGKeyArray, k: int) -> Float[Array, " B"]:
         """L_k in nats. Its expectation does not fall with k, and tends to log p(x). The k samples are computed one after the other."""
-        k, features = check_count(k, "k"), self._features(image)
+        return self._importance_bound(image, self._features(image), jax.random.split(key, check_count(k, "k")))
 
+    @jax.jit
+    def _importance_bound(self, image, features, keys) -> Float[Array, " B"]:
         def log_weight(key):
             drawn = self._top_down(image.shape[0], key, features)
             return self._log_likelihood(image, drawn.parameters) + drawn.log_weight.sum(0)
 
-        return jax.nn.logsumexp(jax.lax.map(log_weight, jax.random.split(key, k)), axis=0) - jnp.log(k)
+        return jax.nn.logsumexp(jax.lax.map(log_weight, keys), axis=0) - jnp.log(len(keys))
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict, dict]:
         """The loss above in bits/dim. Metrics: the bound L as bits_per_dim_bound and nats_bound; the mean KL of every group as nats_kl_1,
@@ -314,6 +317,7 @@ class NVAE(nnx.Module):
         image = check_images(image, config.image_shape, config.levels)
         return self.encoder(scale_pixels(pad_below(image, config.grids[0]), config.levels, config.dtype))
 
+    @partial(jax.jit, static_argnames="n")
     def _top_down(self, n: int, key=None, features=None, z=None, temperature=1.0) -> Drawn:
         """The groups from the coarsest to the finest, with z as given, or from q where there are features of x, else from p.
 

@@ -92,6 +92,7 @@ class RowLSTMLayer(nnx.Module):
         """K_ss * h_{r-1}, from h_{r-1}."""
         return dot(columns(state, self.kernel, axis=-3), self.state[...])
 
+    @jax.jit
     def states(self, gates: Float[Array, "H W B F"]) -> Float[Array, "H W B D"]:
         """h of all rows, from K_is * y + b."""
 

@@ -89,14 +89,17 @@ class StackGRU(AutoregressiveStrings):
     def logits(self, tokens: Integer[Array, "B L"]) -> Float[Array, "B L V"]:
         """Logits of p(x_i | x_<i) at every place, float32."""
         previous = jnp.concatenate([jnp.zeros_like(tokens[:, :1]), tokens[:, :-1]], axis=1)
-        projected = self._projected(previous.T)  # [L, B, 3D]
+        return self._out(self._states(self._projected(previous.T))).swapaxes(0, 1)
+
+    @jax.jit
+    def _states(self, projected: Float[Array, "L B E"]) -> Float[Array, "L B D"]:
+        """h at every place."""
 
         def place(cache: Cache, projected):
             cache = self._next(cache, projected)
             return cache, cache.hidden
 
-        _, hidden = jax.lax.scan(place, self.init_cache(tokens.shape[0]), projected)
-        return self._out(hidden).swapaxes(0, 1)
+        return jax.lax.scan(place, self.init_cache(projected.shape[1]), projected)[1]
 
     def init_cache(self, n: int) -> Cache:
         """The cache of n strings before the first place: zeros."""

@@ -137,13 +137,15 @@ class VAE(nnx.Module):
 
     def importance_bound(self, image: UInt[Array, "B H W C"], key: PRNGKeyArray, k: int, label=None, vector=None) -> Float[Array, " B"]:
         """L_k in nats. Its expectation does not fall with k, and tends to log p(x). The k samples are computed one after the other."""
-        k = check_count(k, "k")
-        mean, log_variance = self.encode(image, label, vector)
+        keys = jax.random.split(key, check_count(k, "k"))
+        return self._importance_bound(image, *self.encode(image, label, vector), keys, label, vector)
 
+    @jax.jit
+    def _importance_bound(self, image, mean, log_variance, keys, label, vector) -> Float[Array, " B"]:
         def log_weight(key):
             return self._log_weight(image, gaussian_sample(mean, log_variance, key), mean, log_variance, label, vector)
 
-        return importance_bound(jax.lax.map(log_weight, jax.random.split(key, k)))
+        return importance_bound(jax.lax.map(log_weight, keys))
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
         """The loss above in bits/dim; metrics: the bound L as bits_per_dim_bound, and nats_bound, nats per image, of the same draws."""
