@@ -31,7 +31,8 @@ def to_json(config: Any) -> dict[str, Any]:
 def from_json(classes: type | Iterable[type], data: Any) -> Any:
     """The dataclass that `to_json` wrote, one of `classes`; fields that the file lacks keep their defaults.
 
-    A class whose attribute EARLIER names a field has another value for files that were written before the field existed.
+    A class whose attribute EARLIER names a field has another value for files that were written before the field existed. RENAMED is {name
+    that a field had in files: its name now}.
 
     Raises ConfigError for an unknown class or field (with the nearest known one), a missing field and a wrong type.
     """
@@ -151,7 +152,8 @@ def _from_dict(data: Any, allowed: tuple[type, ...], name: str, known: Classes) 
     names = [c.__name__ for c in allowed] + [n for n, c in sorted(known.items()) if c not in allowed and issubclass(c, allowed or object)]
     if cls is None or cls.__name__ not in names:
         raise ConfigError(f"{name}.class", "one of " + ", ".join(names), shown(label), _nearest(label, names))
-    hints = _hints(cls)
+    hints, renamed = _hints(cls), getattr(cls, "RENAMED", {})
+    data = {renamed.get(key, key): value for key, value in data.items()}
     for key in data:
         if key != "class" and key not in hints:
             raise ConfigError(f"{name}.{key}", f"a field of {cls.__name__}", "an unknown one", _nearest(key, hints))

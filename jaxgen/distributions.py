@@ -30,6 +30,11 @@ def standard_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype=jnp.float32
     return along_one_axis(partial(jax.random.normal, dtype=dtype), key, shape)
 
 
+def row_sums(x: Float[Array, "B ..."]) -> Float[Array, " B"]:
+    """The sum over all axes but the first."""
+    return x.reshape(x.shape[0], -1).sum(-1)
+
+
 @dataclass(frozen=True)
 class Bernoulli:
     """x in {0, 1} with one logit: log p(x) = -softplus(-(2x - 1) logit), parameters [..., 1]."""

@@ -299,11 +299,11 @@ def _group_by_rows(model, draw, condition, image, mask, rows, loop):
 
 
 def in_order(
-    model, draw: Draw, condition, image: UInt[Array, "n H W C"], mask: Bool[Array, "n H W"], rows, loop=jax.lax.scan, step=None
+    model, draw: Draw, condition, image: UInt[Array, "n H W C"], mask: Bool[Array, "n H W"], rows, loop=jax.lax.scan, step=None, least=1
 ) -> UInt[Array, "m H W C"]:
     """As `by_rows`, place by place in the model's own order, through `init_cache / step`.
 
-    loop: as in `by_rows`, through the places; the carry is (cache, previous). step: in the place of `model.step`.
+    loop: as in `by_rows`, through the places; the carry is (cache, previous). step: in the place of `model.step`. least: see `in_groups`.
     """
     order = jnp.asarray(model.order)
     r, c, *k = order.T
@@ -325,13 +325,13 @@ def in_order(
         places = (slice(None), r, c, k[0]) if k else (slice(None), r, c)
         return jnp.zeros_like(image[rows]).at[places].set(values[:, :, 0].T if k else values.swapaxes(0, 1))
 
-    return in_groups(group, model.init_cache, draw, condition, rows, least=2)
+    return in_groups(group, model.init_cache, draw, condition, rows, least)
 
 
 def in_groups(group, init_cache, draw: Draw, condition, rows, least: int = 1) -> UInt[Array, "m H W C"]:
     """`group(rows)` [m, H, W, C], on a CPU for groups of `group_size` images, one group after the other.
 
-    least: smallest group on a CPU. 2 for attention: there a step for one image takes four times as long as for two.
+    least: smallest group on a CPU.
     """
     size = max(group_size(len(rows), init_cache, condition), least if jax.default_backend() == "cpu" else 1)
     if size == len(rows):

@@ -191,14 +191,14 @@ def test_the_divergence_is_0_of_equals_and_log_2_of_strangers():
 # --- Conditional GANs ---------------------------------------------------------------------------------------------------------------------
 
 SMALL = {
-    condition: ConditionalGANConfig((4, 4, 1), 5, 2, 4, 1, architecture, 1, num_classes=3, condition=condition)
-    for condition, architecture in (("concatenation", "conv"), ("projection", "mlp"), ("auxiliary", "mlp"))
+    conditioning: ConditionalGANConfig((4, 4, 1), 5, 2, 4, 1, architecture, 1, num_classes=3, conditioning=conditioning)
+    for conditioning, architecture in (("concatenation", "conv"), ("projection", "mlp"), ("auxiliary", "mlp"))
 }
 
 
 @cache
 def conditional() -> dict:
-    """{condition: the losses of a batch, of one with shuffled labels, judgements of real images, samples of two classes}, one program."""
+    """{conditioning: the losses of a batch, of one with shuffled labels, judgements, samples of two classes}, one program."""
     generator = np.random.default_rng(0)
     image, label = jnp.asarray(generator.integers(0, 5, (6, 4, 4, 1)), jnp.uint8), np.arange(6, dtype=np.int32) % 3
 
@@ -212,7 +212,7 @@ def conditional() -> dict:
         judged = [model.discriminate(real, labels) for labels in (label, np.eye(3, dtype=np.float32)[label], np.roll(label, 1))]
         z = jnp.asarray(np.random.default_rng(1).standard_normal((6, 2), np.float32))
         judged.append(model.discriminator_loss(real, z, label) - GAN.discriminator_loss(model, real, z, label=label))
-        if model.config.condition == "auxiliary":
+        if model.config.conditioning == "auxiliary":
             judged += [model.discriminator.classes(model.discriminator.network.features(x)) for x in (real, model.generate(z, label))]
         drawn = [model.sample(KEY, 4, label=one) for one in (0, 1)]
         return [model.loss(batch, KEY)[1] for batch in batches], judged, drawn
@@ -222,13 +222,13 @@ def conditional() -> dict:
     )
 
 
-@pytest.mark.parametrize("condition", SMALL)
-def test_both_players_are_given_the_label(condition):
-    losses, (judged, weighed, rolled, entropy, *logits), drawn = conditional()[condition]
+@pytest.mark.parametrize("conditioning", SMALL)
+def test_both_players_are_given_the_label(conditioning):
+    losses, (judged, weighed, rolled, entropy, *logits), drawn = conditional()[conditioning]
     for name in ("generator_loss", "discriminator_loss"):
         assert abs(losses[0][name] - losses[1][name]) > 1e-4
     np.testing.assert_allclose(judged, weighed, rtol=1e-5, atol=1e-6)  # a class, and all the weight on it
-    if condition == "auxiliary":  # the label is in the cross entropy of real and of generated images, and nowhere else
+    if conditioning == "auxiliary":  # the label is in the cross entropy of real and of generated images, and nowhere else
         np.testing.assert_array_equal(judged, rolled)
         exact = -sum((one - np.log(np.exp(one).sum(-1, keepdims=True)))[np.arange(6), np.arange(6) % 3].mean() for one in logits)
         np.testing.assert_allclose(entropy, exact, rtol=1e-4)

@@ -14,6 +14,7 @@ from jaxgen import benchmark, commands
 from jaxgen.config import check_types, from_json, parse, to_json
 from jaxgen.data.images import SPLITS
 from jaxgen.errors import ConfigError
+from jaxgen.models import ConditionalGANConfig
 from jaxgen.reports import drawing
 from jaxgen.runs import directory
 from jaxgen.runs.report import ReportConfig
@@ -80,6 +81,14 @@ def test_json_names_the_classes_and_is_plain():
 
 def test_json_of_an_older_version_keeps_the_defaults_of_new_fields():
     assert from_json(CLASSES, {"class": "Run", "model": {"class": "Net"}}) == RUN
+
+
+def test_json_of_an_older_version_may_have_a_field_under_its_earlier_name():
+    gan = ConditionalGANConfig(conditioning="auxiliary")
+    old = to_json(gan)
+    old["condition"] = old.pop("conditioning")
+    assert from_json(ConditionalGANConfig, old) == gan and "condition" not in to_json(gan)
+    assert message(from_json, ConditionalGANConfig, old | {"condition": "both"}).startswith("config.conditioning: wanted 'concatenation'")
 
 
 def test_json_fields_reach_their_own_classes_without_listing_them():

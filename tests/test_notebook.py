@@ -11,6 +11,7 @@ import jaxgen
 from jaxgen import experiment, notebook
 from jaxgen.__main__ import main
 from jaxgen.data import Dataset
+from jaxgen.data.features import Image
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.models import VAEConfig
 
@@ -108,3 +109,11 @@ def test_a_class_of_ones_own_with_the_name_of_one_of_the_library_is_refused_befo
     with pytest.raises(ConfigError, match="^model: wanted a class with another name than those of jaxgen.models, got VAEConfig"):
         jaxgen.train(own((5, 4, 1), levels=2), Dataset.from_arrays(stripes(8)), workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["features", "modelled"])
+def test_a_class_of_ones_own_without_what_its_data_are_says_so(name):
+    attributes = {"features": {"image": Image((5, 4, 1), 2)}, "modelled": "image", "build": lambda self, rngs: None}
+    own = type("OwnConfig", (), {key: value for key, value in attributes.items() if key != name})
+    with pytest.raises(ConfigError, match=f"^OwnConfig.{name}: wanted .*, got nothing: the class has no such attribute$"):
+        jaxgen.models.build(own())

@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 import jaxgen
-from jaxgen import cli
+from jaxgen import cli, commands
 from jaxgen.errors import ConfigError
 from jaxgen.runs import directory
 
@@ -117,13 +117,32 @@ def test_bench_measures_it(trained, run, monkeypatch):
     assert (code, err) == (0, "") and {row["method"] for row in rows} == {"sample", "train"}
 
 
-COMPLETES = "can complete images or strings, or continue a series"
+OF_IMAGES = "model: wanted a model of images, got Ranker of rankings of 5 items"
+CANNOT = {
+    "quality": "RUN: wanted a model that draws images, points or strings, got Ranker",
+    "complete": "RUN: wanted a model that can complete images or strings, or continue a series, got Ranker",
+    "upscale": r"RUN: wanted a model that upscales images \(low_resolution is set\), got Ranker",
+    "reconstruct": OF_IMAGES,
+    "interpolate": OF_IMAGES,
+    "traverse": OF_IMAGES,
+    "codemap": r"model: wanted a model whose codes are vectors \(.+\), got Ranker",
+    "neighbours": "model: wanted a model of images or of points, which have squared distances, got a model of rankings of 5 items",
+    "classify": r"model: wanted a class-conditional model with a likelihood or a bound \(.+\), got Ranker without a given label",
+    "attack": "RUN: wanted a classifier of images, got Ranker",
+}
+CAN = ["evaluate", "sample", "show", "bench"]
 
 
-@pytest.mark.parametrize("command, wanted", [("complete", COMPLETES), ("upscale", "upscales images (low_resolution is set)")])
-def test_what_it_cannot_do_is_one_line(trained, run, command, wanted):
+@pytest.mark.parametrize("command", CANNOT)
+def test_what_it_cannot_do_is_one_line(trained, run, command):
+    before = sorted(Path("runs/ranker").rglob("*"))
     code, out, err = run(command, "runs/ranker")
-    assert (code, out) == (2, "") and err == f"jaxgen: RUN: wanted a model that {wanted}, got Ranker\n"
+    assert (code, out) == (2, "") and re.fullmatch(f"jaxgen: {CANNOT[command]}\n", err)
+    assert sorted(Path("runs/ranker").rglob("*")) == before
+
+
+def test_each_command_is_tried_above():
+    assert sorted([*CAN, *CANNOT]) == sorted(commands.COMMANDS)
 
 
 def test_the_command_of_the_library_says_which_script_knows_the_data(trained, capsys):

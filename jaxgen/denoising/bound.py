@@ -37,7 +37,7 @@ from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from jaxgen.denoising.schedules import alpha_bars
-from jaxgen.distributions import gaussian_kl, gaussian_log_prob, standard_normal
+from jaxgen.distributions import gaussian_kl, gaussian_log_prob, row_sums, standard_normal
 from jaxgen.errors import ConfigError
 
 Estimate = Callable[[Float[Array, "B ..."], Int[Array, " B"]], tuple[Float[Array, "B ..."], Float[Array, "..."]]]
@@ -108,8 +108,8 @@ def step_term(
     posterior = np.concatenate([[np.nan, steps.posterior[2]], steps.posterior[2:]])  # any positive number at i = 1, where it is not used
     log_ratio = at(np.log(posterior), i, x0) - log_variance
     square = (at(steps.to_x0, i, x0) * (x0 - x0_hat)) ** 2 * jnp.exp(-log_variance)
-    kl = 0.5 * _sum(jnp.broadcast_to(jnp.expm1(log_ratio) - log_ratio, x0.shape) + square)
-    return jnp.where(i == 1, -_sum(log_prob(x0_hat, jnp.broadcast_to(log_variance, x0.shape))), kl)
+    kl = 0.5 * row_sums(jnp.broadcast_to(jnp.expm1(log_ratio) - log_ratio, x0.shape) + square)
+    return jnp.where(i == 1, -row_sums(log_prob(x0_hat, jnp.broadcast_to(log_variance, x0.shape))), kl)
 
 
 def bound_of_steps(
@@ -158,7 +158,7 @@ def antithetic_times(key: PRNGKeyArray, rows: int) -> Float[Array, " B"]:
 def prior_kl(x0: Float[Array, "B ..."], alpha, sigma) -> Float[Array, " B"]:
     """KL(N(alpha x_0, sigma^2 I) || N(0, I)) in nats."""
     alpha, sigma = jnp.asarray(alpha, x0.dtype), jnp.asarray(sigma, x0.dtype)
-    return _sum(gaussian_kl(alpha * x0, jnp.broadcast_to(2 * jnp.log(sigma), x0.shape)))
+    return row_sums(gaussian_kl(alpha * x0, jnp.broadcast_to(2 * jnp.log(sigma), x0.shape)))
 
 
 def bound_in_time(
@@ -179,13 +179,13 @@ def bound_in_time(
     def value(number, t):
         g_t, slope = jax.jvp(g, (t,), (jnp.ones_like(t),))
         one = draw(jax.random.fold_in(key, number))
-        return 0.5 * slope * _sum((one - noise_hat(mixed(x0, one, g_t), g_t)) ** 2)
+        return 0.5 * slope * row_sums((one - noise_hat(mixed(x0, one, g_t), g_t)) ** 2)
 
     ends = g(jnp.asarray([0.0, 1.0], x0.dtype))
     first = jnp.broadcast_to(ends[:1], x0.shape[:1])
     ratio = jnp.exp(0.5 * ends[0])  # sigma / alpha at t = 0
     mean = x0 + ratio * draw(jax.random.fold_in(key, len(times)))
-    reconstruction = -_sum(log_prob(mean, jnp.broadcast_to(rows_of(first, x0), x0.shape)))
+    reconstruction = -row_sums(log_prob(mean, jnp.broadcast_to(rows_of(first, x0), x0.shape)))
     prior = prior_kl(x0, jnp.sqrt(jax.nn.sigmoid(-ends[1])), jnp.sqrt(jax.nn.sigmoid(ends[1])))
     return Terms(prior, _each(value, times).mean(0), reconstruction)
 
@@ -228,10 +228,6 @@ def levels_log_prob(x0: Float[Array, "*n"], levels: int, mean: Float[Array, "*n"
     logits = -0.5 * (nearest - values) * (2 * mean[..., None] - nearest - values) * jnp.exp(-log_variance)[..., None]
     level = jnp.round((x0 + 1) * half).astype(jnp.int32)
     return jnp.take_along_axis(jax.nn.log_softmax(logits), level[..., None], axis=-1)[..., 0]
-
-
-def _sum(x: Float[Array, "B ..."]) -> Float[Array, " B"]:
-    return x.reshape(x.shape[0], -1).sum(-1)
 
 
 def _each(value: Callable, inputs: Shaped[Array, "K B"]) -> Float[Array, "K B"]:

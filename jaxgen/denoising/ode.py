@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxgen.checks import check_count, check_key
 from jaxgen.denoising.exact import Denoiser, LogDensity
 from jaxgen.denoising.schedules import Schedule, Time
+from jaxgen.distributions import row_sums
 from jaxgen.errors import ConfigError
 
 Velocity = Callable[[Float[Array, "B ..."], Time], Float[Array, "B ..."]]
@@ -45,7 +46,7 @@ def velocity_of(denoise: Denoiser, schedule: Schedule) -> Velocity:
 
 def standard_normal(x: Float[Array, "B ..."], t: Time = 1.0) -> Float[Array, " B"]:
     """log N(x; 0, I) in nats, the density at t = 1 of a model that starts its samples from noise."""
-    return -0.5 * (x**2 + log(2 * pi)).reshape(len(x), -1).sum(-1)
+    return -0.5 * row_sums(x**2 + log(2 * pi))
 
 
 def solve(rates: Callable, state, times: Float[Array, " N"]):
@@ -80,7 +81,7 @@ def log_density(
     def rates(state, t):
         x, _ = state
         value, push = jax.linearize(lambda x: velocity(x, t), x)
-        return value, _exact_trace(push, x) if signs is None else jax.vmap(lambda z: _rows(z * push(z)))(signs)
+        return value, _exact_trace(push, x) if signs is None else jax.vmap(lambda z: row_sums(z * push(z)))(signs)
 
     start = (x, jnp.zeros((max(probes, 1), len(x)), x.dtype))
     end, integrals = solve(rates, start, times)
@@ -110,11 +111,7 @@ def _exact_trace(push, x: Float[Array, "B ..."]) -> Float[Array, "1 B"]:
 
     def component(i):
         unit = jax.nn.one_hot(i, dimensions, dtype=x.dtype).reshape(1, *x.shape[1:])
-        return _rows(unit * push(jnp.broadcast_to(unit, x.shape)))
+        return row_sums(unit * push(jnp.broadcast_to(unit, x.shape)))
 
     parts = jax.lax.map(component, jnp.arange(dimensions), batch_size=min(PUSHED, dimensions))
     return parts.sum(0, keepdims=True)
-
-
-def _rows(x: Float[Array, "B ..."]) -> Float[Array, " B"]:
-    return x.reshape(len(x), -1).sum(-1)

@@ -34,6 +34,7 @@ from jax.nn import softplus
 from jax.scipy.special import xlogy
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxgen.distributions import row_sums
 from jaxgen.errors import ConfigError
 
 ObjectiveName = Literal["minimax", "nonsaturating", "least_squares", "hinge", "wasserstein"]
@@ -80,7 +81,7 @@ def penalty(
 def _squared_norms(discriminate: Callable, x: Float[Array, "B ..."]) -> Float[Array, " B"]:
     """|grad D|^2 at every row of x."""
     slope = jax.grad(lambda x: discriminate(x).sum())(x)
-    return (slope**2).reshape(x.shape[0], -1).sum(-1)
+    return row_sums(slope**2)
 
 
 # --- The game on finite sets --------------------------------------------------------------------------------------------------------------

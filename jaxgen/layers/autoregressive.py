@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
 from jaxgen import sharding
 from jaxgen.checks import check_count, check_images, check_key, check_known, check_label, check_temperature, image_of
 from jaxgen.data.features import given_to
-from jaxgen.distributions import bits_per_dim
+from jaxgen.distributions import bits_per_dim, row_sums
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import normal
 from jaxgen.sampling import METHODS, _sample, by_rows, in_order, sample_sequence
@@ -87,8 +87,7 @@ class AutoregressiveImages(nnx.Module):
         return self._sum(self.logits(image, label, **given), image)
 
     def _sum(self, parameters, image) -> Float[Array, " B"]:
-        terms = self.head.log_prob(parameters, jnp.asarray(image))
-        return terms.reshape(terms.shape[0], -1).sum(-1)
+        return row_sums(self.head.log_prob(parameters, jnp.asarray(image)))
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict]:
         """-mean log2 p(image) / (H W C), with dropout where the model has it; metrics: it as bits_per_dim, and nats per image."""

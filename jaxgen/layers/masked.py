@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt
 
 from jaxgen.checks import check_image_config
 from jaxgen.layers.convolutions import (
@@ -27,6 +27,7 @@ from jaxgen.layers.convolutions import (
     group_mask,
     normal,
     of_group,
+    scale_pixels,
     shift,
     take_group,
     zeros,
@@ -254,3 +255,22 @@ def add_pushed(waiting: Float[Array, "m L B E"], pushed: list) -> Float[Array, "
 def next_pixel(waiting: Float[Array, "m L B E"]) -> tuple[Float[Array, "L B E"], Float[Array, "m L B E"]]:
     """The partial sums of the pixel that begins now, and those of the m pixels after it, the last of them zeros."""
     return waiting[0], jnp.concatenate([waiting[1:], jnp.zeros_like(waiting[:1])])
+
+
+def first_channel(model, cache, previous_pixel: UInt[Array, "B C"], r, c) -> tuple:
+    """Parameters of the first channel of pixel (r, c), given the pixel to its left (ignored in column 0): a model's `step`.
+
+    The model has the layer `input`, `_begin_pixel` and `_group`; its cache has `window`, `waiting`, `above` and `column`.
+    """
+    del r
+    x = scale_pixels(previous_pixel, model.config.levels, model.config.dtype)
+    window, trunk = model.input.begin_pixel(cache.window, x, c)
+    left, waiting = next_pixel(cache.waiting)
+    sums = model._begin_pixel(trunk, left + jax.lax.dynamic_index_in_dim(cache.above, c, keepdims=False))
+    return model._group(cache._replace(window=window, waiting=waiting, column=jnp.int32(c)), sums, 0)
+
+
+def next_channel(model, cache, pixel: UInt[Array, "B C"], k) -> tuple:
+    """Parameters of channel k > 0 of the pixel being drawn, given its channels before k: a model's `step_channel`."""
+    x = scale_pixels(pixel, model.config.levels, model.config.dtype)
+    return model._group(cache, cache.sums._replace(trunk=cache.sums.trunk + model.input.push_channel(x, k)), k)

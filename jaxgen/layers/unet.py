@@ -110,9 +110,9 @@ class SpatialAttention(nnx.Module):
 class Block(nnx.Module):
     """The block above, and attention after it where `heads` > 0."""
 
-    def __init__(self, features_in: int, features_out: int, conditions: int, heads: int, rngs: nnx.Rngs):
+    def __init__(self, features_in: int, features_out: int, features_of_c: int, heads: int, rngs: nnx.Rngs):
         self.norm1, self.conv = Norm(features_in), Conv(features_in, features_out, 3, rngs)
-        self.shift = Linear(conditions, features_out, rngs)
+        self.shift = Linear(features_of_c, features_out, rngs)
         self.norm2, self.head = Norm(features_out), Conv(features_out, features_out, 3, rngs)
         self.skip = Linear(features_in, features_out, rngs) if features_in != features_out else None
         self.attention = SpatialAttention(features_out, heads, rngs) if heads else None
@@ -220,11 +220,11 @@ def _call(block: Block, h: Array, c: Array, rate: float, key: PRNGKeyArray | Non
 
 def _parts(config: UNetConfig, inputs: int, outputs: int, embedding: int, rngs: nnx.Rngs) -> tuple:
     """The modules of a U-Net in the order of `UNet.__init__`."""
-    widths, conditions = config.widths, 4 * config.width
+    widths, features_of_c = config.widths, 4 * config.width
     lowest = len(widths) - 1
 
     def block(features_in: int, features_out: int, attended: bool) -> Block:
-        return Block(features_in, features_out, conditions, config.heads if attended else 0, rngs)
+        return Block(features_in, features_out, features_of_c, config.heads if attended else 0, rngs)
 
     down, up = [], []
     for r, width in enumerate(widths):
@@ -237,7 +237,7 @@ def _parts(config: UNetConfig, inputs: int, outputs: int, embedding: int, rngs: 
         up.append(nnx.List([block(size + side, width, attended) for size, side in zip(ins, sides, strict=True)]))
     last = widths[-1]
     return (
-        TimeEmbedding(config.width, conditions, embedding, rngs),
+        TimeEmbedding(config.width, features_of_c, embedding, rngs),
         Conv(inputs, widths[0], 3, rngs),
         nnx.List(down),
         nnx.List([Conv(width, width, 3, rngs, stride=2) for width in widths[:-1]]),

@@ -87,8 +87,8 @@ MODELS = {
 def build(config, seed: int = 0):
     """The model of a configuration, with parameters drawn from `seed`: by MODELS, else by the configuration's method `build(rngs)`.
 
-    Raises ConfigError for a configuration that is not in MODELS and has no `build`, a class in its place, and a class of one's own with the
-    name of one in MODELS: a checkpoint names the class, so it could not be read again.
+    Raises ConfigError for a configuration that is not in MODELS and has no `build`, `features` or `modelled`, a class in its place, and a
+    class of one's own with the name of one in MODELS: a checkpoint names the class, so it could not be read again.
     """
     rngs = nnx.Rngs(seed)
     if isinstance(config, type):
@@ -99,6 +99,9 @@ def build(config, seed: int = 0):
         raise ConfigError("model", "a configuration of jaxgen.models, or one with a method build(rngs)", type(config).__name__)
     if type(config).__name__ in [cls.__name__ for cls in MODELS]:
         raise ConfigError("model", "a class with another name than those of jaxgen.models", type(config).__name__)
+    for name, what in (("features", '{"image": Image(...)}, what it needs'), ("modelled", "the name of the column that it models")):
+        if not hasattr(config, name):
+            raise ConfigError(f"{type(config).__name__}.{name}", what, "nothing: the class has no such attribute")
     return config.build(rngs)
 
 

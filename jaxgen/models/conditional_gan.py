@@ -1,7 +1,7 @@
 """GAN that is given the class of an image or a point (Mirza & Osindero 2014), in both players.
 
     generator:      G([z, y]), z ~ N(0, I), y the class as a vector with a single 1
-    discriminator:  condition
+    discriminator:  conditioning
         concatenation   D([x, y]): more numbers of x, or channels that are the same at all pixels     Mirza & Osindero 2014
         projection      D(x, y) = psi(phi(x)) + y' E phi(x)                                           Miyato & Koyama 2018
         auxiliary       D(x), and a classifier softmax(C phi(x)) beside it (AC-GAN)                   Odena et al. 2017
@@ -34,7 +34,8 @@ class ConditionalGANConfig(GANConfig):
     """Sizes of a conditional GAN. Raises ConfigError as a GANConfig does, and for fewer than two classes."""
 
     num_classes: int = 10  # number of classes
-    condition: Literal["concatenation", "projection", "auxiliary"] = "projection"  # how the discriminator is given the class
+    conditioning: Literal["concatenation", "projection", "auxiliary"] = "projection"  # how the discriminator is given the class
+    RENAMED = {"condition": "conditioning"}  # not a field: see config.py
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,27 +57,27 @@ class ConditionalGANConfig(GANConfig):
 
 
 class LabelledDiscriminator(nnx.Module):
-    """The discriminator of gan.py, and what its condition adds: `label`, the matrix E, or `classes`, the matrix C with a bias."""
+    """The discriminator of gan.py, and what its conditioning adds: `label`, the matrix E, or `classes`, the matrix C with a bias."""
 
     def __init__(self, config: ConditionalGANConfig, rngs: nnx.Rngs):
-        self.condition, self.architecture, classes = config.condition, config.architecture, config.num_classes
-        self.network = gan_networks.discriminator(config, classes if self.condition == "concatenation" else 0, rngs)
-        if self.condition == "projection":
+        self.conditioning, self.architecture, classes = config.conditioning, config.architecture, config.num_classes
+        self.network = gan_networks.discriminator(config, classes if self.conditioning == "concatenation" else 0, rngs)
+        if self.conditioning == "projection":
             self.label = gan_networks.linear(classes, self.network.width, rngs, config.spectral, use_bias=False)
-        if self.condition == "auxiliary":
+        if self.conditioning == "auxiliary":
             self.classes = gan_networks.linear(self.network.width, classes, rngs, config.spectral)
 
     def __call__(self, x: Float[Array, "B ..."], label: Float[Array, "B K"]) -> Float[Array, " B"]:
         """The logit of "x is real"."""
-        if self.condition == "concatenation":
+        if self.conditioning == "concatenation":
             x = gan_networks.beside(x, label, self.architecture)
         features = self.network.features(x)
         logit = self.network.last(features)[:, 0]
-        return logit + (self.label(label) * features).sum(-1) if self.condition == "projection" else logit
+        return logit + (self.label(label) * features).sum(-1) if self.conditioning == "projection" else logit
 
     def cross_entropy(self, x: Float[Array, "B ..."], label: Float[Array, "B K"]) -> Float[Array, ""]:
         """The mean of -log softmax(C phi(x))_y; 0 without the classifier."""
-        if self.condition != "auxiliary":
+        if self.conditioning != "auxiliary":
             return jnp.zeros(())
         return -(jax.nn.log_softmax(self.classes(self.network.features(x))) * label).sum(-1).mean()
 
@@ -97,7 +98,7 @@ class ConditionalGAN(GAN):
         return self._bounded(self.generator(jnp.concatenate([z, self._classes(label, z.shape[0])], axis=-1)))
 
     def discriminate(self, x: Float[Array, "B ..."], label=None) -> Float[Array, " B"]:
-        """D(x, y), the logit of "x is real"; with condition="auxiliary" it does not depend on the label."""
+        """D(x, y), the logit of "x is real"; with conditioning="auxiliary" it does not depend on the label."""
         return self.discriminator(x, self._classes(label, x.shape[0]))
 
     def generator_loss(self, z: Float[Array, "B Z"], label=None) -> Float[Array, ""]:

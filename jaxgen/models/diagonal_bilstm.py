@@ -51,6 +51,7 @@ from jaxgen.layers.masked import (
     joint_bias,
     label_biases,
     lstm_cell,
+    next_channel,
     put_group,
 )
 
@@ -266,10 +267,7 @@ class DiagonalBiLSTM(AutoregressiveImages):
         waiting = jnp.zeros_like(cache.waiting)
         return self._group(cache._replace(window=window, waiting=waiting, column=jnp.int32(c)), sums, 0)
 
-    def step_channel(self, cache: Cache, pixel: UInt[Array, "B C"], k) -> tuple[Cache, Float[Array, "B P"]]:
-        """Parameters of channel k > 0 of the pixel being drawn, given its channels before k."""
-        x = scale_pixels(pixel, self.config.levels, self.config.dtype)
-        return self._group(cache, cache.sums._replace(trunk=cache.sums.trunk + self.input.push_channel(x, k)), k)
+    step_channel = next_channel
 
     def _group(self, cache: Cache, sums: Sums, k) -> tuple[Cache, Float[Array, "B P"]]:
         """Compute channel group k of one pixel in all layers; add its terms to the sums of later groups and of the next pixel."""

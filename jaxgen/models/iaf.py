@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt
 
 from jaxgen.checks import check_count, check_image_config, check_images, check_key, image_of
 from jaxgen.data.features import OfImages
-from jaxgen.distributions import bits_per_dim, gaussian_log_prob, gaussian_sample, pixel_head
+from jaxgen.distributions import bits_per_dim, gaussian_log_prob, gaussian_sample, pixel_head, row_sums
 from jaxgen.errors import ConfigError
 from jaxgen.layers.bijections import planar
 from jaxgen.layers.convolutions import Linear, dot, normal, scale_pixels
@@ -176,8 +176,7 @@ class IAF(nnx.Module):
 
         def log_weight(drawn):
             z, log_q = drawn
-            terms = self.head.log_prob(self.decode(z), image)
             prior = gaussian_log_prob(jnp.zeros_like(z), jnp.zeros_like(z), z).sum(-1)
-            return terms.reshape(terms.shape[0], -1).sum(-1) + prior - log_q
+            return row_sums(self.head.log_prob(self.decode(z), image)) + prior - log_q
 
         return jax.lax.map(log_weight, (z, log_q))

@@ -41,7 +41,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt
 
 from jaxgen.checks import check_count, check_image_config, check_images, check_key, check_temperature, image_of
 from jaxgen.data.features import OfImages
-from jaxgen.distributions import bits_per_dim
+from jaxgen.distributions import bits_per_dim, row_sums
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import Conv, normal, scale_pixels
 from jaxgen.layers.image_networks import likelihood_head, pad_below, whole_blocks
@@ -370,8 +370,7 @@ class NVAE(nnx.Module):
         return out.reshape(-1, height, width, channels, self.head.size) if self.head.channelwise else out
 
     def _log_likelihood(self, image: UInt[Array, "B H W C"], parameters: Float[Array, "B H W ..."]) -> Float[Array, " B"]:
-        terms = self.head.log_prob(parameters, check_images(image, self.config.image_shape, self.config.levels))
-        return terms.reshape(terms.shape[0], -1).sum(-1)
+        return row_sums(self.head.log_prob(parameters, check_images(image, self.config.image_shape, self.config.levels)))
 
 
 # As programs: without `jit` the loops over the groups of a resolution would be compiled anew in every call.

@@ -40,12 +40,13 @@ from jaxgen.layers.masked import (
     Window,
     add_pushed,
     check_sizes,
+    first_channel,
     forget_bias,
     get_group,
     joint_bias,
     label_biases,
     lstm_cell,
-    next_pixel,
+    next_channel,
     put_group,
 )
 
@@ -186,19 +187,7 @@ class RowLSTM(AutoregressiveImages):
         above = [add_bias(layer.from_above(h), b) for layer, h, b in zip(self.layers, states, cache.bias, strict=True)]
         return cache._replace(window=window, above=jnp.stack(above, axis=1), waiting=jnp.zeros_like(cache.waiting))
 
-    def step(self, cache: Cache, previous_pixel: UInt[Array, "B C"], r, c) -> tuple[Cache, Float[Array, "B P"]]:
-        """Parameters of the first channel of pixel (r, c), given the pixel to its left (ignored in column 0)."""
-        del r
-        x = scale_pixels(previous_pixel, self.config.levels, self.config.dtype)
-        window, trunk = self.input.begin_pixel(cache.window, x, c)
-        left, waiting = next_pixel(cache.waiting)
-        sums = self._begin_pixel(trunk, left + jax.lax.dynamic_index_in_dim(cache.above, c, keepdims=False))
-        return self._group(cache._replace(window=window, waiting=waiting, column=jnp.int32(c)), sums, 0)
-
-    def step_channel(self, cache: Cache, pixel: UInt[Array, "B C"], k) -> tuple[Cache, Float[Array, "B P"]]:
-        """Parameters of channel k > 0 of the pixel being drawn, given its channels before k."""
-        x = scale_pixels(pixel, self.config.levels, self.config.dtype)
-        return self._group(cache, cache.sums._replace(trunk=cache.sums.trunk + self.input.push_channel(x, k)), k)
+    step, step_channel = first_channel, next_channel
 
     def _begin_pixel(self, trunk, gates) -> Sums:
         """The partial sums of a pixel before its first channel group, from those of y_0 and of the gates."""

@@ -35,7 +35,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt
 
 from jaxgen.checks import check_count, check_image_config, check_images, check_key, check_label, check_vector, image_of
 from jaxgen.data.features import OfImages, given_to
-from jaxgen.distributions import bits_per_dim, gaussian_kl, gaussian_log_prob, gaussian_sample
+from jaxgen.distributions import bits_per_dim, gaussian_kl, gaussian_log_prob, gaussian_sample, row_sums
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import Linear, embed, scale_pixels
 from jaxgen.layers.image_networks import MLP, ConvDecoder, ConvEncoder, check_hidden, likelihood_head
@@ -193,8 +193,7 @@ class VAE(nnx.Module):
         return jnp.concatenate([x, *parts], axis=-1) if parts else x
 
     def _log_likelihood(self, image: UInt[Array, "B H W C"], z: Float[Array, "B Z"], label=None, vector=None) -> Float[Array, " B"]:
-        terms = self.head.log_prob(self.decode(z, label, vector), image)
-        return terms.reshape(terms.shape[0], -1).sum(-1)
+        return row_sums(self.head.log_prob(self.decode(z, label, vector), image))
 
     def _log_weight(self, image, z, mean, log_variance, label, vector) -> Float[Array, " B"]:
         return estimator_a(

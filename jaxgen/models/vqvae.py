@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt
 
 from jaxgen.checks import check_count, check_image_config, check_images, check_key, image_of
 from jaxgen.data.features import OfImages, smallest_unsigned
-from jaxgen.distributions import bits_per_dim
+from jaxgen.distributions import bits_per_dim, row_sums
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import EXACT, Conv, ConvTranspose, draw, scale_pixels
 from jaxgen.layers.image_networks import likelihood_head, pad_below, whole_blocks
@@ -270,5 +270,4 @@ class VQVAE(nnx.Module):
         return padded[:, :height, :width]
 
     def _log_likelihood(self, image: UInt[Array, "B H W C"], parameters: Float[Array, "B H W C P"]) -> Float[Array, " B"]:
-        terms = self.head.log_prob(parameters, check_images(image, self.config.image_shape, self.config.levels))
-        return terms.reshape(terms.shape[0], -1).sum(-1)
+        return row_sums(self.head.log_prob(parameters, check_images(image, self.config.image_shape, self.config.levels)))
