@@ -34,7 +34,7 @@ def test_bfloat16_keeps_float32_parameters_and_likelihoods(entry):
     assert float(jnp.abs(rough - full).mean()) < 0.02 * spread
     if entry in THOROUGH:
         assert float(jnp.abs(step_by_step(model, image, label) - full).mean()) < 0.02 * spread
-    (*_, last) = (e for e in jax.make_jaxpr(model.logits)(image, label).jaxpr.eqns if e.primitive.name == "dot_general")
+    (*_, last) = (e for e in equations(jax.make_jaxpr(model.logits)(image, label).jaxpr) if e.primitive.name == "dot_general")
     assert last.outvars[0].aval.dtype == jnp.float32, "a parameter of p(x) is rounded to bfloat16"
 
 
