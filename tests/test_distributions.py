@@ -1,5 +1,7 @@
 """The exact discrete heads against scipy and against counted draws."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from scipy.special import log_expit, log_softmax, softmax
 from scipy.stats import chisquare
 
-from jaxgen.distributions import Bernoulli, Categorical, pixel_head
+from jaxgen.distributions import Bernoulli, Categorical, along_one_axis, pixel_head, row_sums, standard_normal
 
 
 def parameters_of(head, seed: int, *shape: int) -> np.ndarray:
@@ -71,3 +73,21 @@ def test_a_draw_is_a_function_of_parameters_and_noise(levels):
     assert (noise[:50] == head.noise(jax.random.key(0), (50,))).all(), "the noise of the first images depends on how many there are"
     greedy = head.sample(parameters, noise, 1e-6)
     np.testing.assert_array_equal(greedy, table(head, np.asarray(parameters)).argmax(-1))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (2, 3, 5, 1)], ids=str)
+def test_draws_along_one_axis_are_bit_for_bit_those_of_jax(shape):
+    def both(key):
+        uniform = partial(jax.random.uniform, minval=-1.0)
+        found = along_one_axis(uniform, key, shape), standard_normal(key, shape), standard_normal(key, shape, jnp.bfloat16)
+        return found, (uniform(key, shape), jax.random.normal(key, shape), jax.random.normal(key, shape, jnp.bfloat16))
+
+    for found, expected in zip(*jax.device_get(jax.jit(both)(jax.random.key(3))), strict=True):
+        assert found.dtype == expected.dtype and found.shape == shape
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_row_sums_are_over_all_axes_but_the_first():
+    x = np.random.default_rng(0).standard_normal((3, 2, 4, 1)).astype(np.float32)
+    np.testing.assert_allclose(row_sums(jax.device_put(x)), [row.sum() for row in x], rtol=1e-5)
+    np.testing.assert_array_equal(row_sums(jax.device_put(x[:, 0, 0, 0])), x[:, 0, 0, 0])
