@@ -15,7 +15,7 @@ import optax
 
 from jaxgen.errors import ConfigError, did_you_mean
 
-NOT_DECAYED = ("bias", "gain", "scale", "embedding", "embeddings", "label", "codebook", "positions", "values")
+NOT_DECAYED = ("bias", "gain", "scale", "embedding", "embeddings", "label", "codebook", "positions", "values", "table", "tables", "start")
 """Weight decay is not applied to the parameters in a submodule or attribute with one of these names, or a name that ends in one of them
 after an underscore (`hidden_bias`, `label_embedding`), nor to those of fewer than two axes. `labeller` and `upscale` are other names."""
 

@@ -10,17 +10,21 @@ import pytest
 from compiling import IN_A_PROCESS, virtual_devices
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = """
+LARGEST = """
 import gc, json, sys
+from dataclasses import replace
 from functools import partial
 import jax, numpy as np
 from jaxgen import benchmark, cli, config, experiment, sharding, trained, training
 from jaxgen.data import DataConfig
 from jaxgen.experiment import Experiment
 from jaxgen.layers import autoregressive
-from jaxgen.models import GatedPixelCNNConfig, ImageTransformerConfig, build
+from jaxgen.models import GatedPixelCNNConfig, ImageTransformerConfig, VQVAE2CodesConfig, VQVAE2Config, build
+from jaxgen.models.vqvae2 import LowerPrior, TopPrior
+from jaxgen.optimizers import OptimizerConfig
 from jaxgen.runs.checkpoint import Checkpointer
 from jaxgen.runs.report import ReportConfig
+from jaxgen.stages import Stage
 from jaxgen.training import TrainConfig
 
 gc.collect()
@@ -36,6 +40,21 @@ def largest():
                 held[shard.device][shard.data.unsafe_buffer_pointer()] = shard.data.nbytes
     return max(sum(buffers.values()) for buffers in held.values())
 
+def sizes(tree):
+    '''Bytes of the arrays that the rules split and of those that they leave whole, and the shapes of these.'''
+    places = jax.tree.leaves(sharding.state_sharding(mesh, tree))
+    leaves = [(leaf, place.is_fully_replicated) for leaf, place in zip(jax.tree.leaves(tree), places)]
+    split, whole = (sum(leaf.size * leaf.dtype.itemsize for leaf, left in leaves if left == wanted) for wanted in (False, True))
+    return {"split": split, "whole": whole, "shapes": sorted({leaf.shape for leaf, left in leaves if left})}
+
+def save_zeros(run, shapes):
+    '''A checkpoint of zeros: to draw its weights would be a program of three seconds.'''
+    with Checkpointer(run.workdir, config.to_json(run)) as saving:
+        saving.save(1, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
+
+mesh = sharding.make_mesh(8)
+"""
+SCRIPT = """
 seen = {}
 def watch(owner, name):
     function = getattr(owner, name)
@@ -66,22 +85,13 @@ run = Experiment(
     report=ReportConfig(samples=4, completions=4, rulers=False, time_samplers=False))
 assert experiment.train(run) == 0
 experiment.finish(run)
-optimizer, mesh = experiment.make_optimizer(run), sharding.make_mesh(8)
-shapes = experiment._shapes(run, optimizer)
-
-def sizes(tree):
-    '''Bytes of the arrays that the rules split and of those that they leave whole, and the shapes of these.'''
-    places = jax.tree.leaves(sharding.state_sharding(mesh, tree))
-    leaves = [(leaf, place.is_fully_replicated) for leaf, place in zip(jax.tree.leaves(tree), places)]
-    split, whole = (sum(leaf.size * leaf.dtype.itemsize for leaf, left in leaves if left == wanted) for wanted in (False, True))
-    return {"split": split, "whole": whole, "shapes": sorted({leaf.shape for leaf, left in leaves if left})}
+shapes = experiment._shapes(run, experiment.make_optimizer(run))
 
 small = Experiment(
     ImageTransformerConfig((8, 8, 1), 17, layers=1, width=64, heads=2, hidden=256, encoder_layers=1, low_resolution=(2, 2, 1)),
     DataConfig("digits"), train=TrainConfig(fsdp=8), workdir=sys.argv[1] + "/small")
 small_shapes = jax.eval_shape(lambda: training.new_state(build(small.model), experiment.make_optimizer(small)))
-with Checkpointer(small.workdir, config.to_json(small)) as saving:  # zeros: to draw its weights is a program of three seconds
-    saving.save(1, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), small_shapes))
+save_zeros(small, small_shapes)
 report, commands = seen, {}
 watch(autoregressive, "_sample"); watch(benchmark, "timed")
 for command, folder in (("sample", run.workdir), ("complete", run.workdir), ("upscale", small.workdir)):
@@ -103,16 +113,31 @@ print(json.dumps({"state": sizes(shapes), "model": sizes(training.ema_model(shap
        "small": sizes(small_shapes.model), "held": held,
        "split over": [mesh and mesh.shape["fsdp"] for mesh in map(sharding.split_mesh, (1, 3, 8, 12))]}))
 """
+STAGED = """
+codes = Experiment(VQVAE2CodesConfig((8, 8, 1), 17, codes=64, code_width=64, width=64, blocks=0), DataConfig("digits"),
+    train=TrainConfig(fsdp=8), workdir=sys.argv[1] + "/codes")
+save_zeros(codes, jax.eval_shape(lambda: training.new_state(build(codes.model), experiment.make_optimizer(codes))))
+run = replace(codes, model=VQVAE2Config(codes.model, 0, TopPrior(1, 64, 1, 2, 3), LowerPrior(1, 64, 3, 6, 64)), workdir=sys.argv[1],
+    optimizer=OptimizerConfig(frozen=("codes",)), stages={"codes": Stage(start_from=codes.workdir)})
+batch, parts = {"image": np.zeros((8, 8, 8, 1), np.uint8)}, experiment._trained_parts(run)
+state = experiment._first_state(run, experiment.make_optimizer(run), mesh, batch, parts)
+del parts
+print(json.dumps({"state": sizes(state), "held": largest()}))
+"""
+
+
+def printed(script: str, folder) -> dict:
+    """The JSON in the last line that a script on eight devices prints."""
+    command = [sys.executable, "-c", IN_A_PROCESS + LARGEST + script, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | virtual_devices(8), capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory) -> dict:
     """What a run of two steps and its report held."""
-    env = os.environ | virtual_devices(8)
-    command = [sys.executable, "-c", IN_A_PROCESS + SCRIPT, str(tmp_path_factory.mktemp("run"))]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return printed(SCRIPT, tmp_path_factory.mktemp("run"))
 
 
 KEY, METRICS = 2 * 4, 5 * 4
@@ -171,3 +196,11 @@ def test_what_a_program_gathers_on_a_device_is_bounded(facts):
 def test_a_run_of_another_machine_is_split_as_far_as_these_devices_allow(facts):
     """Eight devices: a run of fsdp = 12 is split over 4, one of 3 is left whole."""
     assert facts["split over"] == [None, None, 8, 4]
+
+
+@pytest.mark.skipif("JAXGEN_THOROUGH" not in os.environ, reason="make thorough has it")
+def test_a_model_with_a_trained_part_that_is_initialised_on_a_batch_is_born_split_too(tmp_path):
+    """Half a minute of compiling; by the function that makes the state of the run above."""
+    facts = printed(STAGED, tmp_path)
+    assert facts["held"] == facts["state"]["split"] // 8 + facts["state"]["whole"]
+    assert facts["state"]["split"] > 3 * facts["state"]["whole"]

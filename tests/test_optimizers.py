@@ -70,12 +70,28 @@ def test_what_a_model_decays():
         assert params["values"].shape[0] == 50 and not jax.tree.leaves(optimizers.decayed(params)["values"])[0], "vectors of codes"
 
 
+SPARED = {  # tables of labels and codes, and a first grid that no image is multiplied with
+    "diffusion of a label": "['network']['table']",
+    "flow_matching of a label": "['network']['table']",
+    "vqvae2": "['tables'][0]",
+    "nvae": "['decoder']['start']",
+}
+
+
+@pytest.mark.parametrize("name", SPARED)
+def test_embeddings_under_other_names_are_not_decayed(name):
+    params = nnx.state(jax.eval_shape(lambda: fresh(CONFIGS[name])), nnx.Param)
+    marks = {jax.tree_util.keystr(path): mark for path, mark in jax.tree_util.tree_leaves_with_path(optimizers.decayed(params))}
+    (mark,) = (mark for path, mark in marks.items() if path.startswith(SPARED[name]))
+    assert not mark and any(marks.values())
+
+
 def test_no_parameter_of_the_models_is_decayed_otherwise_than_by_the_words_that_were_looked_for_first():
-    """Weights go on as they began: the rule of whole names spares what the rule of words anywhere in the path did, and vectors of codes."""
+    """Weights go on as they began: the rule of whole names spares what the rule of words anywhere in the path did, and what was added."""
     for name, config in CONFIGS.items():
         params = nnx.state(jax.eval_shape(lambda: fresh(config)), nnx.Param)  # noqa: B023 (called at once)
         leaves = jax.tree_util.tree_leaves_with_path(params)
-        words = ("bias", "gain", "scale", "embedding", "label", "positions", "'values'")
+        words = ("bias", "gain", "scale", "embedding", "label", "positions", "'values'", "'table'", "'tables'", "'start'")
         wanted = [leaf.ndim >= 2 and not any(word in jax.tree_util.keystr(path) for word in words) for path, leaf in leaves]
         assert jax.tree.leaves(optimizers.decayed(params)) == wanted, name
         assert any(wanted) or name not in with_a("loss"), name  # a fit in closed form has no optimizer

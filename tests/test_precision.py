@@ -1,6 +1,7 @@
 """Precision: float32 products of every model ask for the highest one; in mixed precision parameters, sums and likelihoods stay float32."""
 
 from dataclasses import replace
+from inspect import signature
 
 import jax
 import jax.numpy as jnp
@@ -79,12 +80,13 @@ def test_bfloat16_of_an_auto_encoder_rounds_activations_and_nothing_else(name):
 
 
 FEWER = {"vqvae": {"blocks": 0}, "vqvae2_codes": {"blocks": 0}, "nvae": {"groups": (1,)}}  # layers of the same kinds
+OTHERS = [name for name in with_a("dtype") if name not in LATENT and name.split(" of ")[0] not in [entry.name for entry in TABLE]]
 
 
-@pytest.mark.parametrize("name", FEWER)
-def test_bfloat16_of_codes_and_of_groups_rounds_activations_only(name):
+@pytest.mark.parametrize("name", OTHERS)
+def test_bfloat16_of_other_models_rounds_activations_only(name):
     """The loss and its gradient are float32, and those of float32 within the rounding of 8 bits."""
-    config = replace(CONFIGS[name], **FEWER[name])
+    config = replace(CONFIGS[name], **FEWER.get(name, {}))
     batch, key = batch_of(config, 4), jax.random.key(0)
     exact, model = (jax.eval_shape(lambda dtype=dtype: fresh(replace(config, dtype=dtype))) for dtype in ("float32", "bfloat16"))
     weights = nnx.state(with_weights(config))
@@ -128,6 +130,8 @@ def gradient(model, batch, key):
 # convolutions as with one: there the loss has few images, and the score and the samples, which have few always, are those of a label. The
 # one of two resolutions has many, since with a label it has one resolution.
 FEW = {entry.name for entry in TABLE} - {"pixelcnn_pp"}
+METHODS = {"encode": (), "reconstruct": (), "importance_bound": (jax.random.key(0), 2)}
+"""Methods of images besides the score, and their arguments after the images."""
 WITHOUT = {"gaussian", "gmm", "autoregression"}
 """Models with a program that has no product: they solve triangular systems, or add up products of few numbers, in float32."""
 
@@ -144,6 +148,13 @@ def test_every_float32_product_asks_for_the_highest_precision_and_convolutions_o
     programs = [traced(score, model, batch, key)]
     if name in with_a("sample"):
         programs.append(traced(lambda model, given: model.sample(key, 2, **given), model, given_of(config, batch)))
+    for method in METHODS.keys() & set(dir(model)):
+
+        def of_images(model, image, given, method=method):
+            call = getattr(model, method)
+            return call(image, *METHODS[method], **{name: given[name] for name in given if name in signature(call).parameters})
+
+        programs.append(traced(of_images, model, batch[config.modelled], given_of(config, batch)))
     assert not [line for found in programs for line in (rough(found) if found or name not in WITHOUT else [])]
     assert all(programs) == (name not in WITHOUT)
 

@@ -31,7 +31,7 @@ from jaxgen.attacks.inputs import (
     check_ball,
     check_classes,
     check_finite,
-    check_images,
+    check_in_box,
     check_logits,
     fold,
     hit,
@@ -60,7 +60,7 @@ def audit(logits_fn: LogitsFn, x, y, key=None, eps: float = 0.1, *, steps: int =
 
     ConfigError as of any attack, except that a function that answers at random is a finding here.
     """
-    x = check_images(x)
+    x = check_in_box(x)
     if not callable(logits_fn):
         raise ConfigError("logits_fn", "a function from images to logits", shown(logits_fn))
     keys = row_keys(jax.random.key(0) if key is None else key, len(x))

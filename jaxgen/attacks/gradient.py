@@ -37,7 +37,7 @@ from jaxgen.attacks.inputs import (
     check_ball,
     check_counts,
     check_functions,
-    check_images,
+    check_in_box,
     check_inputs,
     descend,
     fold,
@@ -82,7 +82,7 @@ def iterative_sign(
 ) -> Result:
     """Steps of 1.25 eps / steps from x itself, as Kurakin et al. take 1.25 eps / a steps of a. stop: a row that succeeds stays."""
     check_counts(steps=steps)
-    check_ball(eps, inf, check_images(x, box), box)  # before eps is divided
+    check_ball(eps, inf, check_in_box(x, box), box)  # before eps is divided
     keep = "first" if stop else "last"
     options = {"steps": steps, "step_size": 1.25 * eps / steps, "random_start": False, "keep": keep}
     return pgd(logits_fn, x, y, key, eps, inf, **options, loss=loss, targeted=targeted, box=box)

@@ -88,7 +88,7 @@ def descend(optimizer: optax.GradientTransformation, gradient, state, values):
 
 def check_inputs(logits_fn: LogitsFn, x, y, key, box: Box = BOX) -> tuple[Array, Array, Array]:
     """(x as float32 [B, ...], y as int32 [B], keys [B]); ConfigError, one line, for what no attack can work with."""
-    x = check_images(x, box)
+    x = check_in_box(x, box)
     return x, check_classes(y, x.shape[0], check_logits(logits_fn, x)), row_keys(key, x.shape[0])
 
 
@@ -173,7 +173,7 @@ def check_levels(levels) -> None:
         raise ConfigError("levels", "an integer, 2 or more", shown(levels))
 
 
-def check_images(x, box: Box = BOX) -> Float[Array, "B ..."]:
+def check_in_box(x, box: Box = BOX) -> Float[Array, "B ..."]:
     """x as float32; ConfigError unless it is a batch of real numbers in the box."""
     if np.shape(box) != (2,) or not (all(map(is_number, box)) and box[0] < box[1]):
         raise ConfigError("box", "two finite numbers, the lower one first", shown(box))

@@ -26,7 +26,7 @@ from jaxgen.attacks.inputs import (
     check_classes,
     check_counts,
     check_grid,
-    check_images,
+    check_in_box,
     check_logits,
     check_not_negative,
     check_positive,
@@ -132,7 +132,7 @@ def total_variation(x: Float[Array, "B H W C"], beta: float = 2.0) -> Float[Arra
 
 def saliency(logits_fn: LogitsFn, x: Float[Any, "B H W C"], y: Any) -> Float[Array, "B H W"]:
     """How fast z_y changes with each pixel."""
-    x = check_images(x)
+    x = check_in_box(x)
     check_grid(x)
     y = check_classes(y, len(x), check_logits(logits_fn, x))
     return jnp.abs(jax.grad(lambda x: of_class(logits_fn(x), y).sum())(x)).max(axis=-1)

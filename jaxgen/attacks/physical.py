@@ -37,7 +37,7 @@ from jaxgen.attacks.inputs import (
     check_counts,
     check_functions,
     check_grid,
-    check_images,
+    check_in_box,
     check_inputs,
     check_logits,
     check_positive,
@@ -223,7 +223,7 @@ def patch(
     mean of log p, as of Brown et al., is decided by images that no patch at that place turns. transformation: of the patch before it is
     pasted.
     """
-    x, key = check_images(x), one_key(key)
+    x, key = check_in_box(x), one_key(key)
     check_grid(x)
     check_counts(size=size, steps=steps, batch_size=batch_size)
     check_positive(rate=rate)
