@@ -41,7 +41,7 @@ class GRU(nnx.Module):
         reset, update = jax.nn.sigmoid(reset + of_state[0]), jax.nn.sigmoid(update + of_state[1])
         return update * h + (1 - update) * jnp.tanh(candidate + reset * of_state[2])
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def over(self, a: Float[Array, "L B D"]) -> Float[Array, "L B D"]:
         """h' at every place of whole sequences."""
         return jax.lax.scan(lambda h, projected: (self(h, projected),) * 2, jnp.zeros_like(a[0]), self.project(a))[1]
@@ -78,7 +78,7 @@ class LSTM(nnx.Module):
         """The next state from the state and `project(a)`."""
         return State(*lstm_cell(projected + dot(state.h, self.state[...]), state.c))
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def over(self, a: Float[Array, "L B D"]) -> Float[Array, "L B D"]:
         """h' at every place of whole sequences."""
 

@@ -110,7 +110,7 @@ class DiagonalLayer(nnx.Module):
         self.state = normal(rngs, (2, 2 * width, 4 * width), 2 * width)
         self.out = Masked1x1(width, 2 * width, groups, rngs)
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def states(self, left: Float[Array, "H W B F"], right: Float[Array, "H W B F"]) -> tuple[Array, Array]:
         """States s and t, [H, W, B, D] each, from the terms of their gates without K_0 and K_1."""
         height, width = left.shape[:2]

@@ -159,7 +159,7 @@ class Diffusion(nnx.Module):
         """The terms prior, diffusion and reconstruction of the bound on -log p(x), nats [B] each, with `terms` drawn diffusion terms."""
         return self._bound_terms(self._scale(x), key, check_label(label, self.config.num_classes, x.shape[0]))
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def _bound_terms(self, x0: Float[Array, "B ..."], key: PRNGKeyArray, label) -> Terms:
         config, (key_times, key_noise) = self.config, jax.random.split(key)
         if self.log_ratio is not None:
@@ -266,7 +266,7 @@ class Diffusion(nnx.Module):
 
         return bound.bound_in_time(noise_hat, log_ratio, times, x0, key_noise, self._log_prob(x0))
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def _loss_in_time(self, x0, times, key, given: dict) -> tuple[Array, dict]:
         terms = self._in_time(x0, times[None], key, partial(self.log_ratio, fixed=True), **given)
         nats, even = sum(terms).mean(), self.log_ratio.evenness(times, terms.denoising)

@@ -152,7 +152,7 @@ class FlowMatching(nnx.Module):
             raise ConfigError("key", f"a key for the trace, estimated by {probes} random vectors", "None", "probes=0 has the exact trace")
         return self._density(v, key if probes else None, label, check_count(steps, "steps"), probes)
 
-    @partial(jax.jit, static_argnames=("steps", "probes"))
+    @partial(jax.jit, static_argnames=("steps", "probes"))  # else its loop is compiled in every call
     def _density(self, v: Float[Array, "B ..."], key: PRNGKeyArray | None, label, steps: int, probes: int) -> ode.Density:
         config, times = self.config, jnp.flip(quadratic_times(steps))
         random = {"key": key, "probes": probes} if probes else {}

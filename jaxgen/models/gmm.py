@@ -103,7 +103,7 @@ class GMM(nnx.Module):
         """log pi_k + log N(v; mu_k, S_k) in nats; its softmax over k is p(k | v)."""
         return self._log_joint(as_vectors(v, self.config))
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def _log_joint(self, x: Float[Array, "B D"]) -> Float[Array, "B K"]:
         def one(of_component):
             y = x - of_component["means"][None]

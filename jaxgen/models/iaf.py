@@ -123,7 +123,7 @@ class IAF(nnx.Module):
         image = check_images(image, self.config.image_shape, self.config.levels)
         return self._draw_posterior(image, key, draws)
 
-    @partial(jax.jit, static_argnames="draws")
+    @partial(jax.jit, static_argnames="draws")  # else its loop is compiled in every call
     def _draw_posterior(
         self, image: UInt[Array, "B H W C"], key: PRNGKeyArray, draws: int
     ) -> tuple[Float[Array, "K B Z"], Float[Array, "K B"]]:
@@ -170,7 +170,7 @@ class IAF(nnx.Module):
         """L of each draw."""
         return self._weighed(image, *self.draw_posterior(image, key, draws))
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def _weighed(self, image: UInt[Array, "B H W C"], z: Float[Array, "K B Z"], log_q: Float[Array, "K B"]) -> Float[Array, "K B"]:
         """log p(image, z) - log q(z | image), one draw after the other."""
 

@@ -171,7 +171,7 @@ class ImplicitAutoencoder(nnx.Module):
 
         return u - self.config.rate * jax.grad(energy)(u)
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def _search(self, v: Float[Array, "B ..."], key: PRNGKeyArray | None) -> Float[Array, "T B ..."]:
         """The path u_1 .. u_T of the search for u given v. key: of its noise; None: without."""
         start, spread = self._start(), (2 * self.config.rate * self.config.temperature) ** 0.5

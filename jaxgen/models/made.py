@@ -109,7 +109,7 @@ class MADE(nnx.Module):
         """log p(image) in nats, of the average of the probabilities over the M sets of masks."""
         return self._log_prob(self._flat(image))
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def _log_prob(self, x: UInt[Array, "B D"]) -> Float[Array, " B"]:
         count = self.config.masks
         each = jax.lax.map(lambda component: self._terms(x, component).sum(-1), jnp.arange(count))

@@ -65,7 +65,7 @@ class NADE(AutoregressiveImages):
         """(r, c, k) of every place: raster order, a place being one channel."""
         return np.argwhere(np.ones(self.config.image_shape, bool))
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def _logits(self, image: UInt[Array, "B H W C"], condition, key=None) -> Float[Array, "B H W C P"]:
         """The recursion over all places; there is no dropout, so `key` is not used."""
         x = self._scaled(image.reshape(image.shape[0], -1))

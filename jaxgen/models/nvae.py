@@ -172,7 +172,7 @@ class Encoder(nnx.Module):
         self.features = nnx.List([stacked(n, lambda rngs, w=w: Features(w, config.cells, rngs), rngs) for n, w in pairs])
         self.posteriors = nnx.List([stacked(n, lambda rngs, w=w: Posterior(w, config.latent, rngs), rngs) for n, w in pairs])
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def __call__(self, x: Float[Array, "B H W C"]) -> list[Float[Array, "_ B _ _ _"]]:
         """For each resolution with latents, the finest first, the features of its groups; within it the last computed come first."""
         x, found = self.stem(x), []
@@ -252,7 +252,7 @@ class NVAE(nnx.Module):
         """L_k in nats. Its expectation does not fall with k, and tends to log p(x). The k samples are computed one after the other."""
         return self._importance_bound(image, self._features(image), jax.random.split(key, check_count(k, "k")))
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def _importance_bound(self, image, features, keys) -> Float[Array, " B"]:
         def log_weight(key):
             drawn = self._top_down(image.shape[0], key, features)
@@ -317,7 +317,7 @@ class NVAE(nnx.Module):
         image = check_images(image, config.image_shape, config.levels)
         return self.encoder(scale_pixels(pad_below(image, config.grids[0]), config.levels, config.dtype))
 
-    @partial(jax.jit, static_argnames="n")
+    @partial(jax.jit, static_argnames="n")  # else its loop is compiled in every call
     def _top_down(self, n: int, key=None, features=None, z=None, temperature=1.0) -> Drawn:
         """The groups from the coarsest to the finest, with z as given, or from q where there are features of x, else from p.
 

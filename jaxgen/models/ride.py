@@ -108,7 +108,7 @@ class RIDE(DequantisedImages):
         c = jnp.tanh(g) * i + left[1] * f_c + above[1] * f_r
         return jnp.tanh(c) * o, c
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def states(self, x: Float[Array, "B H W"]) -> Float[Array, "B H W D"]:
         """h of all pixels, one anti-diagonal after the other."""
         batch, height, width = x.shape

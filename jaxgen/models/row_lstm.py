@@ -93,7 +93,7 @@ class RowLSTMLayer(nnx.Module):
         """K_ss * h_{r-1}, from h_{r-1}."""
         return dot(columns(state, self.kernel, axis=-3), self.state[...])
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def states(self, gates: Float[Array, "H W B F"]) -> Float[Array, "H W B D"]:
         """h of all rows, from K_is * y + b."""
 

@@ -91,7 +91,7 @@ class StackGRU(AutoregressiveStrings):
         previous = jnp.concatenate([jnp.zeros_like(tokens[:, :1]), tokens[:, :-1]], axis=1)
         return self._out(self._states(self._projected(previous.T))).swapaxes(0, 1)
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def _states(self, projected: Float[Array, "L B E"]) -> Float[Array, "L B D"]:
         """h at every place."""
 

@@ -140,7 +140,7 @@ class VAE(nnx.Module):
         keys = jax.random.split(key, check_count(k, "k"))
         return self._importance_bound(image, *self.encode(image, label, vector), keys, label, vector)
 
-    @jax.jit
+    @jax.jit  # else its loop is compiled in every call
     def _importance_bound(self, image, mean, log_variance, keys, label, vector) -> Float[Array, " B"]:
         def log_weight(key):
             return self._log_weight(image, gaussian_sample(mean, log_variance, key), mean, log_variance, label, vector)
