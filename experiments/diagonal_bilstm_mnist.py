@@ -6,7 +6,7 @@
     python -m experiments.diagonal_bilstm_mnist --laptop --data.name FOLDER          a small model, a few minutes on 2 CPU cores
 
 Published on this binarization: 79.20 nats (van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks"), and, as we
-remember it, 80.75 with one layer of h = 32. Measured with that one layer, on one CPU core: experiments/results/mnist.md.
+remember it, 80.75 with one layer of h = 32. Measured with both, on one CPU core: experiments/results/mnist.md.
 """
 
 from dataclasses import replace

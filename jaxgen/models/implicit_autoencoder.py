@@ -116,11 +116,11 @@ class ImplicitAutoencoder(nnx.Module):
 
     def reconstruct(self, image: UInt[Array, "B H W C"]) -> UInt[Array, "B H W C"]:
         """The decoded code of every image, rounded to the nearest level."""
-        return _reconstruct(self, check_images(image, self.config.image_shape, self.config.levels))
+        return self.picture(self.encode(image))
 
     def picture(self, z: Float[Array, "B Z"]) -> UInt[Array, "B H W C"]:
         """The decoded codes, without noise, rounded to the nearest level."""
-        return _picture(self, z)
+        return self._levels(self.decode(z))
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict, dict]:
         """The mean squared error of a batch {"image"}, of images of drawn codes; the statistics are means of codes and images."""
@@ -211,16 +211,3 @@ class ImplicitAutoencoder(nnx.Module):
 
 def _mean_square(x: Float[Array, "B H W C"]) -> Float[Array, " B"]:
     return (x**2).reshape(x.shape[0], -1).mean(-1)
-
-
-# As programs: without `jit` the loop of a search would be compiled anew in every call.
-
-
-@jax.jit
-def _picture(model: ImplicitAutoencoder, z: Float[Array, "B Z"]) -> UInt[Array, "B H W C"]:
-    return model._levels(model.decode(z))
-
-
-@jax.jit
-def _reconstruct(model: ImplicitAutoencoder, image: UInt[Array, "B H W C"]) -> UInt[Array, "B H W C"]:
-    return model.picture(model.encode(image))

@@ -285,11 +285,13 @@ class NVAE(nnx.Module):
     def sample(self, key: PRNGKeyArray, n: SupportsIndex, temperature=1.0) -> UInt[Array, "n H W C"]:
         """n images: z from the prior, whose scales are multiplied by the temperature, then every pixel from p(x | z)."""
         check_key(key)
-        return _sample(self, key, check_temperature(temperature), n=check_count(n))
+        n, (key_z, key_x) = check_count(n), jax.random.split(key)
+        parameters = self._top_down(n, key_z, temperature=check_temperature(temperature)).parameters
+        return self.head.sample(parameters, self.head.noise(key_x, (n, *self.config.image_shape))).astype(self.head.dtype)
 
     def reconstruct(self, image: UInt[Array, "B H W C"]) -> UInt[Array, "B H W C"]:
         """`picture` of the z of `encode`."""
-        return _reconstruct(self, check_images(image, self.config.image_shape, self.config.levels))
+        return self._best(self._top_down(image.shape[0], features=self._features(image)).parameters)
 
     def picture(self, z: Float[Array, "B Z"]) -> UInt[Array, "B H W C"]:
         """For every pixel the most probable level under p(x | z); for the mixture the mean of its likeliest component."""
@@ -371,18 +373,3 @@ class NVAE(nnx.Module):
 
     def _log_likelihood(self, image: UInt[Array, "B H W C"], parameters: Float[Array, "B H W ..."]) -> Float[Array, " B"]:
         return row_sums(self.head.log_prob(parameters, check_images(image, self.config.image_shape, self.config.levels)))
-
-
-# As programs: without `jit` the loops over the groups of a resolution would be compiled anew in every call.
-
-
-@partial(jax.jit, static_argnames="n")
-def _sample(model: NVAE, key: PRNGKeyArray, temperature, *, n: int) -> UInt[Array, "n H W C"]:
-    key_z, key_x = jax.random.split(key)
-    parameters = model._top_down(n, key_z, temperature=temperature).parameters
-    return model.head.sample(parameters, model.head.noise(key_x, (n, *model.config.image_shape))).astype(model.head.dtype)
-
-
-@jax.jit
-def _reconstruct(model: NVAE, image: UInt[Array, "B H W C"]) -> UInt[Array, "B H W C"]:
-    return model._best(model._top_down(image.shape[0], features=model._features(image)).parameters)
