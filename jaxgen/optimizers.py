@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 from jaxgen.errors import ConfigError, did_you_mean
 
@@ -20,11 +21,42 @@ NOT_DECAYED = ("bias", "gain", "scale", "embedding", "embeddings", "label", "cod
 after an underscore (`hidden_bias`, `label_embedding`), nor to those of fewer than two axes. `labeller` and `upscale` are other names."""
 
 
+def decayed(params: Any) -> Any:
+    """A tree of bools: True for the parameters that weight decay is applied to, by NOT_DECAYED and the number of axes."""
+
+    def one(path, leaf) -> bool:
+        names = [str(getattr(part, "key", getattr(part, "name", ""))) for part in path]
+        return leaf.ndim >= 2 and not any(name == word or name.endswith(f"_{word}") for name in names for word in NOT_DECAYED)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 class Kind(NamedTuple):
     """A function of optax that makes an optimizer, and the fields of `OptimizerConfig` that it takes besides the learning rate."""
 
     make: Callable[..., optax.GradientTransformation]
     fields: tuple[str, ...]
+
+
+def muon(learning_rate: optax.Schedule, b1: float, b2: float, weight_decay: float, mask=None) -> optax.GradientTransformation:
+    """Muon: the update of a matrix W is -rate(t) 0.2 sqrt(max(m, n)) U V^T, with U S V^T = M, the average of W's gradients [m, n].
+
+    A kernel is the matrix [its other axes, outputs]. U V^T comes from five Newton-Schulz steps. The factor gives all entries of an update
+    the size that Adam's have, so that rates suited to Adam suit Muon. What weight decay spares, and matrices with one row or one column,
+    are updated by Adam with `b1` and `b2`. Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the factor: Liu
+    et al. 2025, "Muon is scalable for LLM training".
+    """
+
+    def matrices(params):
+        def one(leaf, is_weight: bool):
+            inputs = np.prod(leaf.shape[:-1])
+            axes = tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,)
+            return optax.contrib.MuonDimensionNumbers(*axes) if is_weight and min(inputs, leaf.shape[-1]) > 1 else None
+
+        return jax.tree.map(one, params, decayed(params))
+
+    options = {"weight_decay": weight_decay, "weight_decay_mask": mask, "adam_b1": b1, "adam_b2": b2}
+    return optax.contrib.muon(learning_rate, muon_weight_dimension_numbers=matrices, consistent_rms=0.2, **options)
 
 
 OPTIMIZERS = {
@@ -35,6 +67,7 @@ OPTIMIZERS = {
     "sgd": Kind(optax.sgd, ("momentum",)),
     "rmsprop": Kind(optax.rmsprop, ("momentum",)),
     "adagrad": Kind(optax.adagrad, ()),
+    "muon": Kind(muon, ("b1", "b2", "weight_decay")),
 }
 
 
@@ -54,13 +87,13 @@ class OptimizerConfig:
     schedule: Literal["constant", "cosine"] = "constant"  # of rate(t) after the warm-up
     warmup_steps: int = 0  # steps over which the rate rises from 0
     decay_rate: float = 1.0  # factor of the rate from one step to the next
-    weight_decay: float = 0.0  # for adamw and lion; biases, gains and embeddings have none
-    b1: float = 0.9  # for adamw, adam, adamax and lion: decay of the first moment
-    b2: float = 0.999  # for adamw, adam, adamax and lion: decay of the second moment
+    weight_decay: float = 0.0  # for adamw, lion and muon; biases, gains and embeddings have none
+    b1: float = 0.9  # for adamw, adam, adamax and lion, and for what muon leaves to Adam: decay of the first moment
+    b2: float = 0.999  # for the same: decay of the second moment
     clip_norm: float | None = 1.0  # gradients with a larger L2 norm (of all of a player's parameters) are scaled down to it; None: no limit
     # (submodule, learning rate) of each player, as in generator 1e-3 discriminator 2e-3; (): learning_rate for all
     players: tuple[tuple[str, float], ...] = ()
-    name: Literal["adamw", "adam", "adamax", "lion", "sgd", "rmsprop", "adagrad"] = "adamw"  # of the optimizer in optax
+    name: Literal["adamw", "adam", "adamax", "lion", "sgd", "rmsprop", "adagrad", "muon"] = "adamw"  # of the optimizer in optax
     momentum: float = 0.0  # for sgd and rmsprop
     betas: tuple[tuple[str, float, float], ...] = ()  # (player, b1, b2) of players with others than b1 and b2, as in generator 0.5 0.9
     every: tuple[tuple[str, int], ...] = ()  # (player, n) of a player that is updated at every n-th step only, as in generator 5
@@ -105,16 +138,6 @@ class OptimizerConfig:
                 having = ", ".join(other for other, kind in OPTIMIZERS.items() if name in kind.fields)
                 hint = f"set {name} to 0" if may_be_none else ""
                 raise ConfigError(f"optimizer.{name}", f"an optimizer that has it ({having})", self.name, hint)
-
-
-def decayed(params: Any) -> Any:
-    """A tree of bools: True for the parameters that weight decay is applied to, by NOT_DECAYED and the number of axes."""
-
-    def one(path, leaf) -> bool:
-        names = [str(getattr(part, "key", getattr(part, "name", ""))) for part in path]
-        return leaf.ndim >= 2 and not any(name == word or name.endswith(f"_{word}") for name in names for word in NOT_DECAYED)
-
-    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def every_nth(inner: optax.GradientTransformation, n: int) -> optax.GradientTransformation:
