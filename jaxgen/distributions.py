@@ -165,6 +165,11 @@ def gaussian_kl(mean: Float[Array, "*shape"], log_variance: Float[Array, "*shape
     return 0.5 * (mean**2 + jnp.exp(log_variance) - log_variance - 1)
 
 
+def importance_bound(log_weights: Float[Array, "K B"]) -> Float[Array, " B"]:
+    """L_k = log (1/k) sum_i w_i in nats, k = K, from log w_i = log p(x, z_i) - log q(z_i | x), z_i ~ q(z | x)."""
+    return jax.nn.logsumexp(log_weights, axis=0) - jnp.log(log_weights.shape[0])
+
+
 def bits_per_dim(nats, dims: int, log2_scale: float = 0.0):
     """Bits per dimension of one example of `dims` dimensions, from nats = -log p.
 

@@ -41,10 +41,10 @@ class Kind(NamedTuple):
 def muon(learning_rate: optax.Schedule, b1: float, b2: float, weight_decay: float, mask=None) -> optax.GradientTransformation:
     """Muon: the update of a matrix W is -rate(t) 0.2 sqrt(max(m, n)) U V^T, with U S V^T = M, the average of W's gradients [m, n].
 
-    A kernel is the matrix [its other axes, outputs]. U V^T comes from five Newton-Schulz steps. The factor gives all entries of an update
-    the size that Adam's have, so that rates suited to Adam suit Muon. What weight decay spares, and matrices with one row or one column,
-    are updated by Adam with `b1` and `b2`. Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the factor: Liu
-    et al. 2025, "Muon is scalable for LLM training".
+    A kernel is the matrix [its other axes, outputs], also one that holds those of several layers, as NVAE's do. U V^T comes from five
+    Newton-Schulz steps. The factor gives all entries of an update the size that Adam's have, so that rates suited to Adam suit Muon. What
+    weight decay spares, and matrices with one row or one column, are updated by Adam with `b1` and `b2`. Jordan et al. 2024, "Muon: An
+    optimizer for hidden layers in neural networks"; the factor: Liu et al. 2025, "Muon is scalable for LLM training".
     """
 
     def matrices(params):

@@ -196,8 +196,9 @@ def trained(config: OptimizerConfig, steps: int) -> list[dict[str, np.ndarray]]:
     return history
 
 
-def test_a_player_moves_at_every_nth_step():
-    config = OptimizerConfig(learning_rate=0.1, every=(("generator", 3),), betas=(("generator", 0.0, 0.9),))
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_player_moves_at_every_nth_step(name):
+    config = OptimizerConfig(name=name, learning_rate=0.1, every=(("generator", 3),), betas=(("generator", 0.0, 0.9),))
     moved = {name: [] for name in GAN.players}
     history = trained(config, 7)
     for before, after in zip(history, history[1:], strict=False):

@@ -164,7 +164,6 @@ ROOMS = {
 
 # A model that is made of others: their files.
 COMPOSED = {
-    "iaf": {"vae"},
     "conditional_gan": {"gan"},
     "deep_gmm": {"gmm"},
     "latent_diffusion": {"diffusion", "vae"},

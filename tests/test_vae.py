@@ -14,9 +14,9 @@ from flax import nnx
 from scipy import stats
 
 from jaxgen.checks import interpolate
-from jaxgen.distributions import gaussian_kl, gaussian_log_prob, gaussian_sample
+from jaxgen.distributions import gaussian_kl, gaussian_log_prob, gaussian_sample, importance_bound
 from jaxgen.errors import ConfigError
-from jaxgen.models.vae import VAE, VAEConfig, estimator_a, estimator_b, importance_bound
+from jaxgen.models.vae import VAE, VAEConfig, estimator_a, estimator_b
 
 SMALL = {
     "mlp": VAEConfig((4, 6, 1), 3, latent=3, hidden=(16,)),

@@ -34,13 +34,12 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt
 
 from jaxgen.checks import check_count, check_image_config, check_images, check_key, image_of
 from jaxgen.data.features import OfImages
-from jaxgen.distributions import bits_per_dim, gaussian_log_prob, gaussian_sample, pixel_head, row_sums
+from jaxgen.distributions import bits_per_dim, gaussian_log_prob, gaussian_sample, importance_bound, pixel_head, row_sums
 from jaxgen.errors import ConfigError
 from jaxgen.layers.bijections import planar
 from jaxgen.layers.convolutions import Linear, dot, normal, scale_pixels
 from jaxgen.layers.image_networks import MLP, check_hidden
 from jaxgen.layers.masked_dense import MaskedDense, unit_numbers
-from jaxgen.models.vae import importance_bound
 
 OPEN = 1.5
 """Added to s: at first a gate is sigmoid(1.5) = 0.82, so that z_t is near z_{t-1} (section 4: between 1 and 2)."""

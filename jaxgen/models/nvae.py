@@ -41,7 +41,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt
 
 from jaxgen.checks import check_count, check_image_config, check_images, check_key, check_temperature, image_of
 from jaxgen.data.features import OfImages
-from jaxgen.distributions import bits_per_dim, row_sums
+from jaxgen.distributions import bits_per_dim, importance_bound, row_sums
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import Conv, normal, scale_pixels
 from jaxgen.layers.image_networks import likelihood_head, pad_below, whole_blocks
@@ -258,7 +258,7 @@ class NVAE(nnx.Module):
             drawn = self._top_down(image.shape[0], key, features)
             return self._log_likelihood(image, drawn.parameters) + drawn.log_weight.sum(0)
 
-        return jax.nn.logsumexp(jax.lax.map(log_weight, keys), axis=0) - jnp.log(len(keys))
+        return importance_bound(jax.lax.map(log_weight, keys))
 
     def loss(self, batch: dict, key: PRNGKeyArray) -> tuple[Float[Array, ""], dict, dict]:
         """The loss above in bits/dim. Metrics: the bound L as bits_per_dim_bound and nats_bound; the mean KL of every group as nats_kl_1,

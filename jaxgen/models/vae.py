@@ -35,7 +35,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt
 
 from jaxgen.checks import check_count, check_image_config, check_images, check_key, check_label, check_vector, image_of
 from jaxgen.data.features import OfImages, given_to
-from jaxgen.distributions import bits_per_dim, gaussian_kl, gaussian_log_prob, gaussian_sample, row_sums
+from jaxgen.distributions import bits_per_dim, gaussian_kl, gaussian_log_prob, gaussian_sample, importance_bound, row_sums
 from jaxgen.errors import ConfigError
 from jaxgen.layers.convolutions import Linear, embed, scale_pixels
 from jaxgen.layers.image_networks import MLP, ConvDecoder, ConvEncoder, check_hidden, likelihood_head
@@ -54,11 +54,6 @@ def estimator_a(z: Float[Array, "B Z"], log_likelihood: LogDensity, log_prior: L
 def estimator_b(z: Float[Array, "B Z"], log_likelihood: LogDensity, kl: Float[Array, " B"]) -> Float[Array, " B"]:
     """L_B = log p(x | z) - KL(q(z | x) || p(z)) in nats, for z drawn from q(z | x); `kl` is computed in closed form."""
     return log_likelihood(z) - kl
-
-
-def importance_bound(log_weights: Float[Array, "K B"]) -> Float[Array, " B"]:
-    """L_k = log (1/k) sum_i w_i in nats, k = K, from log w_i = log p(x, z_i) - log q(z_i | x), z_i ~ q(z | x)."""
-    return jax.nn.logsumexp(log_weights, axis=0) - jnp.log(log_weights.shape[0])
 
 
 @dataclass(frozen=True)
