@@ -14,9 +14,8 @@ from jaxgen.data.features import given_to
 from jaxgen.data.series import before_and_after
 from jaxgen.errors import ConfigError
 from jaxgen.runs import directory, figures
+from jaxgen.runs.figures import COMPLETIONS_EACH
 
-COMPLETIONS_EACH = 4
-"""Completions of every test image in a grid."""
 KEEP = ("top", "bottom", "left", "right", "outside")
 """What a completion may be given: half of the image, or all but the middle."""
 

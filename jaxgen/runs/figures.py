@@ -19,6 +19,7 @@ GIVEN_COLOR = (255, 140, 0)  # orange, drawn around the pixels that a completion
 GAP_COLOR = 128
 GAP = 4  # pixels between images
 CAPTION = 16  # height of a line of text, in pixels
+COMPLETIONS_EACH = 4  # completions of an image, side by side in a grid
 TILE = 72  # target for the longer side of an enlarged image, in pixels
 
 
@@ -33,7 +34,7 @@ def image_grid(
 
     mask [H, W] or [n, H, W]: True where pixels were given to a completion; an orange line runs around these, which keep their colors. It is
     drawn outside of the given pixels: over the edge of the pixels beside them (each is enlarged to 2 x 2 or more) and over the gap.
-    columns: images in a row, by default about as many as there are rows. names: n captions, each written under its image as far as the
+    columns: images in a row, by default about as many as there are rows, with a mask a multiple of COMPLETIONS_EACH. names: n captions, each written under its image as far as the
     width goes, or once above the grid if all are the same.
     """
     images = np.asarray(images)
@@ -44,7 +45,7 @@ def image_grid(
     tiles = _enlarged(np.rint(_rgb(images).astype(np.float32) * (255 / (levels - 1))).astype(np.uint8), scale)
     if mask is not None:
         tiles = _outlined(tiles, _enlarged(np.broadcast_to(mask, images.shape[:3]), scale), 1 if scale < 6 else 2)
-    columns = columns or columns_of(len(tiles))
+    columns = columns or columns_of(len(tiles), 1 if mask is None else COMPLETIONS_EACH)
     if names is None or not any(names):
         return _arrange(tiles, columns)
     if len(set(names)) == 1:
@@ -112,9 +113,9 @@ def _outlined(tiles: np.ndarray, given: np.ndarray, width: int) -> np.ndarray:
     return tiles
 
 
-def columns_of(n: int) -> int:
-    """Images in a row of a grid of n, about as many as there are rows."""
-    return math.ceil(math.sqrt(n))
+def columns_of(n: int, multiple: int = 1) -> int:
+    """Images in a row of a grid of n: about as many as there are rows, and a multiple of `multiple` unless n is smaller."""
+    return min(n, math.ceil(math.sqrt(n) / multiple) * multiple)
 
 
 def point_plot(points: Float[np.ndarray, "n 2"]) -> UInt8[np.ndarray, "height width 3"]:
