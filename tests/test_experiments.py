@@ -78,6 +78,7 @@ NO_SINGLE_RUN = {  # scripts of another form
     "attacks_pictures",
     "attacks_unseen",
     "autoregression_sunspots",
+    "classifier_scikit_learn",
     "code_prior_speed",
     "compare_autoregressive",
     "compare_densities",
