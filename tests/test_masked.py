@@ -16,7 +16,7 @@ from test_models import drawn
 from jaxgen.errors import ConfigError
 from jaxgen.layers.masked import GATES, Masked1x1, MaskedConv, forget_bias, lstm_cell
 from jaxgen.models import DiagonalBiLSTMConfig, PixelCNNConfig, RowLSTMConfig, diagonal_bilstm
-from jaxgen.models.diagonal_bilstm import DiagonalLayer, skew, unskew
+from jaxgen.models.diagonal_bilstm import DiagonalLayer, one_by_one, side_by_side, skew, unskew
 from jaxgen.models.row_lstm import RowLSTMLayer
 
 CONFIGS = [PixelCNNConfig, RowLSTMConfig, DiagonalBiLSTMConfig]
@@ -109,6 +109,18 @@ def test_skew_puts_diagonals_into_columns_and_back(height, width):
     skewed = skew(jnp.asarray(x), fill=-7.0)
     np.testing.assert_array_equal(skewed, expected)
     np.testing.assert_array_equal(unskew(skewed), x)
+
+
+@pytest.mark.parametrize(("batch", "together"), [(8, 4), (6, 2), (3, 1)])
+def test_images_that_are_swept_side_by_side_have_the_states_that_each_has_alone(monkeypatch, batch, together):
+    layer, calls = DiagonalLayer(DiagonalBiLSTMConfig(image_shape=(3, 5, 1), width=2), nnx.Rngs(0)), []
+    gates = normal(2, 3, 5, batch, 8)
+    alone = [layer.states(*gates[:, :, :, i : i + 1]) for i in range(batch)]
+    monkeypatch.setattr(diagonal_bilstm, "skew", lambda x: calls.append(x.shape) or skew(x))
+    for found, *each in zip(layer.states(*gates), *alone, strict=True):
+        np.testing.assert_allclose(found, jnp.concatenate(each, axis=2), rtol=1e-6, atol=1e-7)
+    assert calls == [(3, 5 * together, batch // together, 8)], "a CPU has four images in a sweep, or as many of these as divide the batch"
+    np.testing.assert_array_equal(one_by_one(side_by_side(gates[0], together), together), gates[0])
 
 
 @pytest.mark.parametrize(("image_shape", "fill"), [((3, 5, 3), 100.0), ((5, 2, 1), float("nan"))], ids=str)
