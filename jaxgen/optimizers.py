@@ -39,12 +39,20 @@ class Kind(NamedTuple):
 
 
 def muon(learning_rate: optax.Schedule, b1: float, b2: float, weight_decay: float, mask=None) -> optax.GradientTransformation:
-    """Muon: the update of a matrix W is -rate(t) 0.2 sqrt(max(m, n)) U V^T, with U S V^T = M, the average of W's gradients [m, n].
+    """Muon: W <- W - rate(t) (0.2 sqrt(max(m, n)) U V^T + weight_decay W) for W [m, n], with U S V^T = M_t of the gradients g_0, g_1, ..
 
-    A kernel is the matrix [its other axes, outputs], also one that holds those of several layers, as NVAE's do. U V^T comes from five
-    Newton-Schulz steps. The factor gives all entries of an update the size that Adam's have, so that rates suited to Adam suit Muon. What
-    weight decay spares, and matrices with one row or one column, are updated by Adam with `b1` and `b2`. Jordan et al. 2024, "Muon: An
-    optimizer for hidden layers in neural networks"; the factor: Liu et al. 2025, "Muon is scalable for LLM training".
+        m_t = 0.95 m_{t-1} + 0.05 g_t,   M_t = 0.95 m_t / (1 - 0.95^(t+2)) + 0.05 g_t / (1 - 0.95^(t+1))
+
+    Five Newton-Schulz steps give about U V^T, with singular values of 0.65 to 1.25. With the factor the entries of an update have a root
+    mean square of 0.2, about that of Adam's after its first steps, so that rates suited to Adam suit Muon. But an update never gets smaller
+    by itself: in many steps at a high rate weights grow, unless there is weight decay.
+
+    Every parameter that weight decay reaches is one matrix, [its other axes, last axis]; also those of input and output layers, which the
+    authors leave to Adam, and arrays that hold several matrices (the states of the two branches of the Diagonal BiLSTM, NADE's outputs,
+    NVAE's groups). The other parameters and matrices of one row or column are updated by NAdam (Adam with Nesterov's momentum) with b1, b2.
+
+    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the factor: Liu et al. 2025, "Muon is scalable for LLM
+    training".
     """
 
     def matrices(params):
@@ -55,8 +63,9 @@ def muon(learning_rate: optax.Schedule, b1: float, b2: float, weight_decay: floa
 
         return jax.tree.map(one, params, decayed(params))
 
-    options = {"weight_decay": weight_decay, "weight_decay_mask": mask, "adam_b1": b1, "adam_b2": b2}
-    return optax.contrib.muon(learning_rate, muon_weight_dimension_numbers=matrices, consistent_rms=0.2, **options)
+    directions = optax.contrib.muon(-1.0, adam_b1=b1, adam_b2=b2, muon_weight_dimension_numbers=matrices, consistent_rms=0.2)
+    decay = optax.add_decayed_weights(weight_decay, mask) if weight_decay else optax.identity()
+    return optax.chain(directions, decay, optax.scale_by_learning_rate(learning_rate))
 
 
 OPTIMIZERS = {
@@ -88,12 +97,12 @@ class OptimizerConfig:
     warmup_steps: int = 0  # steps over which the rate rises from 0
     decay_rate: float = 1.0  # factor of the rate from one step to the next
     weight_decay: float = 0.0  # for adamw, lion and muon; biases, gains and embeddings have none
-    b1: float = 0.9  # for adamw, adam, adamax and lion, and for what muon leaves to Adam: decay of the first moment
-    b2: float = 0.999  # for the same: decay of the second moment
+    b1: float = 0.9  # for adamw, adam, adamax, lion and muon: decay of the first moment; for matrices muon has 0.95 instead
+    b2: float = 0.999  # for adamw, adam, adamax, lion and muon: decay of the second moment; muon has none of matrices
     clip_norm: float | None = 1.0  # gradients with a larger L2 norm (of all of a player's parameters) are scaled down to it; None: no limit
     # (submodule, learning rate) of each player, as in generator 1e-3 discriminator 2e-3; (): learning_rate for all
     players: tuple[tuple[str, float], ...] = ()
-    name: Literal["adamw", "adam", "adamax", "lion", "sgd", "rmsprop", "adagrad", "muon"] = "adamw"  # of the optimizer in optax
+    name: Literal["adamw", "adam", "adamax", "lion", "sgd", "rmsprop", "adagrad", "muon"] = "adamw"  # an optimizer of optax
     momentum: float = 0.0  # for sgd and rmsprop
     betas: tuple[tuple[str, float, float], ...] = ()  # (player, b1, b2) of players with others than b1 and b2, as in generator 0.5 0.9
     every: tuple[tuple[str, int], ...] = ()  # (player, n) of a player that is updated at every n-th step only, as in generator 5

@@ -264,7 +264,7 @@ def test_completions_of_a_class_by_its_name_and_of_the_classes_of_the_images(the
     assert (code, err) == (0, "") and out.startswith("8 completions of the class circle (label 1), top given")
     assert run(capsys, "complete", "run", "--n=8")[0] == 0
     test = data.load("./shapes", "test", levels=2)
-    own = [NAMES[label] for label in np.repeat(test.labels[:2], drawing.COMPLETIONS_EACH)]
+    own = [NAMES[label] for label in np.repeat(test.labels[:2], figures.COMPLETIONS_EACH)]
     assert drawn == [{"names": ["circle"] * 8}, {"names": own}]
 
 

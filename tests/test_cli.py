@@ -349,8 +349,8 @@ def test_complete_keeps_what_is_given(there, capsys, monkeypatch):
         code, out, err = run(capsys, ["complete", "gated", "--n=8", f"--keep={keep}"])
         assert (code, err) == (0, "") and f"{keep} given" in out
         images, mask = drawn[-1]
-        given = np.repeat(test.images[:2], drawing.COMPLETIONS_EACH, axis=0)
-        np.testing.assert_array_equal(labels[-1], np.repeat(test.labels[:2], drawing.COMPLETIONS_EACH))
+        given = np.repeat(test.images[:2], figures.COMPLETIONS_EACH, axis=0)
+        np.testing.assert_array_equal(labels[-1], np.repeat(test.labels[:2], figures.COMPLETIONS_EACH))
         assert (images[:, mask] == given[:, mask]).all()
         assert (images[:, ~mask] != given[:, ~mask]).any()
 

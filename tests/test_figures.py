@@ -53,7 +53,7 @@ def test_given_pixels_keep_their_color_and_an_orange_line_runs_around_them(size,
         assert around[:width].all() and around[-width:].all() and around[:, :width].all() and around[:, -width:].all()
 
 
-@pytest.mark.parametrize(("n", "across"), [(2, 2), (8, 4), (16, 4), (32, 8), (36, 8)])
+@pytest.mark.parametrize(("n", "across"), [(2, 2), (8, 4), (16, 4), (20, 8), (32, 8), (36, 8)])
 def test_the_completions_of_an_image_stand_side_by_side(n, across):
     images = np.zeros((n, 72, 72, 1), np.uint8)
     assert figures.image_grid(images, 2, np.ones((72, 72), bool)).shape[1] == across * (2 * 72 + 2 + figures.GAP) + figures.GAP

@@ -19,8 +19,9 @@ map of x[r,c], all channels. A label adds the embedding of its class to the gate
 
 The whole image: `skew` puts the pixels of a diagonal into one column, S[r, r+c] = X[r,c]; then K_0 and K_1 are a 2 x 1 convolution of the
 previous column, and one scan over W + H - 1 columns computes both branches (the right one on the image flipped left to right). H - 1 of
-them are for the corners outside the image. On a CPU, where these cost as much as the others, four images therefore stand side by side
-and a row enters the next image while the rows below it are still in the one before: 4 W + H - 1 columns for four images.
+them are for the corners outside the image. On a CPU, where these cost as much as the others, four images therefore stand side by side (two
+or one, if four do not divide the batch), and a row enters the next image while the rows below it are still in the one before: 4 W + H - 1
+columns for four images.
 
 Sampling: `begin_row` computes, for the finished row r-1, K_1 s in all columns, and t by a scan from right to left; `step` computes s of one
 pixel.
@@ -86,8 +87,9 @@ class DiagonalBiLSTMConfig(OfImages):
 
 SIDE_BY_SIDE = 4
 """Images in one sweep on a CPU. For 28 x 28, 7 layers of 16, batches of 4, 16 and 64 and one core a gradient takes 0.68 to 0.78 of the
-time of one image a sweep, and log p 0.6 to 0.8; with two images 0.8 to 0.9, with eight as much as with four. A GPU waits for each column
-instead."""
+time of one image a sweep, and log p 0.6 to 0.8; with two images 0.8 to 0.9, with eight as much as with four. On a GPU a column takes as
+long however many images it holds, so one image a sweep, which has the fewest columns, is better there. If several CPU devices share a batch
+that is not a multiple of four for each, images move between them."""
 
 
 def side_by_side(x: Float[Array, "H W B F"], k: int) -> Float[Array, "H V A F"]:
@@ -144,7 +146,8 @@ class DiagonalLayer(nnx.Module):
             both, cell = carry  # the states left of and above (r, t-r), the cells left of it
             t, gates = inputs
             state, cell = lstm_cell(gates + jnp.einsum("zhbd,zde->zhbe", both, weight, precision=EXACT), cell)
-            last = ((t + 1 - jnp.arange(height)) % width == 0)[None, :, None, None]  # columns of an image: nothing is left of the next
+            # Where t-r is an image's last column, or -1, the next pixel has nothing beside it.
+            last = ((t + 1 - jnp.arange(height)) % width == 0)[None, :, None, None]
             both = jnp.concatenate([jnp.where(last, 0, state), shift(state, 1, axis=1)], axis=-1)
             return (both, jnp.where(last, 0, cell)), state
 

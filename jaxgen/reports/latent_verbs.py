@@ -36,7 +36,7 @@ def reconstruct(options: Any, experiment: Any, model: Any, read: Read, out: Call
     errors = (((pictures.astype(np.float64) - images) / (modelled(model).levels - 1)) ** 2).reshape(len(images), -1).mean(1)
     n = min(options.n, len(images))
     both = np.stack([images[:n], pictures[:n]], axis=1).reshape(-1, *images.shape[1:])
-    columns = max(2, figures.columns_of(2 * n) // 2 * 2)
+    columns = figures.columns_of(2 * n, 2)
     _write(path, model, both, columns, np.arange(2 * n) % 2 == 0)
     announce(f"{options.split} squared error of reconstructions, |x - x'|^2 / D of pixels in [0, 1]: {_mean(errors)}")
     announce(f"{n} images (outlined in orange), each beside its reconstruction: {path}")

@@ -34,8 +34,9 @@ def image_grid(
 
     mask [H, W] or [n, H, W]: True where pixels were given to a completion; an orange line runs around these, which keep their colors. It is
     drawn outside of the given pixels: over the edge of the pixels beside them (each is enlarged to 2 x 2 or more) and over the gap.
-    columns: images in a row, by default about as many as there are rows, with a mask a multiple of COMPLETIONS_EACH. names: n captions,
-    each written under its image as far as the width goes, or once above the grid if all are the same.
+    columns: images in a row, by default about as many as there are rows, with a mask rounded up to a multiple of COMPLETIONS_EACH unless
+    there are fewer images. names: n captions, each written under its image as far as the width goes, or once above the grid if all are the
+    same.
     """
     images = np.asarray(images)
     if len(images) == 0 or levels < 2 or images.max() >= levels:
@@ -114,7 +115,7 @@ def _outlined(tiles: np.ndarray, given: np.ndarray, width: int) -> np.ndarray:
 
 
 def columns_of(n: int, multiple: int = 1) -> int:
-    """Images in a row of a grid of n: about as many as there are rows, and a multiple of `multiple` unless n is smaller."""
+    """Images in a row of a grid of n: about as many as there are rows, rounded up to a multiple of `multiple` unless n is smaller."""
     return min(n, math.ceil(math.sqrt(n) / multiple) * multiple)
 
 
