@@ -26,9 +26,9 @@ def shifted(images: np.ndarray, most: int) -> np.ndarray:
 
 def main() -> None:
     train, test = load("digits", "train"), load("digits", "test")
+    seen = shifted(test.images, 0) / 16
     for most in (0, 1, 2):
         x, y = shifted(train.images, most) / 16, np.tile(train.labels, (2 * most + 1) ** 2)
-        seen = shifted(test.images, 0) / 16
         for model in (LogisticRegression(max_iter=1000), SVC()):
             model.fit(x, y)
             line = f"{type(model).__name__}, shifts up to {most}: accuracy {model.score(seen, test.labels):.4f}"

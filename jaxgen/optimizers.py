@@ -64,8 +64,7 @@ def muon(learning_rate: optax.Schedule, b1: float, b2: float, weight_decay: floa
         return jax.tree.map(one, params, decayed(params))
 
     directions = optax.contrib.muon(-1.0, adam_b1=b1, adam_b2=b2, muon_weight_dimension_numbers=matrices, consistent_rms=0.2)
-    decay = optax.add_decayed_weights(weight_decay, mask) if weight_decay else optax.identity()
-    return optax.chain(directions, decay, optax.scale_by_learning_rate(learning_rate))
+    return optax.chain(directions, optax.add_decayed_weights(weight_decay, mask), optax.scale_by_learning_rate(learning_rate))
 
 
 OPTIMIZERS = {
@@ -98,7 +97,7 @@ class OptimizerConfig:
     decay_rate: float = 1.0  # factor of the rate from one step to the next
     weight_decay: float = 0.0  # for adamw, lion and muon; biases, gains and embeddings have none
     b1: float = 0.9  # for adamw, adam, adamax, lion and muon: decay of the first moment; for matrices muon has 0.95 instead
-    b2: float = 0.999  # for adamw, adam, adamax, lion and muon: decay of the second moment; muon has none of matrices
+    b2: float = 0.999  # for adamw, adam, adamax, lion and muon: decay of the second moment, which muon does not keep for matrices
     clip_norm: float | None = 1.0  # gradients with a larger L2 norm (of all of a player's parameters) are scaled down to it; None: no limit
     # (submodule, learning rate) of each player, as in generator 1e-3 discriminator 2e-3; (): learning_rate for all
     players: tuple[tuple[str, float], ...] = ()

@@ -28,7 +28,7 @@ pixel.
 
 van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.2, 3.3, 3.4 and table 1.
 Departures: the term of x[r,c] in the first right branch; widths must be multiples of C (for C = 3 use 129 for the paper's 128); our
-experiments use Adam, the paper, as we remember it, RMSProp.
+experiments use Adam and Muon, the paper, as we remember it, RMSProp.
 """
 
 import math

@@ -17,8 +17,8 @@ embedding of its class to the gates of every layer. The biases of the forget gat
 Sampling: `begin_row` computes K_ss * h_{r-1} for all columns; `step` adds K_is, left and centre taps, and runs the cell.
 
 van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks", sections 3.1, 3.3, 3.4 and table 1.
-Departures: widths must be multiples of C (for C = 3 use 129 for the paper's 128); our experiments use Adam, the paper, as we remember it,
-RMSProp.
+Departures: widths must be multiples of C (for C = 3 use 129 for the paper's 128); our experiments use Adam and Muon, the paper, as we
+remember it, RMSProp.
 """
 
 from dataclasses import dataclass

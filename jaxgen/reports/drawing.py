@@ -14,7 +14,6 @@ from jaxgen.data.features import given_to
 from jaxgen.data.series import before_and_after
 from jaxgen.errors import ConfigError
 from jaxgen.runs import directory, figures
-from jaxgen.runs.figures import COMPLETIONS_EACH
 
 KEEP = ("top", "bottom", "left", "right", "outside")
 """What a completion may be given: half of the image, or all but the middle."""
@@ -57,7 +56,7 @@ def with_inputs(model, dataset: Dataset, samples: np.ndarray) -> np.ndarray:
 
 def _examples_for(model, dataset: Dataset, n: int) -> dict:
     """The batch of n rows for which `draw_for` draws."""
-    return first_examples(dataset, n, 1 if hasattr(model, "translate") else COMPLETIONS_EACH)
+    return first_examples(dataset, n, 1 if hasattr(model, "translate") else figures.COMPLETIONS_EACH)
 
 
 def _each_in_turn(model, n: int) -> np.ndarray:
@@ -98,7 +97,7 @@ def given_with(model, batch: dict, label: int | np.ndarray | None = None) -> dic
     return given_to(model.config, batch) | ({} if label is None else {"label": label})
 
 
-def first_examples(dataset: Dataset, n: int, each: int = COMPLETIONS_EACH) -> dict:
+def first_examples(dataset: Dataset, n: int, each: int = figures.COMPLETIONS_EACH) -> dict:
     """A batch of n rows: the set's first examples, each repeated `each` times in a row."""
     return dataset.source.read(np.arange(n) // each % len(dataset))
 
@@ -163,7 +162,7 @@ def upscale_images(model, dataset: Dataset, n: int, path, key, label: int | None
     conditions = given_with(model, batch, label)
     images, small = np.array(draw(model, key, n, **conditions, **options)), conditions["low_resolution"]
     enlarged = small.repeat(images.shape[1] // small.shape[1], axis=1).repeat(images.shape[2] // small.shape[2], axis=2)
-    given = np.arange(n) % COMPLETIONS_EACH == 0
+    given = np.arange(n) % figures.COMPLETIONS_EACH == 0
     images[given] = enlarged[given]
     outlined = np.broadcast_to(given[:, None, None], images.shape[:3])
     write_grid(path, images, model, outlined, **captions(model, names_of(dataset.features), n, label, batch))
