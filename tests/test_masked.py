@@ -14,9 +14,11 @@ from flax import nnx
 from test_models import drawn
 
 from jaxgen.errors import ConfigError
+from jaxgen.layers import diagonals
+from jaxgen.layers.diagonals import skew, unskew
 from jaxgen.layers.masked import GATES, Masked1x1, MaskedConv, forget_bias, lstm_cell
-from jaxgen.models import DiagonalBiLSTMConfig, PixelCNNConfig, RowLSTMConfig, diagonal_bilstm
-from jaxgen.models.diagonal_bilstm import DiagonalLayer, one_by_one, side_by_side, skew, unskew
+from jaxgen.models import DiagonalBiLSTMConfig, PixelCNNConfig, RowLSTMConfig
+from jaxgen.models.diagonal_bilstm import DiagonalLayer
 from jaxgen.models.row_lstm import RowLSTMLayer
 
 CONFIGS = [PixelCNNConfig, RowLSTMConfig, DiagonalBiLSTMConfig]
@@ -116,13 +118,14 @@ def test_images_that_are_swept_side_by_side_have_the_states_that_each_has_alone(
     layer, calls = DiagonalLayer(DiagonalBiLSTMConfig(image_shape=(3, 5, 1), width=2), nnx.Rngs(0)), []
     gates = normal(2, 3, 5, batch, 8)
     alone = [layer.states(*gates[:, :, :, i : i + 1]) for i in range(batch)]
-    monkeypatch.setattr(diagonal_bilstm, "skew", lambda x: calls.append(x.shape) or skew(x))
+    monkeypatch.setattr(diagonals, "skew", lambda x: calls.append(x.shape) or skew(x))
     monkeypatch.setattr(jax, "default_backend", lambda: device)
     monkeypatch.setattr(DiagonalLayer, "states", DiagonalLayer.states.__wrapped__)  # else a trace of another case may be used again
     for found, *each in zip(layer.states(*gates), *alone, strict=True):
         np.testing.assert_allclose(found, jnp.concatenate(each, axis=2), rtol=1e-6, atol=1e-7)
-    assert calls == [(3, 5 * together, batch // together, 8)], "a CPU has four images in a sweep, or as many of these as divide the batch"
-    np.testing.assert_array_equal(one_by_one(side_by_side(gates[0], together), together), gates[0])
+    expected = [(3, 5 * together, batch // together, 8)] * 2
+    assert calls == expected, "a CPU has four images in a sweep, or as many of these as divide the batch"
+    np.testing.assert_array_equal(diagonals.to_rows(diagonals.to_diagonals(gates[0], together), together), gates[0])
 
 
 @pytest.mark.parametrize(("image_shape", "fill"), [((3, 5, 3), 100.0), ((5, 2, 1), float("nan"))], ids=str)
@@ -132,9 +135,9 @@ def test_padding_of_the_skewed_map_never_reaches_a_pixel(monkeypatch, image_shap
     expected = jax.jit(model.logits)(image)
     calls = []
     monkeypatch.setattr(DiagonalLayer, "states", DiagonalLayer.states.__wrapped__)  # else the trace from above is used again
-    monkeypatch.setattr(diagonal_bilstm, "skew", lambda x: calls.append(1) or partial(skew, fill=fill)(x))
+    monkeypatch.setattr(diagonals, "skew", lambda x: calls.append(1) or partial(skew, fill=fill)(x))
     np.testing.assert_array_equal(jax.jit(lambda image: model.logits(image))(image), expected)
-    assert len(calls) == 2, "one skew a layer"
+    assert len(calls) == 4, "one skew a branch and layer"
 
 
 def test_a_diagonal_layer_equals_its_equations_pixel_by_pixel():

@@ -84,7 +84,7 @@ ROOMS = {
         "attention": {"convolutions", "growing_caches"},
         **dict.fromkeys(("autoregressive", "fronts", "logistic_mixture", "masked"), {"convolutions"}),
         **dict.fromkeys(("causal_convolutions", "masked_dense", "residual_cells", "spectral", "weight_norm"), {"convolutions"}),
-        **dict.fromkeys(("adversarial", "bijections", "dequantised", "growing_caches", "learned_schedule", "strings"), set()),
+        **dict.fromkeys(("adversarial", "bijections", "dequantised", "diagonals", "growing_caches", "learned_schedule", "strings"), set()),
         "recurrent": {"convolutions", "masked"},
         "transformer": {"attention", "convolutions"},
         "denoiser_parts": {"attention", "convolutions"},

@@ -45,7 +45,7 @@ def double_loop(model, x: np.ndarray) -> np.ndarray:
 
 def test_the_scan_over_diagonals_is_the_double_loop_over_pixels():
     model = with_weights(SMALL)
-    v = np.random.default_rng(0).random((6, 4, 5, 1)).astype(np.float32) * 3
+    v = np.random.default_rng(0).random((8, 4, 5, 1)).astype(np.float32) * 3
     found = jax.jit(lambda model, v: model.log_density(v))(model, v)
     expected = [double_loop(model, np.asarray(x, np.float64)) + 20 * np.log(2 / 3) for x in v[..., 0] * (2 / 3) - 1]
     np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -17,11 +17,8 @@ before (r,c) in raster order, with one exception that needs an extra term: y_0[r
 the last pixel of a row would be unknown to the first pixels of the next row. Therefore the gates of t in the first layer also get a linear
 map of x[r,c], all channels. A label adds the embedding of its class to the gates. The biases of the forget gates are 1 at first.
 
-The whole image: `skew` puts the pixels of a diagonal into one column, S[r, r+c] = X[r,c]; then K_0 and K_1 are a 2 x 1 convolution of the
-previous column, and one scan over W + H - 1 columns computes both branches (the right one on the image flipped left to right). H - 1 of
-them are for the corners outside the image. On a CPU, where these cost as much as the others, four images therefore stand side by side (two
-or one, if four do not divide the batch), and a row enters the next image while the rows below it are still in the one before: 4 W + H - 1
-columns for four images.
+The whole image: one scan over the diagonals (layers/diagonals.py) computes both branches, the right one on the image flipped left to right;
+K_0 and K_1 are a 2 x 1 convolution of the diagonal before.
 
 Sampling: `begin_row` computes, for the finished row r-1, K_1 s in all columns, and t by a scan from right to left; `step` computes s of one
 pixel.
@@ -31,7 +28,6 @@ Departures: the term of x[r,c] in the first right branch; widths must be multipl
 experiments use Adam and Muon, the paper, as we remember it, RMSProp.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -44,6 +40,7 @@ from jaxgen.data.features import OfImages
 from jaxgen.distributions import pixel_head
 from jaxgen.layers.autoregressive import AutoregressiveImages
 from jaxgen.layers.convolutions import EXACT, add_bias, dot, normal, of_group, scale_pixels, shift, take_group
+from jaxgen.layers.diagonals import at_last_column, images_in_a_sweep, to_diagonals, to_rows
 from jaxgen.layers.masked import (
     Masked1x1,
     MaskedConv,
@@ -85,42 +82,6 @@ class DiagonalBiLSTMConfig(OfImages):
         return cls(image_shape=(28, 28, 1), levels=2, layers=12, width=64)
 
 
-SIDE_BY_SIDE = 4
-"""Images in one sweep on a CPU. For 28 x 28, 7 layers of 16, batches of 4, 16 and 64 and one core a gradient takes 0.68 to 0.78 of the
-time of one image a sweep, and log p 0.6 to 0.8; with two images 0.8 to 0.9, with eight as much as with four. On a GPU a column takes as
-long however many images it holds, so one image a sweep, which has the fewest columns, is better there. If several CPU devices share a batch
-that is not a multiple of four for each, images move between them."""
-
-
-def side_by_side(x: Float[Array, "H W B F"], k: int) -> Float[Array, "H V A F"]:
-    """k images after another in every row: V = k W columns, A = B / k such rows of images."""
-    height, width, batch, features = x.shape
-    return x.reshape(height, width, batch // k, k, features).transpose(0, 3, 1, 2, 4).reshape(height, k * width, batch // k, features)
-
-
-def one_by_one(x: Float[Array, "H V A F"], k: int) -> Float[Array, "H W B F"]:
-    """The inverse of `side_by_side`."""
-    height, columns, rows, features = x.shape
-    return x.reshape(height, k, columns // k, rows, features).transpose(0, 2, 3, 1, 4).reshape(height, columns // k, k * rows, features)
-
-
-def skew(x: Float[Array, "H W ..."], fill: float = 0.0) -> Float[Array, "H T ..."]:
-    """S[r, r+c] = x[r, c], T = W + H - 1; all other entries are `fill`.
-
-    Every row is padded to W + H columns; then all numbers in order are cut into rows of W + H - 1, so that row r begins r columns later.
-    """
-    height, width, *rest = x.shape
-    x = jnp.pad(x, [(0, 0), (0, height)] + [(0, 0)] * len(rest), constant_values=fill)
-    return x.reshape(-1, *rest)[: height * (width + height - 1)].reshape(height, width + height - 1, *rest)
-
-
-def unskew(x: Float[Array, "H T ..."]) -> Float[Array, "H W ..."]:
-    """The inverse of `skew`: x[r, c] = S[r, r+c]."""
-    height, length, *rest = x.shape
-    x = jnp.pad(x.reshape(-1, *rest), [(0, height)] + [(0, 0)] * len(rest))
-    return x.reshape(height, length + 1, *rest)[:, : length + 1 - height]
-
-
 class DiagonalLayer(nnx.Module):
     """y[r,c] + conv1x1(s[r,c] + t[r-1,c]), 2h features in and out."""
 
@@ -137,25 +98,23 @@ class DiagonalLayer(nnx.Module):
     def states(self, left: Float[Array, "H W B F"], right: Float[Array, "H W B F"]) -> tuple[Array, Array]:
         """States s and t, [H, W, B, D] each, from the terms of their gates without K_0 and K_1."""
         height, width, batch = left.shape[:3]
-        k = math.gcd(batch, SIDE_BY_SIDE) if jax.default_backend() == "cpu" else 1
-        # Both branches run from left to right, the right one on the images flipped: [T, 2, H, B / k, F].
-        gates = jax.vmap(skew)(jnp.stack([side_by_side(x, k) for x in (left, right[:, ::-1])])).transpose(2, 0, 1, 3, 4)
+        k = images_in_a_sweep(batch)
+        # Both branches run from left to right, the right one on the images flipped: [T, 2, H, A, F].
+        gates = jnp.stack([to_diagonals(left, k), to_diagonals(right[:, ::-1], k)], axis=1)
         weight = self.state[...].astype(gates.dtype)
 
         def diagonal(carry, inputs):
             both, cell = carry  # the states left of and above (r, t-r), the cells left of it
             t, gates = inputs
             state, cell = lstm_cell(gates + jnp.einsum("zhbd,zde->zhbe", both, weight, precision=EXACT), cell)
-            # Where t-r is an image's last column, or -1, the next pixel has nothing beside it.
-            last = ((t + 1 - jnp.arange(height)) % width == 0)[None, :, None, None]
+            last = at_last_column(t, height, width)[None]
             both = jnp.concatenate([jnp.where(last, 0, state), shift(state, 1, axis=1)], axis=-1)
             return (both, jnp.where(last, 0, cell)), state
 
         nothing = jnp.zeros((*gates.shape[1:4], gates.shape[4] // 4), gates.dtype)
         start = jnp.concatenate([nothing, nothing], axis=-1), nothing.astype(jnp.float32)
         states = jax.lax.scan(diagonal, start, (jnp.arange(len(gates)), gates))[1]
-        left, right = (one_by_one(x, k) for x in jax.vmap(unskew)(states.transpose(1, 2, 0, 3, 4)))
-        return left, right[:, ::-1]
+        return to_rows(states[:, 0], k), to_rows(states[:, 1], k)[:, ::-1]
 
     def __call__(self, y: Float[Array, "H W B E"], label_bias, to_right=None) -> Float[Array, "H W B E"]:
         """The whole image. label_bias: [B, 8h] or [], added to the gates of both branches; to_right: [H, W, B, 4h], to those of t."""

@@ -11,7 +11,7 @@ with components k of several scales s each (MCGSM),
     p(x | h) = sum_{k,s} p(k, s | h) N(x; w_k . h + m_k, exp(-r_ks)),     p(k, s | h) ~ exp(e_ks - 1/2 exp(r_ks) sum_n (b_kn)^2 (f_n . h)^2)
 
 Pixel (i, j) depends on the columns up to j + 2 of the rows above and on the pixels to the left in its own row: not on all pixels before it.
-All pixels of an anti-diagonal i + j = t are computed at once, so the image takes H + W - 1 steps.
+All pixels of a diagonal i + j = t are computed at once, see layers/diagonals.py.
 
 Theis & Bethge 2015, "Generative Image Modeling Using Spatial LSTMs", sections 2 and 3. Departures: borders (the paper trains on patches and
 ignores them); a mean m_k of each component; e_ks is kept as its difference from r_ks / 2; pixels are not preconditioned.
@@ -32,8 +32,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxgen.checks import check_image_config
 from jaxgen.data.features import OfImages
 from jaxgen.errors import ConfigError
-from jaxgen.layers.convolutions import add_bias, dot, normal, zeros
+from jaxgen.layers.convolutions import add_bias, dot, normal, shift, zeros
 from jaxgen.layers.dequantised import DequantisedImages, check_shape
+from jaxgen.layers.diagonals import at_last_column, images_in_a_sweep, to_diagonals, to_rows
 
 NEIGHBOURS = [(-r, c) for r in (2, 1) for c in range(-2, 3)] + [(0, -2), (0, -1)]
 """(rows down, columns right) of the 12 pixels of n_ij."""
@@ -110,25 +111,23 @@ class RIDE(DequantisedImages):
 
     @jax.jit  # else its loop is compiled in every call
     def states(self, x: Float[Array, "B H W"]) -> Float[Array, "B H W D"]:
-        """h of all pixels, one anti-diagonal after the other."""
+        """h of all pixels, one diagonal after the other."""
         batch, height, width = x.shape
+        k = images_in_a_sweep(batch)
         padded = jnp.pad(x, ((0, 0), (2, 0), (2, 2)))
         neighbours = [padded[:, 2 + r : 2 + r + height, 2 + c : 2 + c + width] for r, c in NEIGHBOURS]
         gates = add_bias(dot(jnp.stack(neighbours, axis=-1), self.pixels[...]), self.bias[...])
-        rows, steps = np.arange(height), np.arange(height + width - 1)
-        columns = steps[:, None] - rows[None]  # [T, H]: pixel (i, t - i) is in step t
-        inside = (columns >= 0) & (columns < width)
-        skewed = gates[:, rows[None], np.clip(columns, 0, width - 1)]  # [B, T, H, E]
 
         def diagonal(carry, inputs):
-            gates, inside = inputs
-            above = jax.tree.map(lambda state: jnp.pad(state, ((0, 0), (1, 0), (0, 0)))[:, :-1], carry)
-            new = jax.tree.map(lambda state: jnp.where(inside[None, :, None], state, 0), self.cell(gates, carry, above))
-            return new, new[0]
+            (left, above), (t, gates) = carry, inputs
+            new, last = self.cell(gates, left, above), at_last_column(t, height, width)
+            left = jax.tree.map(lambda state: jnp.where(last, 0, state), new)
+            return (left, jax.tree.map(lambda state: shift(state, 1, axis=0), new)), new[0]
 
-        start = (jnp.zeros((batch, height, self.config.hidden)),) * 2
-        _, h = jax.lax.scan(diagonal, start, (skewed.swapaxes(0, 1), jnp.asarray(inside)))  # [T, B, H, D]
-        return h[rows[:, None] + np.arange(width)[None], :, rows[:, None]].transpose(2, 0, 1, 3)
+        gates = to_diagonals(gates.transpose(1, 2, 0, 3), k)  # [T, H, A, 5D]
+        nothing = (jnp.zeros((*gates.shape[1:3], self.config.hidden)),) * 2
+        _, h = jax.lax.scan(diagonal, (nothing, nothing), (jnp.arange(len(gates)), gates))
+        return to_rows(h, k).transpose(2, 0, 1, 3)
 
     def log_density(self, v: Float[Array, "B H W 1"]) -> Float[Array, " B"]:
         """log p(v) in nats; v: levels plus noise. Raises ConfigError for another shape."""
