@@ -17,10 +17,10 @@ from jaxtyping import Array, Bool, Float
 
 SIDE_BY_SIDE = 4
 """Images in one sweep on a CPU. For a Diagonal BiLSTM on 28 x 28, 7 layers of 16, batches of 4, 16 and 64 and one core a gradient takes
-0.68 to 0.78 of the time of one image a sweep, and log p 0.6 to 0.8; with two images 0.8 to 0.9, with eight as much as with four. For RIDE it
-is 0.64 (8 x 8) and 0.77 (28 x 28), and log p 0.65 to 0.8. On a GPU a column takes as long however many images it holds, so one image a
-sweep, which has the fewest columns, is better there. If several CPU devices share a batch that is not a multiple of four for each, images
-move between them."""
+0.68 to 0.78 of the time of one image a sweep, and log p 0.6 to 0.8; with two images 0.8 to 0.9, with eight as much as with four. For RIDE
+a gradient takes 0.64 (8 x 8) and 0.77 (28 x 28), log p 0.65 to 0.8. On a GPU a column takes as long however many images it holds, so one
+image a sweep, which has the fewest columns, is better there. If several CPU devices share a batch that is not a multiple of four for each,
+images move between them."""
 
 
 def images_in_a_sweep(batch: int) -> int:
