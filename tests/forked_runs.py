@@ -60,10 +60,21 @@ def killed_after_the_manifest() -> None:
     _killed_inside_a_save(after=True)
 
 
+def steady() -> None:
+    """Steps of a tenth of a second, so that the run is not over before a signal comes, on a busy machine too; and Ctrl-C waits for the end
+    of its step however long the validation's programs take to compile."""
+    from jaxgen.processes import interruption
+
+    go_on = interruption.Interruption.__call__
+    interruption.Interruption.__call__ = lambda self, step: time.sleep(0.1) or go_on(self, step)
+    interruption.MAKES = 100.0
+
+
 def slow_save() -> None:
-    """Saves so slowly, with half of the files written, that a second Ctrl-C comes in time."""
+    """As `steady`, and saves so slowly, with half of the files written, that a second Ctrl-C comes in time."""
     from jaxgen.runs import storage
 
+    steady()
     save = storage.save
 
     def slow(*args):

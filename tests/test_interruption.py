@@ -143,7 +143,7 @@ def test_kill_at_random_moments(undisturbed, start, tmp_path, capsys):
 
 def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(undisturbed, start, tmp_path, capsys):
     folder = tmp_path / "run"
-    child = start(STEPS)
+    child = start(STEPS, forked_runs.steady)
     child.wait_for(f"step {EVERY} ")
     second = cli.command("train", words(folder, STEPS)[1:])
     assert second == 2
@@ -155,7 +155,7 @@ def test_sigterm_and_ctrl_c_save_and_the_run_goes_on(undisturbed, start, tmp_pat
     stopped = saved(folder)[-1]
     assert stopped == rows(folder)[-1]["step"]
 
-    child = start(STEPS)
+    child = start(STEPS, forked_runs.steady)
     assert f"resumed from step {stopped} of {STEPS}, data position {stopped * 32} images" in child.wait_for("resumed")
     child.wait_for(rf"step +\d+/{STEPS}")  # before its first step it has nothing to save
     assert child.send(signal.SIGINT).end() == 130, child.errors
