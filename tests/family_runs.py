@@ -14,12 +14,11 @@ import jax
 import numpy as np
 from all_models import CONFIGS, data_of, model_of
 from compiling import in_a_process
-from forked_runs import SERVER
+from forked_runs import SERVER, slow_steps
 
 from jaxgen import experiment, models
 from jaxgen.data import DataConfig
 from jaxgen.experiment import Experiment
-from jaxgen.processes import interruption
 from jaxgen.runs import figures, manifest
 from jaxgen.runs.report import ReportConfig
 from jaxgen.stages import Stage
@@ -39,8 +38,7 @@ CLOSED_FORM = "pca of points"
 def train_all(folder: Path, names: list[str], killed_in_its_save: bool = False) -> None:
     """Trains these models, or goes on, with steps of 20 ms, so that a kill falls between them; that in closed form has a single save."""
     in_a_process()
-    go_on = interruption.Interruption.__call__
-    interruption.Interruption.__call__ = lambda self, step: time.sleep(0.02) or go_on(self, step)
+    slow_steps(0.02)
     figures.curve = lambda *_: b""  # half of the time of such a run
     options = TrainConfig(steps=STEPS, batch_size=8, eval_every=EVERY, log_every=1)
     for name in names:

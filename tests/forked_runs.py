@@ -60,13 +60,20 @@ def killed_after_the_manifest() -> None:
     _killed_inside_a_save(after=True)
 
 
+def slow_steps(seconds: float) -> None:
+    """Every step takes so much longer, so that what a test does falls between two of them."""
+    from jaxgen.processes import interruption
+
+    go_on = interruption.Interruption.__call__
+    interruption.Interruption.__call__ = lambda self, step: time.sleep(seconds) or go_on(self, step)
+
+
 def steady() -> None:
     """Steps of a tenth of a second, so that the run is not over before a signal comes, on a busy machine too; and Ctrl-C waits for the end
     of its step however long the validation's programs take to compile."""
     from jaxgen.processes import interruption
 
-    go_on = interruption.Interruption.__call__
-    interruption.Interruption.__call__ = lambda self, step: time.sleep(0.1) or go_on(self, step)
+    slow_steps(0.1)
     interruption.MAKES = 100.0
 
 
