@@ -56,7 +56,7 @@ PARAMETERS = {
     "nvae_mnist": (583_293, 12_623),
     "pix2pix_photographs": (1_611_391, 27_927),
     "pixelcnn_cifar10": (3_328_353, 43_344),
-    "pixelcnn_mnist": (37_409, 3_121),
+    "pixelcnn_mnist": (143_873, 3_121),
     "pixelcnn_pp_cifar10": (77_244_104, 146_244),
     "pixelcnn_pp_mnist": (8_602_694, 145_046),
     "pixelsnail_cifar10": (91_371_816, 14_624),
