@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from jaxgen.errors import ConfigError
 from jaxgen.runs import figures
@@ -100,3 +101,21 @@ def test_curve_of_little_is_still_a_picture(losses):
 def test_a_curve_has_its_title():
     rows = [{"step": step, "loss": 1.0} for step in (1, 2)]
     assert len({figures.curve(rows, title) for title in ("", "one", "another $with_ math")}) == 3
+
+
+@pytest.mark.parametrize("reach", [0, 1, 4, 20])
+def test_the_running_mean_is_of_the_places_near(reach):
+    values = np.random.default_rng(3).normal(size=12)
+    wanted = [values[max(i - reach, 0) : i + reach + 1].mean() for i in range(12)]
+    np.testing.assert_allclose(figures.running_mean(values, reach), wanted, rtol=0, atol=1e-12)
+
+
+def test_a_batch_far_from_the_others_does_not_set_the_axis_of_a_long_curve(monkeypatch):
+    """Validation falls to 1, batches have 1.2, one of 400 has 3 (1.29 in the mean of 21): the axis is that of validation and the means."""
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.axes[0].get_ylim()))
+    rows = [{"step": step, "bits_per_dim": 3.0 if step == 300 else 1.2} for step in range(1, 401)]
+    rows += [{"step": step, "validation_bits_per_dim": 1.1 - step / 4000} for step in (40, 220, 400)]
+    figures.curve(rows)
+    low, high = drawn[0]
+    assert 0.95 < low < 1.0 and 1.28 < high < 1.35

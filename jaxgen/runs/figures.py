@@ -265,18 +265,25 @@ def pixels(content: bytes) -> UInt8[np.ndarray, "height width 3"]:
 def curve(rows: Sequence[Mapping[str, Any]], title: str = "") -> bytes:
     """The PNG of the headline of training and validation (else of every loss) against the step; linear axes.
 
-    title: what stands above, before the label of the vertical axis. That axis shows the whole range except the first tenth of the steps,
-    where an untrained model would flatten the rest.
+    title: what stands above, before the label of the vertical axis. A line of fifty points or more, as of single batches, is pale, with its
+    running mean over it. The vertical axis shows the whole range of what is not pale except the first tenth of the steps, where an
+    untrained model would flatten the rest.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     label, series = _series(rows)
-    for name, (steps, values) in series.items():
-        style = {"linewidth": 2, "marker": "o", "markersize": 4, "zorder": 3} if len(steps) < 50 else {"linewidth": 1}
-        axes.plot(steps, values, label=name, **style)
-    _limit(axes, list(series.values()))
+    lines = []
+    for i, (name, (steps, values)) in enumerate(series.items()):
+        if len(steps) < 50:
+            axes.plot(steps, values, f"C{i}o-", linewidth=2, markersize=4, zorder=3, label=name)
+        else:
+            axes.plot(steps, values, f"C{i}", linewidth=1, alpha=0.25)
+            values = running_mean(values, len(steps) // 40)
+            axes.plot(steps, values, f"C{i}", linewidth=2, label=f"{name}, running mean")
+        lines.append((steps, values))
+    _limit(axes, lines)
     axes.set(xlabel="step", ylabel=label)
     axes.set_title(": ".join(filter(None, [title, label])), wrap=True, parse_math=False)
     axes.grid(alpha=0.3)
@@ -304,6 +311,13 @@ def _series(rows: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, tuple[np.
         if len(points):
             series[name] = (points[:, 0], points[:, 1])
     return label, series
+
+
+def running_mean(values: Float[np.ndarray, " n"], reach: int) -> Float[np.ndarray, " n"]:
+    """y_i, the mean of x_j over the places j with |i - j| <= reach; near the ends there are fewer."""
+    places, sums = np.arange(len(values)), np.append(0.0, np.cumsum(values))
+    first, end = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
+    return (sums[end] - sums[first]) / (end - first)
 
 
 def _limit(axes: Any, series: list[tuple[np.ndarray, np.ndarray]]) -> None:
