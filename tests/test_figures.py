@@ -110,6 +110,12 @@ def test_the_running_mean_is_of_the_places_near(reach):
     np.testing.assert_allclose(figures.running_mean(values, reach), wanted, rtol=0, atol=1e-12)
 
 
+def test_one_huge_loss_leaves_the_running_mean_of_the_others_as_it_is():
+    values = np.random.default_rng(3).normal(size=12)
+    after_a_huge_one = figures.running_mean(np.append(1e20, values), 2)[3:]
+    np.testing.assert_allclose(after_a_huge_one, figures.running_mean(values, 2)[2:], rtol=0, atol=1e-12)
+
+
 def test_a_batch_far_from_the_others_does_not_set_the_axis_of_a_long_curve(monkeypatch):
     """Validation falls to 1, batches have 1.2, one of 400 has 3 (1.29 in the mean of 21): the axis is that of validation and the means."""
     drawn = []
