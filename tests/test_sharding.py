@@ -25,8 +25,9 @@ from jaxgen.training import OptimizerConfig, fit, init_state, make_optimizer, ma
 
 STEPS, BATCH = 5, 16
 CONFIG = GatedPixelCNNConfig(image_shape=(5, 4, 3), levels=4, num_classes=3, layers=1, width=12, head_width=12, input_kernel=3)
-# Adam divides by the size of the gradient: where that is near zero, rounding moves a parameter by a good part of the learning rate.
-OPTIMIZER = OptimizerConfig(learning_rate=2e-4, weight_decay=0.01)
+# Adam's first step is rate x g / |g|: where g is near zero, rounding moves a parameter by a good part of the rate. So that step has a rate
+# of zero; the later ones divide by a mean over several gradients, and no parameter has all of them near zero.
+OPTIMIZER = OptimizerConfig(learning_rate=2e-4, weight_decay=0.01, warmup_steps=1)
 
 
 def batches(rows: slice):
@@ -143,13 +144,13 @@ def finish(processes: list[subprocess.Popen]) -> None:
 
 
 def check_same(out: Path, fsdp: int, one_device: dict) -> None:
-    """The other side's parameters are ours to 1e-6, and it did split what it should."""
+    """The other side's parameters are ours to 3e-7, and it did split what it should."""
     with np.load(out / f"{fsdp}.npz", allow_pickle=False) as other:
         assert set(other) == set(one_device)
         assert (other["split"] > 0) == (fsdp > 1), "arrays are split exactly with fsdp > 1"
         np.testing.assert_allclose(other["losses"], one_device["losses"], rtol=1e-5)
         for name in set(other) - {"split", "losses"}:
-            np.testing.assert_allclose(other[name], one_device[name], atol=1e-6, rtol=0, err_msg=name)
+            np.testing.assert_allclose(other[name], one_device[name], atol=3e-7, rtol=0, err_msg=name)
 
 
 def test_the_statistics_of_a_loss_are_those_of_the_whole_batches(one_device):
