@@ -6,7 +6,7 @@
     python -m experiments.row_lstm_mnist --laptop --data.name FOLDER          a small model, a few minutes on 2 CPU cores
 
 Published on this binarization: 80.54 nats (van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks"). Measured:
-81.23 +- 0.2, less than an hour and a half of one CPU core (experiments/results/mnist.md).
+81.08 +- 0.2, a little more than three hours of one CPU core (experiments/results/mnist.md).
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ config = Experiment(
     model=RowLSTMConfig(image_shape=(28, 28, 1), levels=2, layers=7, width=16, head_width=32),
     data=DataConfig("binarized_mnist"),
     optimizer=OptimizerConfig(name="muon", learning_rate=8e-3, schedule="cosine", warmup_steps=800, weight_decay=0.1),
-    train=TrainConfig(steps=26_000, batch_size=16, ema_decay=0.998, log_every=50, eval_every=2000),
+    train=TrainConfig(steps=60_000, batch_size=16, ema_decay=0.998, log_every=50, eval_every=2000),
     workdir="runs/row_lstm_mnist",
 )
 laptop = replace(
