@@ -6,8 +6,8 @@
     python -m experiments.pixelcnn_mnist --laptop --data.name FOLDER          a small model, a few minutes on 2 CPU cores
 
 Published on this binarization: 81.30 nats (van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks"). Measured:
-82.51 +- 0.2 after 14,000 steps and, begun again twice, 20,000 and 46,000 more, 7.5 hours of one CPU core, where --train.accumulate 4 is
-faster (experiments/results/mnist.md).
+82.51 +- 0.2 after 14,000 steps and, gone on with twice, 20,000 and 46,000 more: 7.5 core hours, the second half on two CPU cores, where
+--train.accumulate 4 is faster (experiments/results/mnist.md).
 """
 
 from dataclasses import replace

@@ -6,7 +6,7 @@
     python -m experiments.row_lstm_mnist --laptop --data.name FOLDER          a small model, a few minutes on 2 CPU cores
 
 Published on this binarization: 80.54 nats (van den Oord, Kalchbrenner, Kavukcuoglu 2016, "Pixel Recurrent Neural Networks"). Measured:
-81.08 +- 0.2 after 26,000 steps and, begun again, 34,000 more, a little more than three hours of one CPU core
+81.08 +- 0.2 after 26,000 steps and, gone on with, 34,000 more, a little more than three hours of one CPU core
 (experiments/results/mnist.md).
 """
 
